@@ -1,0 +1,2 @@
+//! The `fluyt` binary.
+fn main() {}
