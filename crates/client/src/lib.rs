@@ -9,6 +9,7 @@ pub mod controller;
 pub mod events;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub mod helpers;
 pub mod informer;
 pub mod informers;
 pub mod kubeconfig;

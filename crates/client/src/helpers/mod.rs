@@ -1,0 +1,5 @@
+//! Questions that several components ask of API objects (upstream's `component-helpers`).
+
+pub mod labels;
+pub mod pods;
+pub mod scheduling;
