@@ -1,1 +1,17 @@
-//! api
+//! The Kubernetes object model without any I/O: the table of resources, the schema of their types, and the algorithms
+//! over them (decoding, defaulting, patches, selectors, printing, validation).
+
+pub mod decode;
+pub mod defaults;
+pub mod error;
+pub mod meta;
+pub mod patch;
+pub mod quantity;
+pub mod resources;
+pub mod schema;
+pub mod selector;
+pub mod strategy;
+pub mod table;
+pub mod validation;
+
+pub use error::{Cause, Error, Reason};

@@ -1,0 +1,346 @@
+//! The three client-side patch formats: JSON patch (RFC 6902), merge patch (RFC 7386) and strategic merge patch.
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Reason};
+use crate::schema::{Field, Kind, Schema, TypeId};
+
+/// More operations than this are refused, as upstream does.
+const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
+
+/// Applies a JSON patch.
+///
+/// # Errors
+/// 400 when the patch is malformed, 422 when an operation fails.
+pub fn json_patch(object: &mut Value, patch: &[u8]) -> Result<(), Error> {
+    let patch: json_patch::Patch =
+        serde_json::from_slice(patch).map_err(|e| Error::bad_request(format!("error decoding patch: {e}")))?;
+    if patch.0.len() > MAX_JSON_PATCH_OPERATIONS {
+        let message = format!(
+            "The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPERATIONS}, got {}",
+            patch.0.len()
+        );
+        return Err(Error::new(Reason::RequestEntityTooLarge, message));
+    }
+    json_patch::patch(object, &patch).map_err(|e| Error::new(Reason::Invalid, format!("the server rejected our request due to an error in our request: {e}")))
+}
+
+/// Applies a merge patch.
+///
+/// # Errors
+/// 400 when the patch is not a JSON object.
+pub fn merge_patch(object: &mut Value, patch: &[u8]) -> Result<(), Error> {
+    json_patch::merge(object, &parse_object(patch)?);
+    Ok(())
+}
+
+/// Applies a strategic merge patch over the type's schema.
+///
+/// # Errors
+/// 400 when the patch is not a JSON object, uses an unknown directive or lacks a merge key.
+pub fn strategic_merge_patch(schema: &Schema, ty: TypeId, object: &mut Value, patch: &[u8]) -> Result<(), Error> {
+    let Value::Object(patch) = parse_object(patch)? else { return Err(not_an_object()) };
+    merge_object(schema, Some(ty), object, patch).map_err(Error::bad_request)
+}
+
+fn parse_object(patch: &[u8]) -> Result<Value, Error> {
+    match serde_json::from_slice(patch) {
+        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(_) => Err(not_an_object()),
+        Err(e) => Err(Error::bad_request(format!("error decoding patch: {e}"))),
+    }
+}
+
+fn not_an_object() -> Error {
+    Error::bad_request("error decoding patch: json: cannot unmarshal patch into a map")
+}
+
+const DIRECTIVE: &str = "$patch";
+const RETAIN_KEYS: &str = "$retainKeys";
+const DELETE_PRIMITIVE: &str = "$deleteFromPrimitiveList/";
+const ELEMENT_ORDER: &str = "$setElementOrder/";
+
+fn merge_object(schema: &Schema, ty: Option<TypeId>, target: &mut Value, mut patch: Map<String, Value>) -> Result<(), String> {
+    match patch.remove(DIRECTIVE).as_ref().map(|d| d.as_str().unwrap_or_default()) {
+        None | Some("merge") => {}
+        Some("replace") => {
+            *target = Value::Object(patch);
+            return Ok(());
+        }
+        Some("delete") => {
+            *target = Value::Object(Map::new());
+            return Ok(());
+        }
+        Some(other) => return Err(format!("unknown patch type: {other}")),
+    }
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Value::Object(map) = target else { return Ok(()) };
+    if let Some(keys) = patch.remove(RETAIN_KEYS) {
+        let keys = keys.as_array().ok_or("$retainKeys must be a list")?.clone();
+        map.retain(|k, _| keys.iter().any(|kept| kept == k));
+    }
+    let mut orders = Vec::new();
+    for (name, value) in patch {
+        if let Some(list) = name.strip_prefix(ELEMENT_ORDER) {
+            orders.push((list.to_owned(), value));
+            continue;
+        }
+        if let Some(list) = name.strip_prefix(DELETE_PRIMITIVE) {
+            let removed = value.as_array().ok_or("$deleteFromPrimitiveList must be a list")?;
+            if let Some(Value::Array(items)) = map.get_mut(list) {
+                items.retain(|i| !removed.contains(i));
+            }
+            continue;
+        }
+        if value.is_null() {
+            map.remove(&name);
+            continue;
+        }
+        let field = ty.and_then(|ty| schema.get(ty).field(&name));
+        merge_field(schema, field, map, name, value)?;
+    }
+    for (list, order) in orders {
+        let field = ty.and_then(|ty| schema.get(ty).field(&list));
+        let key = field.and_then(|f| f.patch.merge_key.as_deref());
+        if let (Some(Value::Array(items)), Value::Array(order)) = (map.get_mut(&list), order) {
+            apply_order(items, &order, key);
+        }
+    }
+    Ok(())
+}
+
+fn merge_field(
+    schema: &Schema,
+    field: Option<&Field>,
+    map: &mut Map<String, Value>,
+    name: String,
+    value: Value,
+) -> Result<(), String> {
+    match value {
+        Value::Object(patch) => {
+            let ty = field.and_then(|f| match &f.kind {
+                Kind::Object(ty) => Some(*ty),
+                Kind::Map(item) => match **item {
+                    Kind::Object(ty) => Some(ty),
+                    _ => None,
+                },
+                _ => None,
+            });
+            let slot = map.entry(name).or_insert(Value::Null);
+            match field.map(|f| &f.kind) {
+                Some(Kind::Map(_)) => merge_map(schema, ty, slot, patch),
+                _ => merge_object(schema, ty, slot, patch),
+            }
+        }
+        Value::Array(patch) if field.is_some_and(|f| f.patch.merge) => {
+            let slot = map.entry(name.clone()).or_insert_with(|| Value::Array(Vec::new()));
+            let Value::Array(items) = slot else { return Err(format!("{name} is not a list")) };
+            let field = field.filter(|f| f.patch.merge_key.is_some());
+            match field {
+                Some(field) => merge_keyed_list(schema, field, items, patch),
+                None => {
+                    for item in patch {
+                        if !items.contains(&item) {
+                            items.push(item);
+                        }
+                    }
+                    Ok(())
+                }
+            }
+        }
+        other => {
+            map.insert(name, without_directives(other));
+            Ok(())
+        }
+    }
+}
+
+/// A map's values are merged one by one under the type of its items.
+fn merge_map(schema: &Schema, item: Option<TypeId>, target: &mut Value, mut patch: Map<String, Value>) -> Result<(), String> {
+    if patch.get(DIRECTIVE).is_some_and(|d| d == "replace") {
+        patch.remove(DIRECTIVE);
+        *target = Value::Object(patch);
+        return Ok(());
+    }
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Value::Object(map) = target else { return Ok(()) };
+    for (key, value) in patch {
+        match value {
+            Value::Null => {
+                map.remove(&key);
+            }
+            Value::Object(patch) => merge_object(schema, item, map.entry(key).or_insert(Value::Null), patch)?,
+            other => {
+                map.insert(key, other);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn merge_keyed_list(schema: &Schema, field: &Field, items: &mut Vec<Value>, patch: Vec<Value>) -> Result<(), String> {
+    let key = field.patch.merge_key.as_deref().unwrap_or_default();
+    let item_type = match &field.kind {
+        Kind::List(item) => match **item {
+            Kind::Object(ty) => Some(ty),
+            _ => None,
+        },
+        _ => None,
+    };
+    if patch.iter().any(|p| p.get(DIRECTIVE).is_some_and(|d| d == "replace")) {
+        *items = patch.into_iter().filter(|p| p.get(DIRECTIVE).is_none()).collect();
+        return Ok(());
+    }
+    for item in patch {
+        let Value::Object(mut item) = item else {
+            return Err(format!("list {} must hold objects", field.name));
+        };
+        let identity = item
+            .get(key)
+            .cloned()
+            .ok_or_else(|| format!("map: {} does not contain declared merge key: {key}", Value::Object(item.clone())))?;
+        let present = items.iter().position(|i| i.get(key) == Some(&identity));
+        if item.get(DIRECTIVE).is_some_and(|d| d == "delete") {
+            items.retain(|i| i.get(key) != Some(&identity));
+            continue;
+        }
+        match present {
+            Some(index) => merge_object(schema, item_type, &mut items[index], item)?,
+            None => {
+                item.remove(DIRECTIVE);
+                let mut fresh = Value::Object(Map::new());
+                merge_object(schema, item_type, &mut fresh, item)?;
+                items.push(fresh);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts the items that `order` names into that order; others keep their place relative to their predecessor.
+fn apply_order(items: &mut Vec<Value>, order: &[Value], key: Option<&str>) {
+    let identity = |v: &Value| match key {
+        Some(key) => v.get(key).cloned().unwrap_or(Value::Null),
+        None => v.clone(),
+    };
+    let wanted: Vec<Value> = order.iter().map(identity).collect();
+    let rank = |item: &Value| wanted.iter().position(|w| *w == identity(item));
+    let mut named: Vec<Value> = items.iter().filter(|i| rank(i).is_some()).cloned().collect();
+    named.sort_by_key(|i| rank(i));
+    let mut named = named.into_iter();
+    for item in items.iter_mut().filter(|i| rank(i).is_some()) {
+        if let Some(next) = named.next() {
+            *item = next;
+        }
+    }
+}
+
+fn without_directives(value: Value) -> Value {
+    match value {
+        Value::Array(items) => items
+            .into_iter()
+            .filter(|i| i.get(DIRECTIVE).is_none_or(|d| d != "replace"))
+            .map(without_directives)
+            .collect(),
+        Value::Object(mut map) => {
+            map.remove(DIRECTIVE);
+            Value::Object(map.into_iter().map(|(k, v)| (k, without_directives(v))).collect())
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn strategic(mut object: Value, patch: Value) -> Value {
+        let schema = Schema::builtin();
+        let ty = schema.find("io.k8s.api.core.v1.Pod").unwrap();
+        strategic_merge_patch(schema, ty, &mut object, patch.to_string().as_bytes()).unwrap();
+        object
+    }
+
+    #[test]
+    fn lists_merge_by_key() {
+        let pod = json!({"spec": {"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "1"}]}});
+        let patched = strategic(pod.clone(), json!({"spec": {"containers": [{"name": "b", "image": "2"}, {"name": "c"}]}}));
+        assert_eq!(
+            patched["spec"]["containers"],
+            json!([{"name": "a", "image": "1"}, {"name": "b", "image": "2"}, {"name": "c"}])
+        );
+        let deleted = strategic(pod, json!({"spec": {"containers": [{"name": "a", "$patch": "delete"}]}}));
+        assert_eq!(deleted["spec"]["containers"], json!([{"name": "b", "image": "1"}]));
+    }
+
+    #[test]
+    fn directives() {
+        let pod = json!({"metadata": {"finalizers": ["a/x", "b/y"], "labels": {"a": "1", "b": "2"}}, "spec": {"volumes": [{"name": "v", "emptyDir": {}}]}});
+        let patched = strategic(
+            pod.clone(),
+            json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a/x"], "labels": {"$patch": "replace", "c": "3"}}}),
+        );
+        assert_eq!(patched["metadata"], json!({"finalizers": ["b/y"], "labels": {"c": "3"}}));
+        let patched = strategic(pod, json!({"spec": {"volumes": [{"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/x"}}]}}));
+        assert_eq!(patched["spec"]["volumes"], json!([{"name": "v", "hostPath": {"path": "/x"}}]));
+    }
+
+    #[test]
+    fn element_order_is_kept() {
+        let pod = json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}]}});
+        let patched = strategic(
+            pod,
+            json!({"spec": {"$setElementOrder/containers": [{"name": "c"}, {"name": "b"}, {"name": "a"}], "containers": [{"name": "c"}]}}),
+        );
+        assert_eq!(patched["spec"]["containers"], json!([{"name": "c"}, {"name": "b"}, {"name": "a"}]));
+    }
+
+    #[test]
+    fn a_missing_merge_key_is_refused() {
+        let schema = Schema::builtin();
+        let ty = schema.find("io.k8s.api.core.v1.Pod").unwrap();
+        let mut pod = json!({});
+        let error = strategic_merge_patch(schema, ty, &mut pod, br#"{"spec":{"containers":[{"image":"x"}]}}"#).unwrap_err();
+        assert!(error.message.contains("does not contain declared merge key: name"));
+    }
+
+    fn arbitrary_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![Just(Value::Null), any::<i32>().prop_map(Value::from), "[a-c]{0,2}".prop_map(Value::from)];
+        leaf.prop_recursive(4, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map("(spec|containers|name|metadata|labels|\\$patch)", inner, 0..4)
+                    .prop_map(|m| Value::Object(m.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn patches_never_panic(object in arbitrary_json(), patch in arbitrary_json()) {
+            let schema = Schema::builtin();
+            let ty = schema.find("io.k8s.api.core.v1.Pod").unwrap();
+            let bytes = patch.to_string();
+            let _ = strategic_merge_patch(schema, ty, &mut object.clone(), bytes.as_bytes());
+            let _ = merge_patch(&mut object.clone(), bytes.as_bytes());
+            let _ = json_patch(&mut object.clone(), bytes.as_bytes());
+        }
+
+        #[test]
+        fn merge_patch_is_idempotent(object in arbitrary_json(), patch in arbitrary_json()) {
+            let bytes = patch.to_string();
+            let mut once = object;
+            if merge_patch(&mut once, bytes.as_bytes()).is_ok() {
+                let mut twice = once.clone();
+                merge_patch(&mut twice, bytes.as_bytes()).unwrap();
+                prop_assert_eq!(once, twice);
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The table of resources: what is served under which path, with which verbs. Discovery, routing and RBAC's notion of a
+//! resource all read it.
+
+use std::sync::OnceLock;
+
+use crate::schema::{Schema, TypeId};
+
+/// One served resource in one version.
+#[derive(Debug)]
+pub struct Resource {
+    /// Empty for the core group.
+    pub group: &'static str,
+    pub version: &'static str,
+    pub plural: &'static str,
+    pub kind: &'static str,
+    pub namespaced: bool,
+    pub singular: &'static str,
+    pub short_names: Vec<&'static str>,
+    pub categories: Vec<&'static str>,
+    pub verbs: Vec<&'static str>,
+    pub subresources: Vec<Subresource>,
+    /// The schema of the kind, if its type is known.
+    pub ty: Option<TypeId>,
+    /// Where objects are stored below `/registry/`, in upstream's layout; no slash at the end.
+    pub storage: &'static str,
+}
+
+#[derive(Debug)]
+pub struct Subresource {
+    pub name: &'static str,
+    /// Group and version when they differ from the parent's.
+    pub group_version: Option<(&'static str, &'static str)>,
+    pub kind: &'static str,
+    pub verbs: Vec<&'static str>,
+}
+
+const ALL_VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+
+impl Resource {
+    /// `v1` or `apps/v1`.
+    #[must_use]
+    pub fn api_version(&self) -> String {
+        api_version(self.group, self.version)
+    }
+
+    /// `pods` or `deployments.apps`, as errors name it.
+    #[must_use]
+    pub fn group_resource(&self) -> String {
+        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
+    /// Kinds that are answered but never stored (reviews).
+    #[must_use]
+    pub fn is_virtual(&self) -> bool {
+        !self.verbs.contains(&"get")
+    }
+
+    #[must_use]
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.subresources.iter().find(|s| s.name == name)
+    }
+
+    #[must_use]
+    pub fn supports(&self, verb: &str) -> bool {
+        self.verbs.contains(&verb)
+    }
+}
+
+#[must_use]
+pub fn api_version(group: &str, version: &str) -> String {
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+}
+
+/// Every built-in resource, in the table's order.
+pub fn builtin() -> &'static [Resource] {
+    static TABLE: OnceLock<Vec<Resource>> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        include_str!("../schema/resources.txt").lines().filter(|l| !l.starts_with('#')).map(parse).collect()
+    })
+}
+
+/// The built-in resource at a path.
+#[must_use]
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+    builtin().iter().find(|r| r.plural == plural && r.group == group && r.version == version)
+}
+
+/// The built-in resource of a kind.
+#[must_use]
+pub fn find_kind(group: &str, version: &str, kind: &str) -> Option<&'static Resource> {
+    builtin().iter().find(|r| r.kind == kind && r.group == group && r.version == version)
+}
+
+fn parse(line: &'static str) -> Resource {
+    let mut words = line.split(' ');
+    let mut next = || words.next().unwrap_or_default();
+    let list = |word: &'static str| if word == "-" { Vec::new() } else { word.split(',').collect() };
+    let group = match next() {
+        "core" => "",
+        group => group,
+    };
+    let (version, plural, kind) = (next(), next(), next());
+    let namespaced = next() == "Namespaced";
+    let (singular, short_names, categories) = (next(), list(next()), list(next()));
+    let verbs = match next() {
+        "*" => ALL_VERBS.to_vec(),
+        verbs => list(verbs),
+    };
+    Resource {
+        group,
+        version,
+        plural,
+        kind,
+        namespaced,
+        singular,
+        short_names,
+        categories,
+        verbs,
+        subresources: words.map(parse_subresource).collect(),
+        ty: type_of(group, version, kind),
+        storage: storage(group, plural),
+    }
+}
+
+fn parse_subresource(word: &'static str) -> Subresource {
+    let (name, rest) = word.split_once('=').unwrap_or((word, ""));
+    let (kind, verbs) = rest.split_once(':').unwrap_or((rest, ""));
+    let (group_version, kind) = match kind.rsplit_once('.') {
+        Some((gv, kind)) => (gv.split_once('/'), kind),
+        None => (None, kind),
+    };
+    Subresource { name, group_version, kind, verbs: verbs.split(',').collect() }
+}
+
+/// The schema type of a kind: OpenAPI names its package after the first label of the group.
+#[must_use]
+pub fn type_of(group: &str, version: &str, kind: &str) -> Option<TypeId> {
+    let schema = Schema::builtin();
+    let package = match group {
+        "" => "io.k8s.api.core".to_owned(),
+        "apiextensions.k8s.io" => "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions".to_owned(),
+        "apiregistration.k8s.io" => "io.k8s.kube-aggregator.pkg.apis.apiregistration".to_owned(),
+        _ => format!("io.k8s.api.{}", group.split('.').next().unwrap_or_default()),
+    };
+    schema
+        .find(&format!("{package}.{version}.{kind}"))
+        .or_else(|| schema.find(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}")))
+}
+
+fn storage(group: &str, plural: &'static str) -> &'static str {
+    match (group, plural) {
+        ("", "services") => "services/specs",
+        ("", "endpoints") => "services/endpoints",
+        ("", "nodes") => "minions",
+        ("", "replicationcontrollers") => "controllers",
+        ("networking.k8s.io", "ingresses") => "ingress",
+        ("apiextensions.k8s.io", "customresourcedefinitions") => "apiextensions.k8s.io/customresourcedefinitions",
+        ("apiregistration.k8s.io", "apiservices") => "apiregistration.k8s.io/apiservices",
+        _ => plural,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_has_the_well_known_facts() {
+        let pods = find("", "v1", "pods").unwrap();
+        assert_eq!(pods.short_names, ["po"]);
+        assert!(pods.namespaced && pods.ty.is_some() && pods.supports("watch"));
+        assert_eq!(pods.subresource("eviction").unwrap().group_version, Some(("policy", "v1")));
+        assert_eq!(find("", "v1", "nodes").unwrap().storage, "minions");
+        assert_eq!(find("apps", "v1", "deployments").unwrap().group_resource(), "deployments.apps");
+        assert!(find("authorization.k8s.io", "v1", "subjectaccessreviews").unwrap().is_virtual());
+    }
+
+    #[test]
+    fn every_resource_has_a_schema() {
+        for resource in builtin() {
+            assert!(resource.ty.is_some(), "{} {}", resource.api_version(), resource.kind);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! On-disk records. Integers are big-endian so that byte order is numeric order.
+
+use bytes::Bytes;
+
+use crate::KeyValue;
+
+/// A value with its metadata, as `latest` and `log` hold it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    pub mod_revision: i64,
+    pub create_revision: i64,
+    /// 0 marks a deletion.
+    pub version: i64,
+    pub lease: i64,
+    pub value: Bytes,
+}
+
+const HEADER: usize = 32;
+
+impl Record {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER + self.value.len());
+        for number in [self.mod_revision, self.create_revision, self.version, self.lease] {
+            bytes.extend_from_slice(&number.to_be_bytes());
+        }
+        bytes.extend_from_slice(&self.value);
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let number = |i: usize| bytes.get(i * 8..i * 8 + 8)?.try_into().ok().map(i64::from_be_bytes);
+        Some(Self {
+            mod_revision: number(0)?,
+            create_revision: number(1)?,
+            version: number(2)?,
+            lease: number(3)?,
+            value: Bytes::copy_from_slice(bytes.get(HEADER..)?),
+        })
+    }
+
+    pub fn into_kv(self, key: Bytes) -> KeyValue {
+        KeyValue {
+            key,
+            value: self.value,
+            create_revision: self.create_revision,
+            mod_revision: self.mod_revision,
+            version: self.version,
+            lease: self.lease,
+        }
+    }
+
+    pub fn is_deletion(&self) -> bool {
+        self.version == 0
+    }
+}
+
+/// Key of a log record: revision, then position within the transaction.
+pub(super) fn log_key(revision: i64, position: u32) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..8].copy_from_slice(&revision.to_be_bytes());
+    key[8..].copy_from_slice(&position.to_be_bytes());
+    key
+}
+
+pub(super) fn split_log_key(key: &[u8]) -> Option<(i64, u32)> {
+    Some((i64::from_be_bytes(key.get(..8)?.try_into().ok()?), u32::from_be_bytes(key.get(8..12)?.try_into().ok()?)))
+}
+
+/// Value of a log record: length of the key, the key, the record.
+pub(super) fn encode_log(key: &[u8], record: &Record) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(4 + key.len() + HEADER + record.value.len());
+    bytes.extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_be_bytes());
+    bytes.extend_from_slice(key);
+    bytes.extend_from_slice(&record.encode());
+    bytes
+}
+
+pub(super) fn decode_log(bytes: &[u8]) -> Option<(Bytes, Record)> {
+    let length = u32::from_be_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+    let key = Bytes::copy_from_slice(bytes.get(4..4 + length)?);
+    Some((key, Record::decode(bytes.get(4 + length..)?)?))
+}
+
+/// Prefix of all versions of a key. The key is escaped so that no key's versions fall between another's, and order is
+/// kept: 0x00 becomes 0x00 0xff, and 0x00 0x01 ends it.
+pub(super) fn version_prefix(key: &[u8]) -> Vec<u8> {
+    let mut escaped = Vec::with_capacity(key.len() + 16);
+    for &byte in key {
+        escaped.push(byte);
+        if byte == 0 {
+            escaped.push(0xff);
+        }
+    }
+    escaped.extend_from_slice(&[0, 1]);
+    escaped
+}
+
+/// Key of one version: newest first.
+pub(super) fn version_key(key: &[u8], revision: i64) -> Vec<u8> {
+    let mut bytes = version_prefix(key);
+    bytes.extend_from_slice(&(!revision).to_be_bytes());
+    bytes
+}
+
+/// The user key and revision of a version's key.
+pub(super) fn split_version_key(bytes: &[u8]) -> Option<(Vec<u8>, i64)> {
+    let (escaped, revision) = bytes.split_at_checked(bytes.len().checked_sub(8)?)?;
+    let escaped = escaped.strip_suffix(&[0, 1])?;
+    let mut key = Vec::with_capacity(escaped.len());
+    let mut skip = false;
+    for &byte in escaped {
+        if !skip {
+            key.push(byte);
+        }
+        skip = byte == 0 && !skip;
+    }
+    Some((key, !i64::from_be_bytes(revision.try_into().ok()?)))
+}
+
+pub(super) fn read_u64(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_be_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn versions_keep_the_order_of_keys(a in prop::collection::vec(0u8..3, 0..6), b in prop::collection::vec(0u8..3, 0..6), r in 1i64..9, s in 1i64..9) {
+            let expected = a.cmp(&b).then(s.cmp(&r));
+            prop_assert_eq!(version_key(&a, r).cmp(&version_key(&b, s)), expected);
+            prop_assert_eq!(split_version_key(&version_key(&a, r)), Some((a, r)));
+        }
+
+        #[test]
+        fn decoding_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Record::decode(&bytes);
+            let _ = decode_log(&bytes);
+            let _ = split_version_key(&bytes);
+        }
+    }
+}

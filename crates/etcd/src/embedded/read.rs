@@ -1,0 +1,141 @@
+//! Range reads, at the newest revision and at older ones.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use fjall::Readable;
+
+use super::codec::{self, Record};
+use super::{Shared, storage};
+use crate::{Error, KeyValue, Keys, Range, RangeResult};
+
+pub(super) fn damaged() -> Error {
+    Error::Unavailable("a stored record is damaged".into())
+}
+
+/// The bounds of an interval for the LSM tree.
+pub(super) fn bounds(keys: &Keys) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+    match keys {
+        Keys::One(key) => (Bound::Included(key.to_vec()), Bound::Included(key.to_vec())),
+        Keys::Range(start, end) => {
+            let end = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end.to_vec()) };
+            (Bound::Included(start.to_vec()), end)
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn range(&self, range: &Range) -> Result<RangeResult, Error> {
+        let snapshot = self.database.snapshot();
+        let revision = match snapshot.get(&self.meta, "revision").map_err(storage)? {
+            Some(bytes) => codec::read_u64(&bytes).and_then(|n| i64::try_from(n).ok()).ok_or_else(damaged)?,
+            None => 1,
+        };
+        if range.revision > revision {
+            return Err(Error::FutureRevision);
+        }
+        let compact_revision = self.hub.compacted();
+        if range.revision > 0 && range.revision < compact_revision {
+            return Err(Error::Compacted { compact_revision });
+        }
+        let mut collected = Collected { range, result: RangeResult { revision, ..RangeResult::default() } };
+        if range.revision == 0 || range.revision == revision {
+            if let Keys::One(key) = &range.keys {
+                if let Some(bytes) = snapshot.get(&self.latest, key).map_err(storage)? {
+                    collected.add(key.clone(), Record::decode(&bytes).ok_or_else(damaged)?);
+                }
+                return Ok(collected.result);
+            }
+            for guard in snapshot.range::<Vec<u8>, _>(&self.latest, bounds(&range.keys)) {
+                let (key, value) = guard.into_inner().map_err(storage)?;
+                let key = Bytes::copy_from_slice(&key);
+                if collected.wants_values() {
+                    collected.add(key, Record::decode(&value).ok_or_else(damaged)?);
+                } else {
+                    collected.result.count += 1;
+                }
+            }
+            return Ok(collected.result);
+        }
+        self.range_at(&snapshot, range.revision, collected)
+    }
+
+    /// Walks the versions of every key and picks the newest that is not newer than `revision`.
+    fn range_at(&self, snapshot: &fjall::Snapshot, revision: i64, mut collected: Collected<'_>) -> Result<RangeResult, Error> {
+        let (start, end) = match &collected.range.keys {
+            Keys::One(key) => {
+                let prefix = codec::version_prefix(key);
+                let end = crate::prefix_end(&prefix).to_vec();
+                (Bound::Included(prefix), Bound::Excluded(end))
+            }
+            Keys::Range(start, end) => {
+                // A key's versions start with the key's own bytes, so unescaped bounds would cut wrongly only at zeros.
+                let escape = |key: &[u8]| {
+                    let mut prefix = codec::version_prefix(key);
+                    prefix.truncate(prefix.len() - 2);
+                    prefix
+                };
+                let upper = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(escape(end)) };
+                (Bound::Included(escape(start)), upper)
+            }
+        };
+        let mut done: Option<Vec<u8>> = None;
+        for guard in snapshot.range::<Vec<u8>, _>(&self.versions, (start, end)) {
+            let (version, position) = guard.into_inner().map_err(storage)?;
+            let (key, at) = codec::split_version_key(&version).ok_or_else(damaged)?;
+            if at > revision || done.as_ref() == Some(&key) || !collected.range.keys.contains(&key) {
+                continue;
+            }
+            let position = position.as_ref().try_into().map(u32::from_be_bytes).map_err(|_| damaged())?;
+            let bytes = snapshot.get(&self.log, codec::log_key(at, position)).map_err(storage)?.ok_or_else(damaged)?;
+            let (_, record) = codec::decode_log(&bytes).ok_or_else(damaged)?;
+            if !record.is_deletion() {
+                collected.add(Bytes::from(key.clone()), record);
+            }
+            done = Some(key);
+        }
+        Ok(collected.result)
+    }
+
+    /// The version of a key that was current just before `revision`.
+    pub(super) fn previous(&self, key: &[u8], revision: i64) -> Result<Option<KeyValue>, Error> {
+        let prefix = codec::version_prefix(key);
+        let range = (
+            Bound::Included(codec::version_key(key, revision - 1)),
+            Bound::Excluded(crate::prefix_end(&prefix).to_vec()),
+        );
+        let Some(guard) = self.versions.range::<Vec<u8>, _>(range).next() else { return Ok(None) };
+        let (version, position) = guard.into_inner().map_err(storage)?;
+        let (_, at) = codec::split_version_key(&version).ok_or_else(damaged)?;
+        let position = position.as_ref().try_into().map(u32::from_be_bytes).map_err(|_| damaged())?;
+        let Some(bytes) = self.log.get(codec::log_key(at, position)).map_err(storage)? else { return Ok(None) };
+        let (key, record) = codec::decode_log(&bytes).ok_or_else(damaged)?;
+        Ok((!record.is_deletion()).then(|| record.into_kv(key)))
+    }
+}
+
+struct Collected<'a> {
+    range: &'a Range,
+    result: RangeResult,
+}
+
+impl Collected<'_> {
+    /// Whether another record would be returned, or only counted.
+    fn wants_values(&mut self) -> bool {
+        let full = self.range.limit > 0 && self.result.kvs.len() >= self.range.limit;
+        self.result.more |= full;
+        !full && !self.range.count_only
+    }
+
+    fn add(&mut self, key: Bytes, record: Record) {
+        self.result.count += 1;
+        if !self.wants_values() {
+            return;
+        }
+        let mut kv = record.into_kv(key);
+        if self.range.keys_only {
+            kv.value = Bytes::new();
+        }
+        self.result.kvs.push(kv);
+    }
+}

@@ -1,0 +1,455 @@
+//! The one writer: a thread that takes all waiting transactions, evaluates them in order against the store and each
+//! other, and commits them with one fsync. Nothing is answered or published before it is durable.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::codec::{self, Record};
+use super::lease::Leases;
+use super::watch::{Revision, event};
+use super::{Shared, WRITE_QUEUE, read, storage};
+use crate::{
+    Compare, CompareOp, Delete, Error, KeyValue, Keys, Op, OpResult, Put, Range, RangeResult, Target, Txn, TxnResult,
+};
+
+/// Transactions committed with one fsync.
+const GROUP: usize = 512;
+
+type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+pub(super) enum Command {
+    Txn { txn: Txn, reply: Reply<TxnResult> },
+    Compact { revision: i64, reply: Reply<()> },
+    LeaseGrant { id: i64, ttl: i64, reply: Reply<(i64, i64)> },
+    LeaseRevoke { id: i64, reply: Reply<()> },
+    LeaseKeepAlive { id: i64, reply: Reply<i64> },
+}
+
+pub(super) fn spawn(shared: Arc<Shared>, revision: i64) -> std::io::Result<SyncSender<Command>> {
+    let (sender, receiver) = sync_channel(WRITE_QUEUE);
+    let leases = Leases::load(&shared).map_err(std::io::Error::other)?;
+    std::thread::Builder::new()
+        .name("etcd-writer".into())
+        .spawn(move || Writer { shared, revision, leases }.run(&receiver))?;
+    Ok(sender)
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    revision: i64,
+    leases: Leases,
+}
+
+/// What one group of commands will have written.
+#[derive(Default)]
+struct Group {
+    /// Newest records by key; `None` is a deletion.
+    latest: BTreeMap<Bytes, Option<Record>>,
+    revisions: Vec<Revision>,
+    log: Vec<(i64, u32, Bytes, Record)>,
+    leases: Vec<(i64, Option<i64>)>,
+    /// Answers to give once the group is durable.
+    replies: Vec<Box<dyn FnOnce(Result<(), Error>)>>,
+    compacted: Option<i64>,
+}
+
+impl Group {
+    fn is_empty(&self) -> bool {
+        self.log.is_empty() && self.leases.is_empty() && self.compacted.is_none()
+    }
+
+    fn answer<T: 'static>(&mut self, reply: Reply<T>, result: Result<T, Error>) {
+        self.replies.push(Box::new(move |committed| {
+            // A caller that went away needs no answer.
+            let _ = reply.send(committed.and(result));
+        }));
+    }
+}
+
+impl Writer {
+    fn run(mut self, commands: &Receiver<Command>) {
+        loop {
+            let first = match self.leases.next_expiry() {
+                Some(deadline) => commands.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+                None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            let mut group = Group::default();
+            match first {
+                Ok(command) => self.evaluate(command, &mut group),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            while group.replies.len() < GROUP
+                && let Ok(command) = commands.try_recv()
+            {
+                self.evaluate(command, &mut group);
+            }
+            for lease in self.leases.expired(Instant::now()) {
+                if let Err(error) = self.revoke(lease, &mut group) {
+                    tracing::error!(lease, %error, "cannot expire a lease");
+                }
+            }
+            self.commit(group);
+        }
+    }
+
+    fn evaluate(&mut self, command: Command, group: &mut Group) {
+        match command {
+            Command::Txn { txn, reply } => {
+                let result = self.transaction(&txn, group);
+                group.answer(reply, result);
+            }
+            Command::Compact { revision, reply } => {
+                let result = self.compact(revision, group);
+                group.answer(reply, result);
+            }
+            Command::LeaseGrant { id, ttl, reply } => {
+                let result = self.leases.grant(id, ttl);
+                if let Ok((id, ttl)) = result {
+                    group.leases.push((id, Some(ttl)));
+                }
+                group.answer(reply, result);
+            }
+            Command::LeaseRevoke { id, reply } => {
+                let result = if self.leases.contains(id) { self.revoke(id, group) } else { Err(Error::LeaseNotFound) };
+                group.answer(reply, result);
+            }
+            Command::LeaseKeepAlive { id, reply } => {
+                let ttl = self.leases.keep_alive(id);
+                group.answer(reply, Ok(ttl));
+            }
+        }
+    }
+
+    fn compact(&self, revision: i64, group: &mut Group) -> Result<(), Error> {
+        let compact_revision = group.compacted.unwrap_or_else(|| self.shared.hub.compacted());
+        if revision <= compact_revision {
+            return Err(Error::Compacted { compact_revision });
+        }
+        if revision > self.revision {
+            return Err(Error::FutureRevision);
+        }
+        group.compacted = Some(revision);
+        Ok(())
+    }
+
+    fn revoke(&mut self, lease: i64, group: &mut Group) -> Result<(), Error> {
+        let keys = self.leases.revoke(lease);
+        group.leases.push((lease, None));
+        let deletions =
+            keys.into_iter().map(|key| Op::Delete(Delete { keys: Keys::One(key), prev_kv: false })).collect();
+        self.transaction(&Txn { success: deletions, ..Txn::default() }, group).map(drop)
+    }
+
+    fn transaction(&mut self, txn: &Txn, group: &mut Group) -> Result<TxnResult, Error> {
+        let mut write = Write { writer: self, group, revision: 0, changes: Vec::new() };
+        write.revision = write.writer.revision + 1;
+        let result = write.transaction(txn);
+        let changes = std::mem::take(&mut write.changes);
+        match result {
+            Ok(result) => {
+                self.accept(changes, group);
+                // Every result of a transaction names the revision that it ended at.
+                Ok(stamp(result, self.revision))
+            }
+            Err(error) => {
+                for change in changes.into_iter().rev() {
+                    match change.before_in_group {
+                        Some(before) => group.latest.insert(change.key, before),
+                        None => group.latest.remove(&change.key),
+                    };
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes over the changes of a transaction that succeeded.
+    fn accept(&mut self, changes: Vec<Change>, group: &mut Group) {
+        if changes.is_empty() {
+            return;
+        }
+        self.revision += 1;
+        let mut events = Vec::with_capacity(changes.len());
+        for (position, change) in (0_u32..).zip(changes) {
+            let before = change.before.as_ref().map_or(0, |b| b.lease);
+            self.leases.move_key(&change.key, before, change.record.lease);
+            let mut event = event(change.key.clone(), change.record.clone());
+            event.prev = change.before.map(|b| b.into_kv(change.key.clone()));
+            events.push(event);
+            group.log.push((self.revision, position, change.key, change.record));
+        }
+        group.revisions.push(Revision { revision: self.revision, events });
+    }
+
+    fn commit(&mut self, group: Group) {
+        if group.is_empty() {
+            for reply in group.replies {
+                reply(Ok(()));
+            }
+            return;
+        }
+        match self.persist(&group) {
+            Ok(()) => {
+                if let Some(compacted) = group.compacted {
+                    self.shared.hub.set_compacted(compacted);
+                }
+                self.shared.hub.publish(group.revisions);
+                for reply in group.replies {
+                    reply(Ok(()));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot commit; no write of this group is acknowledged");
+                self.revision = self.shared.hub.revision();
+                match Leases::load(&self.shared) {
+                    Ok(leases) => self.leases = leases,
+                    Err(error) => tracing::error!(%error, "cannot read leases back"),
+                }
+                for reply in group.replies {
+                    reply(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    fn persist(&self, group: &Group) -> Result<(), Error> {
+        let shared = &self.shared;
+        let mut batch = shared.database.batch().durability(Some(fjall::PersistMode::SyncData));
+        for (key, record) in &group.latest {
+            match record {
+                Some(record) => batch.insert(&shared.latest, key.to_vec(), record.encode()),
+                None => batch.remove(&shared.latest, key.to_vec()),
+            }
+        }
+        for (revision, position, key, record) in &group.log {
+            batch.insert(&shared.log, codec::log_key(*revision, *position).to_vec(), codec::encode_log(key, record));
+            batch.insert(&shared.versions, codec::version_key(key, *revision), position.to_be_bytes().to_vec());
+        }
+        for (id, ttl) in &group.leases {
+            match ttl {
+                Some(ttl) => batch.insert(&shared.leases, id.to_be_bytes(), ttl.to_be_bytes()),
+                None => batch.remove(&shared.leases, id.to_be_bytes()),
+            }
+        }
+        if let Some(compacted) = group.compacted {
+            batch.insert(&shared.meta, "compacted", compacted.to_be_bytes());
+        }
+        batch.insert(&shared.meta, "revision", self.revision.to_be_bytes());
+        batch.commit().map_err(storage)
+    }
+}
+
+fn stamp(mut result: TxnResult, revision: i64) -> TxnResult {
+    result.revision = revision;
+    for op in &mut result.results {
+        match op {
+            OpResult::Range(range) => range.revision = revision,
+            OpResult::Txn(nested) => {
+                *nested = stamp(std::mem::replace(nested, TxnResult { revision, succeeded: false, results: Vec::new() }), revision);
+            }
+            OpResult::Put { .. } | OpResult::Delete { .. } => {}
+        }
+    }
+    result
+}
+
+/// Refuses what etcd refuses before looking at any data.
+pub(super) fn check(txn: &Txn) -> Result<(), Error> {
+    for ops in [&txn.success, &txn.failure] {
+        let mut written: Vec<&Keys> = Vec::new();
+        let mut put: Vec<&Bytes> = Vec::new();
+        for op in ops {
+            match op {
+                Op::Put(p) if p.key.is_empty() => return Err(Error::EmptyKey),
+                Op::Put(p) => {
+                    if put.contains(&&p.key) || written.iter().any(|k| k.contains(&p.key)) {
+                        return Err(Error::DuplicateKey);
+                    }
+                    put.push(&p.key);
+                }
+                Op::Delete(d) => {
+                    if put.iter().any(|k| d.keys.contains(k)) {
+                        return Err(Error::DuplicateKey);
+                    }
+                    written.push(&d.keys);
+                }
+                Op::Txn(nested) => check(nested)?,
+                Op::Range(_) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One change of the transaction under evaluation.
+struct Change {
+    key: Bytes,
+    record: Record,
+    before: Option<Record>,
+    /// What the group held for the key before, to undo a failed transaction.
+    before_in_group: Option<Option<Record>>,
+}
+
+/// A transaction under evaluation: it sees the store, the group's earlier writes, and its own.
+struct Write<'a> {
+    writer: &'a Writer,
+    group: &'a mut Group,
+    revision: i64,
+    changes: Vec<Change>,
+}
+
+impl Write<'_> {
+    fn transaction(&mut self, txn: &Txn) -> Result<TxnResult, Error> {
+        let mut succeeded = true;
+        for compare in &txn.compares {
+            succeeded &= self.compare(compare)?;
+        }
+        let ops = if succeeded { &txn.success } else { &txn.failure };
+        let mut results = Vec::with_capacity(ops.len());
+        for op in ops {
+            results.push(match op {
+                Op::Range(range) => OpResult::Range(self.range(range)?),
+                Op::Put(put) => OpResult::Put { prev: self.put(put)? },
+                Op::Delete(delete) => self.delete(delete)?,
+                Op::Txn(nested) => OpResult::Txn(self.transaction(nested)?),
+            });
+        }
+        Ok(TxnResult { revision: 0, succeeded, results })
+    }
+
+    fn current(&self, key: &Bytes) -> Result<Option<Record>, Error> {
+        if let Some(record) = self.group.latest.get(key) {
+            return Ok(record.clone());
+        }
+        match self.writer.shared.latest.get(key).map_err(storage)? {
+            Some(bytes) => Ok(Some(Record::decode(&bytes).ok_or_else(read::damaged)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// All live records of an interval, in order.
+    fn records(&self, keys: &Keys) -> Result<Vec<(Bytes, Record)>, Error> {
+        if let Keys::One(key) = keys {
+            return Ok(self.current(key)?.map(|r| (key.clone(), r)).into_iter().collect());
+        }
+        let mut merged = BTreeMap::new();
+        for guard in self.writer.shared.latest.range::<Vec<u8>, _>(read::bounds(keys)) {
+            let (key, value) = guard.into_inner().map_err(storage)?;
+            merged.insert(Bytes::copy_from_slice(&key), Record::decode(&value).ok_or_else(read::damaged)?);
+        }
+        for (key, record) in self.group.latest.iter().filter(|(k, _)| keys.contains(k)) {
+            match record {
+                Some(record) => merged.insert(key.clone(), record.clone()),
+                None => merged.remove(key),
+            };
+        }
+        Ok(merged.into_iter().collect())
+    }
+
+    fn compare(&self, compare: &Compare) -> Result<bool, Error> {
+        let records = self.records(&compare.keys)?;
+        if records.is_empty() {
+            // A missing key compares as zeros; a value cannot be compared with nothing.
+            let zero = Record { mod_revision: 0, create_revision: 0, version: 0, lease: 0, value: Bytes::new() };
+            return Ok(!matches!(compare.target, Target::Value(_)) && holds(compare, &zero));
+        }
+        Ok(records.iter().all(|(_, record)| holds(compare, record)))
+    }
+
+    fn range(&self, range: &Range) -> Result<RangeResult, Error> {
+        if range.revision > 0 && range.revision <= self.writer.shared.hub.revision() {
+            return self.writer.shared.range(range);
+        }
+        if range.revision > self.revision {
+            return Err(Error::FutureRevision);
+        }
+        let records = self.records(&range.keys)?;
+        let count = i64::try_from(records.len()).unwrap_or(i64::MAX);
+        let limit = if range.limit == 0 { usize::MAX } else { range.limit };
+        let more = records.len() > limit;
+        let kvs = if range.count_only {
+            Vec::new()
+        } else {
+            records.into_iter().take(limit).map(|(key, record)| strip(record.into_kv(key), range.keys_only)).collect()
+        };
+        Ok(RangeResult { revision: self.revision, kvs, count, more })
+    }
+
+    fn put(&mut self, put: &Put) -> Result<Option<KeyValue>, Error> {
+        let before = self.current(&put.key)?;
+        if (put.ignore_value || put.ignore_lease) && before.is_none() {
+            return Err(Error::KeyNotFound);
+        }
+        let mut record = Record {
+            mod_revision: self.revision,
+            create_revision: before.as_ref().map_or(self.revision, |b| b.create_revision),
+            version: before.as_ref().map_or(1, |b| b.version + 1),
+            lease: put.lease,
+            value: put.value.clone(),
+        };
+        if let Some(before) = &before {
+            if put.ignore_value {
+                record.value = before.value.clone();
+            }
+            if put.ignore_lease {
+                record.lease = before.lease;
+            }
+        }
+        if record.lease != 0 && !self.writer.leases.contains(record.lease) {
+            return Err(Error::LeaseNotFound);
+        }
+        let prev = if put.prev_kv { before.clone().map(|b| b.into_kv(put.key.clone())) } else { None };
+        self.change(put.key.clone(), record, before);
+        Ok(prev)
+    }
+
+    fn delete(&mut self, delete: &Delete) -> Result<OpResult, Error> {
+        let records = self.records(&delete.keys)?;
+        let deleted = i64::try_from(records.len()).unwrap_or(i64::MAX);
+        let mut prev = Vec::new();
+        for (key, before) in records {
+            if delete.prev_kv {
+                prev.push(before.clone().into_kv(key.clone()));
+            }
+            let tombstone =
+                Record { mod_revision: self.revision, create_revision: 0, version: 0, lease: 0, value: Bytes::new() };
+            self.change(key, tombstone, Some(before));
+        }
+        Ok(OpResult::Delete { deleted, prev })
+    }
+
+    fn change(&mut self, key: Bytes, record: Record, before: Option<Record>) {
+        let live = (!record.is_deletion()).then(|| record.clone());
+        let before_in_group = self.group.latest.insert(key.clone(), live);
+        self.changes.push(Change { key, record, before, before_in_group });
+    }
+}
+
+fn strip(mut kv: KeyValue, keys_only: bool) -> KeyValue {
+    if keys_only {
+        kv.value = Bytes::new();
+    }
+    kv
+}
+
+fn holds(compare: &Compare, record: &Record) -> bool {
+    let order = match &compare.target {
+        Target::Version(n) => record.version.cmp(n),
+        Target::Create(n) => record.create_revision.cmp(n),
+        Target::Mod(n) => record.mod_revision.cmp(n),
+        Target::Lease(n) => record.lease.cmp(n),
+        Target::Value(value) => record.value.cmp(value),
+    };
+    match compare.op {
+        CompareOp::Equal => order.is_eq(),
+        CompareOp::NotEqual => order.is_ne(),
+        CompareOp::Greater => order.is_gt(),
+        CompareOp::Less => order.is_lt(),
+    }
+}
