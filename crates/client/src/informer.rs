@@ -54,6 +54,8 @@ struct Shared<K> {
 }
 
 struct State<K> {
+    /// The newest resourceVersion of the collection that is reflected in `objects`.
+    version: u64,
     /// By namespace (empty for cluster-scoped kinds), then name.
     objects: HashMap<String, BTreeMap<String, Arc<K>>>,
     subscribers: Vec<mpsc::UnboundedSender<Change<K>>>,
@@ -124,6 +126,7 @@ where
 
     fn detached() -> Self {
         let state = State {
+            version: 0,
             objects: HashMap::new(),
             subscribers: Vec::new(),
         };
@@ -183,6 +186,16 @@ where
         *self.shared.synced.borrow()
     }
 
+    /// Whether the informer has caught up with a write that returned this resourceVersion. Versions are ordered
+    /// across the whole collection, so this also holds for objects that are gone again.
+    pub fn has_seen(&self, resource_version: Option<&str>) -> bool {
+        // A server with other version numbers than ours gives nothing to wait for.
+        let written = resource_version
+            .and_then(|version| version.parse().ok())
+            .unwrap_or(0);
+        self.shared.state.read().version >= written
+    }
+
     /// All changes from now on, after an `Added` for every object that is already there.
     pub fn subscribe(&self) -> mpsc::UnboundedReceiver<Change<K>> {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -214,6 +227,7 @@ impl<K: Resource> Shared<K> {
         let key = ObjectKey::of(&object);
         let object = Arc::new(object);
         let mut state = self.state.write();
+        state.advance(object.meta().resource_version.as_deref());
         let old = state
             .objects
             .entry(key.namespace)
@@ -235,6 +249,7 @@ impl<K: Resource> Shared<K> {
     fn remove(&self, last: K) {
         let key = ObjectKey::of(&last);
         let mut state = self.state.write();
+        state.advance(last.meta().resource_version.as_deref());
         let Some(objects) = state.objects.get_mut(&key.namespace) else {
             return;
         };
@@ -289,6 +304,13 @@ impl<K: Resource> Shared<K> {
 }
 
 impl<K> State<K> {
+    fn advance(&mut self, version: Option<&str>) {
+        let version = version
+            .and_then(|version| version.parse().ok())
+            .unwrap_or(0);
+        self.version = self.version.max(version);
+    }
+
     fn send(&mut self, change: Change<K>) {
         self.subscribers
             .retain(|subscriber| subscriber.send(change.clone()).is_ok());
@@ -394,8 +416,10 @@ where
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
                 None => {
+                    let version = page.metadata.resource_version.unwrap_or_default();
                     self.shared.replace(objects);
-                    return Ok(page.metadata.resource_version.unwrap_or_default());
+                    self.shared.state.write().advance(Some(&version));
+                    return Ok(version);
                 }
             }
         }

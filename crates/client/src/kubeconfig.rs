@@ -5,7 +5,7 @@ use std::path::Path;
 use http::{HeaderValue, header::USER_AGENT};
 use kube::{
     Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 
 /// Why no client could be made.
@@ -26,7 +26,20 @@ pub enum Error {
 
 /// A client of the cluster that `kubeconfig`'s current context names; in-cluster configuration when `None`.
 pub async fn client(kubeconfig: Option<&Path>, user_agent: &str) -> Result<Client, Error> {
+    build(config(kubeconfig).await?, user_agent)
+}
+
+/// A client of the same cluster that presents no credentials.
+pub(crate) async fn anonymous_client(
+    kubeconfig: Option<&Path>,
+    user_agent: &str,
+) -> Result<Client, Error> {
     let mut config = config(kubeconfig).await?;
+    config.auth_info = AuthInfo::default();
+    build(config, user_agent)
+}
+
+fn build(mut config: Config, user_agent: &str) -> Result<Client, Error> {
     let agent =
         HeaderValue::from_str(user_agent).map_err(|_| Error::UserAgent(user_agent.to_owned()))?;
     config.headers.push((USER_AGENT, agent));

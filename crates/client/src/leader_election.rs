@@ -36,6 +36,12 @@ pub struct LeaderElector {
 #[error("leader election lost")]
 pub struct Lost;
 
+/// `<host>_<random>`: an identity no other candidate has, not even after a restart on the same host.
+pub fn unique_identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}_{:032x}", host.trim(), rand::random::<u128>())
+}
+
 /// What we last saw in the Lease, and when: only our own clock counts, as clocks of others may be off.
 struct Observed {
     lease: Lease,

@@ -14,7 +14,10 @@ pub mod informer;
 pub mod informers;
 pub mod kubeconfig;
 pub mod leader_election;
+pub mod metrics;
 pub mod object_key;
+pub mod service_account;
+pub mod serving;
 pub mod work_queue;
 
 pub use backoff::Backoff;
@@ -24,6 +27,7 @@ pub use informer::{Change, Informer, Selectors};
 pub use informers::Informers;
 pub use leader_election::LeaderElector;
 pub use object_key::ObjectKey;
+pub use service_account::ServiceAccountClients;
 pub use work_queue::WorkQueue;
 
 /// The HTTP code of an API error, `None` for transport errors.
