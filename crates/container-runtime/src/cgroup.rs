@@ -151,7 +151,9 @@ impl Cgroup {
             Hierarchies::V1(mounts) => mounts
                 .iter()
                 .filter(|(_, controllers)| {
-                    controllers.iter().any(|name| MANAGED.contains(&name.as_str()))
+                    controllers
+                        .iter()
+                        .any(|name| MANAGED.contains(&name.as_str()))
                 })
                 .map(|(mount, controllers)| Directory {
                     hierarchy: controllers.join(","),
@@ -177,7 +179,11 @@ impl Cgroup {
     pub fn open_procs(&self) -> io::Result<Vec<File>> {
         self.directories()
             .into_iter()
-            .map(|directory| File::options().write(true).open(directory.join("cgroup.procs")))
+            .map(|directory| {
+                File::options()
+                    .write(true)
+                    .open(directory.join("cgroup.procs"))
+            })
             .collect()
     }
 

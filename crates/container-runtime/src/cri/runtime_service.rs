@@ -33,10 +33,7 @@ impl RuntimeService {
 
 #[tonic::async_trait]
 impl Service for RuntimeService {
-    async fn version(
-        &self,
-        _request: Request<cri::VersionRequest>,
-    ) -> Reply<cri::VersionResponse> {
+    async fn version(&self, _request: Request<cri::VersionRequest>) -> Reply<cri::VersionResponse> {
         Ok(Response::new(cri::VersionResponse {
             version: "0.1.0".to_owned(),
             runtime_name: RUNTIME_NAME.to_owned(),
@@ -369,19 +366,15 @@ impl Service for RuntimeService {
         Ok(Response::new(cri::UpdateRuntimeConfigResponse {}))
     }
 
-    async fn status(
-        &self,
-        _request: Request<cri::StatusRequest>,
-    ) -> Reply<cri::StatusResponse> {
+    async fn status(&self, _request: Request<cri::StatusRequest>) -> Reply<cri::StatusResponse> {
         let network = self.runtime.network.is_ready().await;
-        let condition = |kind: &str, status: bool, reason: &str, message: &str| {
-            cri::RuntimeCondition {
+        let condition =
+            |kind: &str, status: bool, reason: &str, message: &str| cri::RuntimeCondition {
                 r#type: kind.to_owned(),
                 status,
                 reason: if status { "" } else { reason }.to_owned(),
                 message: if status { "" } else { message }.to_owned(),
-            }
-        };
+            };
         Ok(Response::new(cri::StatusResponse {
             status: Some(cri::RuntimeStatus {
                 conditions: vec![

@@ -79,9 +79,11 @@ impl BinaryImage {
         Execution {
             user: (!self.user.is_empty()).then(|| self.user.clone()),
             env: Some(
-                std::iter::once("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned())
-                    .chain(self.env.iter().cloned())
-                    .collect(),
+                std::iter::once(
+                    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+                )
+                .chain(self.env.iter().cloned())
+                .collect(),
             ),
             entrypoint: (!self.entrypoint.is_empty()).then(|| self.entrypoint.clone()),
             cmd: (!self.cmd.is_empty()).then(|| self.cmd.clone()),
@@ -139,8 +141,8 @@ fn add(
 
 /// Identifies the executable without reading it: a new build is a new inode or a new time.
 fn source_of(layer: &BinaryLayer<'_>) -> Result<String> {
-    let metadata = fs::metadata(layer.binary)
-        .context(|| format!("reading {}", layer.binary.display()))?;
+    let metadata =
+        fs::metadata(layer.binary).context(|| format!("reading {}", layer.binary.display()))?;
     Ok(format!(
         "{}:{}:{}:{}.{}:{}:{}",
         metadata.dev(),
@@ -263,6 +265,11 @@ mod tests {
             fs::read_link(lower[0].join("bin/tool")).unwrap(),
             Path::new("/fluyt")
         );
-        assert!(fs::read_dir(directory.path().join("store/tmp")).unwrap().next().is_none());
+        assert!(
+            fs::read_dir(directory.path().join("store/tmp"))
+                .unwrap()
+                .next()
+                .is_none()
+        );
     }
 }

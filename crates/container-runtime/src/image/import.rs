@@ -44,7 +44,12 @@ pub fn import(store: &ImageStore, file: &Path) -> Result<Vec<Image>> {
     let directory = store.temporary();
     fs::create_dir_all(&directory).context(|| format!("creating {}", directory.display()))?;
     let result = unpack::unpack(reader, &directory)
-        .map_err(|error| Error::Invalid(format!("{} is not an image archive: {error}", file.display())))
+        .map_err(|error| {
+            Error::Invalid(format!(
+                "{} is not an image archive: {error}",
+                file.display()
+            ))
+        })
         .and_then(|_| import_directory(store, &directory));
     let _ = fs::remove_dir_all(&directory);
     result
@@ -128,12 +133,15 @@ fn oci_parts(root: &OwnedFd, index: &[u8]) -> Result<Vec<Parts>> {
                 }
             }
         };
-        let tags = ["io.containerd.image.name", "org.opencontainers.image.ref.name"]
-            .iter()
-            .find_map(|key| descriptor.annotations.get(*key))
-            .into_iter()
-            .cloned()
-            .collect();
+        let tags = [
+            "io.containerd.image.name",
+            "org.opencontainers.image.ref.name",
+        ]
+        .iter()
+        .find_map(|key| descriptor.annotations.get(*key))
+        .into_iter()
+        .cloned()
+        .collect();
         found.push(Parts {
             config: require(root, &blob(&manifest.config.digest))?,
             manifest: bytes,
@@ -158,8 +166,10 @@ fn add(store: &ImageStore, root: &OwnedFd, parts: Parts) -> Result<Image> {
         ));
     }
     let mut layers = Vec::new();
-    for ((digest, path), (diff_id, chain_id)) in
-        parts.layers.into_iter().zip(diff_ids.iter().zip(chain_ids(diff_ids)))
+    for ((digest, path), (diff_id, chain_id)) in parts
+        .layers
+        .into_iter()
+        .zip(diff_ids.iter().zip(chain_ids(diff_ids)))
     {
         store.ensure_layer(&chain_id, diff_id, || Ok(Box::new(open(root, &path)?)))?;
         layers.push(Layer { digest, chain_id });

@@ -95,7 +95,9 @@ impl ManifestOrIndex {
         let invalid = |error: serde_json::Error| Error::Invalid(format!("bad manifest: {error}"));
         let value: serde_json::Value = serde_json::from_slice(bytes).map_err(invalid)?;
         if value.get("manifests").is_some() {
-            serde_json::from_value(value).map(Self::Index).map_err(invalid)
+            serde_json::from_value(value)
+                .map(Self::Index)
+                .map_err(invalid)
         } else if value.get("fsLayers").is_some() {
             Err(Error::Invalid(
                 "Docker schema 1 manifests are not supported".to_owned(),
@@ -120,9 +122,7 @@ impl Index {
                 Some(platform) => platform.os == "linux" && platform.architecture == architecture,
                 None => true,
             })
-            .ok_or_else(|| {
-                Error::Invalid(format!("no match for platform linux/{architecture}"))
-            })
+            .ok_or_else(|| Error::Invalid(format!("no match for platform linux/{architecture}")))
     }
 }
 
@@ -147,7 +147,8 @@ mod tests {
             {{"mediaType":"m","digest":"sha256:2","size":1,"platform":{{"os":"linux","architecture":"{0}"}}}}]}}"#,
             architecture()
         );
-        let ManifestOrIndex::Index(index) = ManifestOrIndex::parse(index.as_bytes()).unwrap() else {
+        let ManifestOrIndex::Index(index) = ManifestOrIndex::parse(index.as_bytes()).unwrap()
+        else {
             panic!("an index");
         };
         assert_eq!(index.for_this_platform().unwrap().digest, "sha256:2");

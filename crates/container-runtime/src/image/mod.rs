@@ -163,7 +163,8 @@ impl ImageStore {
             let Some(id) = index.find(reference) else {
                 return;
             };
-            let by_id = reference == id || !reference.contains(['/', ':', '@']) && id.contains(reference);
+            let by_id =
+                reference == id || !reference.contains(['/', ':', '@']) && id.contains(reference);
             if let Some(image) = index.images.get_mut(&id) {
                 if !by_id && let Ok(name) = normalize(reference) {
                     image.repo_tags.remove(&name);
@@ -180,8 +181,7 @@ impl ImageStore {
     /// Marks an image's layers as used by `name` of `owner`, until [`Self::release`].
     pub fn hold(&self, owner: &str, name: &str, image: &Image) -> Result<()> {
         let directory = self.root.join("refs").join(owner);
-        fs::create_dir_all(&directory)
-            .context(|| format!("creating {}", directory.display()))?;
+        fs::create_dir_all(&directory).context(|| format!("creating {}", directory.display()))?;
         let chains: Vec<&str> = image
             .layers
             .iter()
@@ -345,7 +345,9 @@ impl ImageStore {
             match index.images.get_mut(&id) {
                 Some(present) => {
                     present.repo_tags.extend(image.repo_tags.iter().cloned());
-                    present.repo_digests.extend(image.repo_digests.iter().cloned());
+                    present
+                        .repo_digests
+                        .extend(image.repo_digests.iter().cloned());
                     present.pinned |= image.pinned;
                     present.manifest.clone_from(&image.manifest);
                     present.source.clone_from(&image.source);

@@ -12,11 +12,9 @@ pub fn normalize(reference: &str) -> Result<String> {
 }
 
 pub(super) fn parse(reference: &str) -> Result<Reference> {
-    reference
-        .parse()
-        .map_err(|error: oci_client::ParseError| {
-            Error::InvalidReference(reference.to_owned(), error.to_string())
-        })
+    reference.parse().map_err(|error: oci_client::ParseError| {
+        Error::InvalidReference(reference.to_owned(), error.to_string())
+    })
 }
 
 /// Whether `name@digest` (perhaps with a tag before the digest, which doesn't count) is one of the names.

@@ -87,13 +87,14 @@ impl Puller<'_> {
                 chain_id,
             })
             .collect();
-        let work = manifest.layers.iter().zip(&layers).zip(&diff_ids);
-        futures::stream::iter(work.map(|((descriptor, layer), diff_id)| {
-            self.layer(descriptor, &layer.chain_id, diff_id)
-        }))
-        .buffer_unordered(CONCURRENT_LAYERS)
-        .try_collect::<Vec<()>>()
-        .await?;
+        let mut downloads = Vec::new();
+        for ((descriptor, layer), diff_id) in manifest.layers.iter().zip(&layers).zip(&diff_ids) {
+            downloads.push(self.layer(descriptor, &layer.chain_id, diff_id));
+        }
+        futures::stream::iter(downloads)
+            .buffer_unordered(CONCURRENT_LAYERS)
+            .try_collect::<Vec<()>>()
+            .await?;
 
         let mut repo_tags = BTreeSet::new();
         if self.reference.digest().is_none() {
@@ -168,8 +169,7 @@ impl Puller<'_> {
         let (chain_id, diff_id) = (chain_id.to_owned(), diff_id.to_owned());
         blocking(move || {
             store.ensure_layer(&chain_id, &diff_id, || {
-                let file =
-                    File::open(&path).context(|| format!("opening {}", path.display()))?;
+                let file = File::open(&path).context(|| format!("opening {}", path.display()))?;
                 Ok(Box::new(file))
             })
         })

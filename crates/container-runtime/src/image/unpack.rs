@@ -80,9 +80,7 @@ fn unpack_entries(reader: impl Read, root: &OwnedFd) -> Result<Usage> {
     // A directory's time changes with each entry made in it, so they are set at the end, deepest last.
     let mut directories: BTreeMap<PathBuf, i64> = BTreeMap::new();
     let mut archive = Archive::new(reader);
-    let entries = archive
-        .entries()
-        .context(|| "reading a layer".to_owned())?;
+    let entries = archive.entries().context(|| "reading a layer".to_owned())?;
     for entry in entries {
         let mut entry = entry.context(|| "reading a layer".to_owned())?;
         let path = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()).to_owned());
@@ -116,7 +114,12 @@ fn unpack_entry<R: Read>(
     entry: &mut Entry<'_, R>,
 ) -> io::Result<()> {
     if name.as_bytes() == OPAQUE {
-        return set_xattr(parent.as_fd(), OsStr::new("."), "trusted.overlay.opaque", b"y");
+        return set_xattr(
+            parent.as_fd(),
+            OsStr::new("."),
+            "trusted.overlay.opaque",
+            b"y",
+        );
     }
     if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
         let hidden = OsStr::from_bytes(hidden);

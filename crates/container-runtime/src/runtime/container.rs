@@ -158,7 +158,12 @@ impl Container {
     }
 
     pub fn metadata(&self) -> cri::ContainerMetadata {
-        self.record.lock().config.metadata.clone().unwrap_or_default()
+        self.record
+            .lock()
+            .config
+            .metadata
+            .clone()
+            .unwrap_or_default()
     }
 }
 

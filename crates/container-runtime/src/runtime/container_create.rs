@@ -105,7 +105,10 @@ impl Runtime {
             message: String::new(),
             phase: Phase::Created,
             pid: 0,
-            resources: config.linux.as_ref().and_then(|linux| linux.resources.clone()),
+            resources: config
+                .linux
+                .as_ref()
+                .and_then(|linux| linux.resources.clone()),
             config,
         };
         let container = Arc::new(Container::new(
@@ -237,7 +240,11 @@ impl Runtime {
 fn host_mounts(config: &cri::ContainerConfig) -> Result<Vec<HostMount>> {
     let mut mounts = Vec::new();
     for mount in &config.mounts {
-        if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
+        if mount
+            .image
+            .as_ref()
+            .is_some_and(|image| !image.image.is_empty())
+        {
             continue;
         }
         let source = PathBuf::from(&mount.host_path);

@@ -26,7 +26,10 @@ impl Runtime {
             self.signal(&container, stop_signal(&record.stop_signal), false)
                 .await?;
             let grace = Duration::from_secs(timeout.unsigned_abs());
-            if tokio::time::timeout(grace, container.exited()).await.is_ok() {
+            if tokio::time::timeout(grace, container.exited())
+                .await
+                .is_ok()
+            {
                 return Ok(());
             }
         }

@@ -74,7 +74,9 @@ impl Runtime {
             let mut out = Vec::new();
             let mut err = Vec::new();
             let exit_code = {
-                let read = async { tokio::join!(read(&mut stdout, &mut out), read(&mut stderr, &mut err)) };
+                let read = async {
+                    tokio::join!(read(&mut stdout, &mut out), read(&mut stderr, &mut err))
+                };
                 tokio::pin!(read);
                 let mut exit = running.exit;
                 tokio::select! {
@@ -242,7 +244,8 @@ async fn with_terminal(running: Running, mut streams: ExecStreams) -> Result<i32
     let master = running
         .master
         .ok_or_else(|| Error::Internal("the process has no tty".to_owned()))?;
-    let terminal = Terminal::new(master).map_err(|error| Error::internal("using the tty", error))?;
+    let terminal =
+        Terminal::new(master).map_err(|error| Error::internal("using the tty", error))?;
     let output = async {
         let mut chunk = vec![0; 16 * 1024];
         while let Ok(length) = terminal.read(&mut chunk).await {

@@ -91,8 +91,9 @@ impl Runtime {
             options.state.join("c"),
             options.state.join("s"),
         ] {
-            std::fs::create_dir_all(&directory)
-                .map_err(|error| Error::Internal(format!("creating {}: {error}", directory.display())))?;
+            std::fs::create_dir_all(&directory).map_err(|error| {
+                Error::Internal(format!("creating {}: {error}", directory.display()))
+            })?;
         }
         // Names that last as long as the root directory does, so that a restart finds what it holds.
         let owner = owner(&options.root)?;
@@ -114,14 +115,20 @@ impl Runtime {
 
     /// The sandbox with this id, or the only one whose id starts so.
     pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>> {
-        find(&self.sandboxes.lock(), id)
-            .ok_or_else(|| Error::NotFound(format!("an error occurred when try to find sandbox: not found: {id}")))
+        find(&self.sandboxes.lock(), id).ok_or_else(|| {
+            Error::NotFound(format!(
+                "an error occurred when try to find sandbox: not found: {id}"
+            ))
+        })
     }
 
     /// The container with this id, or the only one whose id starts so.
     pub fn container(&self, id: &str) -> Result<Arc<Container>> {
-        find(&self.containers.lock(), id)
-            .ok_or_else(|| Error::NotFound(format!("an error occurred when try to find container {id:?}: not found")))
+        find(&self.containers.lock(), id).ok_or_else(|| {
+            Error::NotFound(format!(
+                "an error occurred when try to find container {id:?}: not found"
+            ))
+        })
     }
 
     pub fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
@@ -187,7 +194,9 @@ fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> Result<()> {
         .map_err(|error| Error::Internal(format!("writing {}: {error}", path.display())))
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(Error::Internal(format!("a task panicked: {error}"))))

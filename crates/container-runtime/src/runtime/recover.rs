@@ -108,12 +108,14 @@ impl Runtime {
             },
             // Its creation was cut short, or it exited and the shim was told to forget it.
             None if container.phase() != Phase::Exited => {
-                let exit = self.recorded_exit(container).unwrap_or(crate::shim::protocol::Exit {
-                    code: 255,
-                    finished_at: now(),
-                    out_of_memory: false,
-                    start_error: Some("the container was not created".to_owned()),
-                });
+                let exit = self
+                    .recorded_exit(container)
+                    .unwrap_or(crate::shim::protocol::Exit {
+                        code: 255,
+                        finished_at: now(),
+                        out_of_memory: false,
+                        start_error: Some("the container was not created".to_owned()),
+                    });
                 self.exited(container, &exit);
                 Ok(())
             }

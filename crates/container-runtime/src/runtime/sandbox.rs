@@ -79,9 +79,10 @@ impl Sandbox {
     }
 
     pub fn shim(&self) -> Result<ShimClient> {
-        self.shim.lock().clone().ok_or_else(|| {
-            Error::FailedPrecondition(format!("sandbox {} is not running", self.id))
-        })
+        self.shim
+            .lock()
+            .clone()
+            .ok_or_else(|| Error::FailedPrecondition(format!("sandbox {} is not running", self.id)))
     }
 
     pub fn set_shim(&self, shim: Option<ShimClient>) {
@@ -111,13 +112,16 @@ impl Sandbox {
 
     /// The shim's socket; short, as a socket's address has 107 bytes at most.
     pub fn socket(&self, state: &Path) -> PathBuf {
-        state
-            .join("s")
-            .join(self.id.get(..20).unwrap_or(&self.id))
+        state.join("s").join(self.id.get(..20).unwrap_or(&self.id))
     }
 
     pub fn metadata(&self) -> cri::PodSandboxMetadata {
-        self.record.lock().config.metadata.clone().unwrap_or_default()
+        self.record
+            .lock()
+            .config
+            .metadata
+            .clone()
+            .unwrap_or_default()
     }
 }
 

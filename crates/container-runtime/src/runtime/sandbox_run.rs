@@ -88,7 +88,11 @@ impl Runtime {
         })
     }
 
-    async fn start_shim(self: &Arc<Self>, sandbox: &Arc<Sandbox>, record: &SandboxRecord) -> Result<()> {
+    async fn start_shim(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        record: &SandboxRecord,
+    ) -> Result<()> {
         let options = record.namespace_options();
         let host_network = record.is_host_network();
         let linux = record.config.linux.clone().unwrap_or_default();
@@ -176,7 +180,9 @@ fn resolv_conf(config: &cri::PodSandboxConfig) -> String {
 }
 
 fn hostname(config: &cri::PodSandboxConfig) -> String {
-    let name = if config.hostname.is_empty() || namespace_options(config).network() == cri::NamespaceMode::Node {
+    let name = if config.hostname.is_empty()
+        || namespace_options(config).network() == cri::NamespaceMode::Node
+    {
         nix::unistd::gethostname()
             .ok()
             .and_then(|name| name.into_string().ok())
@@ -224,7 +230,10 @@ mod tests {
         let config = cri::PodSandboxConfig {
             dns_config: Some(cri::DnsConfig {
                 servers: vec!["10.0.0.10".to_owned()],
-                searches: vec!["default.svc.cluster.local".to_owned(), "svc.cluster.local".to_owned()],
+                searches: vec![
+                    "default.svc.cluster.local".to_owned(),
+                    "svc.cluster.local".to_owned(),
+                ],
                 options: vec!["ndots:5".to_owned()],
             }),
             ..cri::PodSandboxConfig::default()

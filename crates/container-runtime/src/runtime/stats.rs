@@ -31,7 +31,13 @@ impl Runtime {
                     && matches(&filter.label_selector, &container.record().config.labels)
             })
             .collect();
-        blocking(move || Ok(containers.iter().map(|container| container.stats()).collect())).await
+        blocking(move || {
+            Ok(containers
+                .iter()
+                .map(|container| container.stats())
+                .collect())
+        })
+        .await
     }
 
     pub async fn pod_sandbox_stats(&self, id: &str) -> Result<cri::PodSandboxStats> {
@@ -134,8 +140,10 @@ impl Sandbox {
         let record = self.record();
         let at = now();
         let pod = Cgroup::at(record.cgroup_parent()).stats();
-        let containers: Vec<cri::ContainerStats> =
-            containers.iter().map(|container| container.stats()).collect();
+        let containers: Vec<cri::ContainerStats> = containers
+            .iter()
+            .map(|container| container.stats())
+            .collect();
         let rates: Vec<u64> = containers
             .iter()
             .filter_map(|container| Some(container.cpu.as_ref()?.usage_nano_cores.as_ref()?.value))
@@ -170,7 +178,9 @@ impl Sandbox {
 }
 
 fn rate(last: &CpuSample, at: i64, nanoseconds: u64) -> Option<u64> {
-    let elapsed = u128::try_from(at - last.at).ok().filter(|elapsed| *elapsed > 0)?;
+    let elapsed = u128::try_from(at - last.at)
+        .ok()
+        .filter(|elapsed| *elapsed > 0)?;
     let used = u128::from(nanoseconds.checked_sub(last.nanoseconds)?);
     u64::try_from(used * 1_000_000_000 / elapsed).ok()
 }
@@ -267,8 +277,7 @@ mod tests {
 
     #[test]
     fn interfaces_are_parsed_from_proc() {
-        let interface =
-            parse_interface("  eth0: 10 1 2 0 0 0 0 0 20 3 4 0 0 0 0 0").unwrap();
+        let interface = parse_interface("  eth0: 10 1 2 0 0 0 0 0 20 3 4 0 0 0 0 0").unwrap();
         assert_eq!(interface.name, "eth0");
         assert_eq!(interface.rx_errors.unwrap().value, 2);
         assert_eq!(interface.tx_bytes.unwrap().value, 20);

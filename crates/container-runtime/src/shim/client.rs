@@ -22,7 +22,10 @@ use super::protocol::{
 /// What a shim tells without being asked.
 #[derive(Debug)]
 pub enum Event {
-    Exited { container: String, exit: Exit },
+    Exited {
+        container: String,
+        exit: Exit,
+    },
     /// The shim is gone: it was shut down, or killed.
     Gone,
 }
@@ -142,10 +145,7 @@ impl ShimClient {
     }
 }
 
-async fn read(
-    connection: Arc<Connection>,
-    events: mpsc::UnboundedSender<Event>,
-) {
+async fn read(connection: Arc<Connection>, events: mpsc::UnboundedSender<Event>) {
     let mut buffer = vec![0; MAX_MESSAGE];
     let mut execs: HashMap<u64, oneshot::Sender<i32>> = HashMap::new();
     loop {

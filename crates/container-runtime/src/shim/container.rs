@@ -240,4 +240,3 @@ pub fn resize(master: &OwnedFd, columns: u16, rows: u16) -> io::Result<()> {
     )?;
     Ok(())
 }
-

@@ -17,7 +17,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask, signal};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 use nix::unistd::execvp;
 
 use super::protocol::{Create, Overlay};
@@ -58,13 +58,12 @@ pub fn create(
     let _ = fs::remove_dir_all(&state);
 
     let console = request.bundle.join("console.sock");
-    let mut builder =
-        ContainerBuilder::new(request.container.clone(), SyscallType::default())
-            .with_root_path(&request.state)
-            .map_err(describe)?
-            .with_executor(Program {
-                exec_error: exec_error.as_raw_fd(),
-            });
+    let mut builder = ContainerBuilder::new(request.container.clone(), SyscallType::default())
+        .with_root_path(&request.state)
+        .map_err(describe)?
+        .with_executor(Program {
+            exec_error: exec_error.as_raw_fd(),
+        });
     let listener = match stdio {
         Some(stdio) => {
             builder = builder
@@ -137,7 +136,11 @@ pub fn mount_overlay_here(overlay: &Overlay, target: &Path) -> nix::Result<()> {
 /// Mounts the overlay with its layers' paths relative to their common directory, where it changes to for the moment:
 /// so the options of an image with many layers stay below a page.
 fn mount_overlay_relative(overlay: &Overlay, target: &Path) -> nix::Result<()> {
-    let Some(base) = overlay.lower.first().and_then(|path| path.parent()?.parent()) else {
+    let Some(base) = overlay
+        .lower
+        .first()
+        .and_then(|path| path.parent()?.parent())
+    else {
         return mount_overlay_here(overlay, target);
     };
     nix::unistd::chdir(base)?;
@@ -256,8 +259,10 @@ pub fn exec(args: &[String]) -> String {
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
     let program = args.first().map(String::as_str).unwrap_or_default();
-    let converted: Result<Vec<CString>, _> =
-        args.iter().map(|arg| CString::new(arg.as_bytes())).collect();
+    let converted: Result<Vec<CString>, _> = args
+        .iter()
+        .map(|arg| CString::new(arg.as_bytes()))
+        .collect();
     let Ok(converted) = converted else {
         return format!("exec: {program:?}: argument contains a NUL byte");
     };

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use libcontainer::syscall::syscall::create_syscall;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, setgroups, setsid};
+use nix::unistd::{
+    ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, setgroups, setsid,
+};
 
 use super::create::{Stdio, exec as exec_program, report, set_environment};
 use super::protocol::ExecProcess;
@@ -106,12 +108,7 @@ fn run(process: &ExecProcess, cgroup: &[File], stdio: Stdio, tty: bool) -> Strin
     }
 }
 
-fn prepare(
-    request: &ExecProcess,
-    cgroup: &[File],
-    stdio: Stdio,
-    tty: bool,
-) -> Result<(), String> {
+fn prepare(request: &ExecProcess, cgroup: &[File], stdio: Stdio, tty: bool) -> Result<(), String> {
     let process = &request.process;
     let user = process.user();
     let syscall = create_syscall();
@@ -126,11 +123,7 @@ fn prepare(
     }
     setsid().map_err(|error| format!("setsid: {error}"))?;
     if tty {
-        let _ = nix::unistd::fchown(
-            stdio.stdin.as_fd(),
-            Some(Uid::from_raw(user.uid())),
-            None,
-        );
+        let _ = nix::unistd::fchown(stdio.stdin.as_fd(), Some(Uid::from_raw(user.uid())), None);
         rustix::process::ioctl_tiocsctty(&stdio.stdin)
             .map_err(|error| format!("setting the controlling tty: {error}"))?;
     }
@@ -143,7 +136,11 @@ fn prepare(
             .set_rlimit(rlimit)
             .map_err(|error| format!("setting a resource limit: {error}"))?;
     }
-    umask(user.umask().and_then(Mode::from_bits).unwrap_or(Mode::from_bits_truncate(0o022)));
+    umask(
+        user.umask()
+            .and_then(Mode::from_bits)
+            .unwrap_or(Mode::from_bits_truncate(0o022)),
+    );
     let no_new_privileges = process.no_new_privileges().unwrap_or(false);
     if no_new_privileges {
         nix::sys::prctl::set_no_new_privs().map_err(|error| format!("no_new_privs: {error}"))?;

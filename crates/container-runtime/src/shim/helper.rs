@@ -7,10 +7,9 @@ use nix::unistd::{ForkResult, fork};
 
 use super::protocol::{receive, send};
 
-/// A helper that runs: its pid and the socket its result will come from.
+/// A helper that runs: the socket its result will come from.
 #[derive(Debug)]
 pub struct Helper {
-    pub pid: i32,
     pub socket: OwnedFd,
 }
 
@@ -45,10 +44,7 @@ pub fn spawn(keep: &[RawFd], work: impl FnOnce() -> Outcome) -> Result<Helper, S
             // SAFETY: ends the process without running the shim's destructors, whose descriptors are closed already.
             unsafe { nix::libc::_exit(0) }
         }
-        ForkResult::Parent { child } => Ok(Helper {
-            pid: child.as_raw(),
-            socket: ours,
-        }),
+        ForkResult::Parent { .. } => Ok(Helper { socket: ours }),
     }
 }
 

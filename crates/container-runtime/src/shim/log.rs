@@ -138,7 +138,12 @@ mod tests {
     fn lines_are_records_however_they_arrive() {
         assert_eq!(
             records(&[b"a\nb", b"c\n\nd"]),
-            ["T stdout F a", "T stdout F bc", "T stdout F ", "T stdout F d"]
+            [
+                "T stdout F a",
+                "T stdout F bc",
+                "T stdout F ",
+                "T stdout F d"
+            ]
         );
     }
 

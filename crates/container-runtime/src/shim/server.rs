@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
@@ -20,8 +20,8 @@ use super::create::{self, Stdio};
 use super::helper::{self, Helper};
 use super::log::{Log, Stream};
 use super::protocol::{
-    Answer, ContainerState, Create, Exec, ExecProcess, Exit, MAX_MESSAGE, Message, Operation, Ready,
-    Request, ShimConfig, receive, send,
+    Answer, ContainerState, Create, Exec, ExecProcess, Exit, MAX_MESSAGE, Message, Operation,
+    Ready, Request, ShimConfig, receive, send,
 };
 use super::{container, exec, namespaces};
 use crate::cgroup::Cgroup;
@@ -124,9 +124,13 @@ fn announce(ready: &Ready) {
 
 impl Shim {
     fn start(config: &Path) -> Outcome<Self> {
-        let text = fs::read(config).map_err(|error| format!("reading {}: {error}", config.display()))?;
+        let text =
+            fs::read(config).map_err(|error| format!("reading {}: {error}", config.display()))?;
         let config: ShimConfig = serde_json::from_slice(&text)
             .map_err(|error| format!("parsing {}: {error}", config.display()))?;
+        // Before Rust's own start-up, as in a test, nothing has done this yet.
+        // SAFETY: ignoring a signal runs no code of ours in a handler.
+        let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
         // A leader of its own, so that no terminal or job control of the runtime reaches the containers.
         let _ = setsid();
         nix::sys::prctl::set_child_subreaper(true).map_err(|error| error.to_string())?;
@@ -139,12 +143,14 @@ impl Shim {
         handled.add(Signal::SIGINT);
         handled.add(Signal::SIGHUP);
         handled.thread_block().map_err(|error| error.to_string())?;
-        let signals = SignalFd::with_flags(&handled, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-            .map_err(|error| error.to_string())?;
+        let signals =
+            SignalFd::with_flags(&handled, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+                .map_err(|error| error.to_string())?;
         let pid_namespace = namespaces::enter(&config)?;
         let listener = listen_on(&config.socket)
             .map_err(|error| format!("listening on {}: {error}", config.socket.display()))?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|error| error.to_string())?;
+        let epoll =
+            Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|error| error.to_string())?;
         let mut shim = Self {
             config,
             epoll,
@@ -367,7 +373,8 @@ impl Shim {
         }
         let request = made.request.clone();
         let helper = helper::spawn(&keep, move || {
-            create::create(&request, stdio, report_exec).map(|created| (created.pid, created.master))
+            create::create(&request, stdio, report_exec)
+                .map(|created| (created.pid, created.master))
         })?;
         made.exec_error = Some(exec_error);
         self.await_helper(helper, caller, Work::Create(Box::new(made)))
@@ -397,7 +404,8 @@ impl Shim {
             if let Some(output) = made.output(stream) {
                 let token = self.next_token;
                 self.next_token += 1;
-                self.sources.insert(token, Source::Output(id.clone(), stream));
+                self.sources
+                    .insert(token, Source::Output(id.clone(), stream));
                 add(&self.epoll, &output.fd, EpollFlags::EPOLLIN, token)?;
             }
         }
@@ -780,7 +788,8 @@ impl Shim {
                 };
                 let behind = !sink.pending.is_empty();
                 if behind && !sink.watched {
-                    sink.watched = add(&self.epoll, &sink.fd, EpollFlags::EPOLLOUT, sink.token).is_ok();
+                    sink.watched =
+                        add(&self.epoll, &sink.fd, EpollFlags::EPOLLOUT, sink.token).is_ok();
                 } else if !behind && sink.watched {
                     let _ = self.epoll.delete(&sink.fd);
                     sink.watched = false;
@@ -791,7 +800,9 @@ impl Shim {
                 }
             }
         }
-        container.attachments.retain(|attachment| !attachment.is_over());
+        container
+            .attachments
+            .retain(|attachment| !attachment.is_over());
         let stalled = container.is_stalled();
         for stream in [Stream::Stdout, Stream::Stderr] {
             let Some(output) = container.output(stream) else {
@@ -834,7 +845,9 @@ impl Shim {
             stdout: sink(stdout)?,
             stderr: sink(stderr)?,
         };
-        let token = stdin.as_ref().map(|_| self.token(Source::InputFrom(id.to_owned())));
+        let token = stdin
+            .as_ref()
+            .map(|_| self.token(Source::InputFrom(id.to_owned())));
         let container = self.containers.get_mut(id).ok_or_else(|| unknown(id))?;
         if container.exit.is_some() {
             return Err(format!("container {id} has exited"));
@@ -869,7 +882,9 @@ impl Shim {
             Ok(0) => {
                 input.sources.remove(position);
                 self.sources.remove(&token);
-                if container.request.stdin_once && !container.request.tty && input.sources.is_empty()
+                if container.request.stdin_once
+                    && !container.request.tty
+                    && input.sources.is_empty()
                 {
                     input.flush();
                     if input.pending.is_empty() {

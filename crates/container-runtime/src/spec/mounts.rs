@@ -117,9 +117,8 @@ pub fn shares_mounts(mounts: &[HostMount]) -> bool {
 
 /// The propagation of the container's root: what the most demanding mount needs.
 pub fn propagation(mounts: &[HostMount]) -> &'static str {
-    let from_host = |mount: &HostMount| {
-        mount.propagation == MountPropagation::PropagationHostToContainer
-    };
+    let from_host =
+        |mount: &HostMount| mount.propagation == MountPropagation::PropagationHostToContainer;
     if shares_mounts(mounts) {
         "shared"
     } else if mounts.iter().any(from_host) {

@@ -38,19 +38,40 @@ const REFUSED: &[(Option<&str>, &[&str])] = &[
             "unshare",
         ],
     ),
-    (Some("SYS_BOOT"), &["reboot", "kexec_load", "kexec_file_load"]),
+    (
+        Some("SYS_BOOT"),
+        &["reboot", "kexec_load", "kexec_file_load"],
+    ),
     (
         Some("SYS_MODULE"),
-        &["create_module", "delete_module", "finit_module", "init_module", "query_module"],
+        &[
+            "create_module",
+            "delete_module",
+            "finit_module",
+            "init_module",
+            "query_module",
+        ],
     ),
     (Some("SYS_PACCT"), &["acct"]),
-    (Some("SYS_PTRACE"), &["kcmp", "pidfd_getfd", "process_madvise"]),
+    (
+        Some("SYS_PTRACE"),
+        &["kcmp", "pidfd_getfd", "process_madvise"],
+    ),
     (Some("SYS_RAWIO"), &["ioperm", "iopl"]),
     (
         Some("SYS_TIME"),
         &["clock_adjtime", "clock_settime", "settimeofday", "stime"],
     ),
-    (Some("SYS_NICE"), &["mbind", "move_pages", "migrate_pages", "set_mempolicy", "set_mempolicy_home_node"]),
+    (
+        Some("SYS_NICE"),
+        &[
+            "mbind",
+            "move_pages",
+            "migrate_pages",
+            "set_mempolicy",
+            "set_mempolicy_home_node",
+        ],
+    ),
     (Some("SYSLOG"), &["syslog"]),
     (Some("DAC_READ_SEARCH"), &["open_by_handle_at"]),
     (

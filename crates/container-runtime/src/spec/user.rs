@@ -94,14 +94,15 @@ impl Accounts {
             .iter()
             .map(|gid| id(*gid))
             .collect::<Result<_>>()?;
-        let merge =
-            security.supplemental_groups_policy() == SupplementalGroupsPolicy::Merge;
+        let merge = security.supplemental_groups_policy() == SupplementalGroupsPolicy::Merge;
         if let Some(account) = &account
             && merge
         {
             additional_gids.extend(
                 self.groups()
-                    .filter(|(_, _, members)| members.split(',').any(|member| member == account.name))
+                    .filter(|(_, _, members)| {
+                        members.split(',').any(|member| member == account.name)
+                    })
                     .map(|(_, gid, _)| gid),
             );
         }

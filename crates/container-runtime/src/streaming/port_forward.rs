@@ -100,9 +100,7 @@ async fn forward(
         )),
     };
     if let Err((port, reason)) = result {
-        let message = format!(
-            "error forwarding port {port} to pod {sandbox}, uid : {reason}"
-        );
+        let message = format!("error forwarding port {port} to pod {sandbox}, uid : {reason}");
         let _ = error.write_all(message.as_bytes()).await;
     }
     let _ = error.shutdown().await;

@@ -37,11 +37,7 @@ pub async fn run(
             container,
             command,
             streams: wanted,
-        } => {
-            runtime
-                .exec(&container, command, wanted.tty, streams)
-                .await
-        }
+        } => runtime.exec(&container, command, wanted.tty, streams).await,
         Grant::Attach { container, .. } => runtime.attach(&container, streams).await.map(|()| 0),
         Grant::PortForward { .. } => Err(Error::InvalidArgument(
             "a port forward has no command".to_owned(),
@@ -54,7 +50,9 @@ pub fn status(result: &std::result::Result<i32, Error>, as_status: bool) -> Vec<
     if !as_status {
         return match result {
             Ok(0) => Vec::new(),
-            Ok(code) => format!("command terminated with non-zero exit code: exit code {code}").into_bytes(),
+            Ok(code) => {
+                format!("command terminated with non-zero exit code: exit code {code}").into_bytes()
+            }
             Err(error) => error.to_string().into_bytes(),
         };
     }
@@ -149,8 +147,12 @@ async fn open(
         let stream = connection.accept().await?;
         match stream.header("streamtype") {
             Some("error") => error = Some(stream),
-            Some("stdin") => streams.stdin = Some(Box::new(stream) as Box<dyn AsyncRead + Send + Unpin>),
-            Some("stdout") => streams.stdout = Some(Box::new(stream) as Box<dyn AsyncWrite + Send + Unpin>),
+            Some("stdin") => {
+                streams.stdin = Some(Box::new(stream) as Box<dyn AsyncRead + Send + Unpin>)
+            }
+            Some("stdout") => {
+                streams.stdout = Some(Box::new(stream) as Box<dyn AsyncWrite + Send + Unpin>)
+            }
             Some("stderr") => streams.stderr = Some(Box::new(stream)),
             Some("resize") => {
                 if let Some(sender) = resize_sender.take() {
