@@ -170,3 +170,215 @@ async fn containers_outlive_the_runtime_and_no_exit_is_missed() {
     assert_eq!(exited.exit_code, 5);
     node.remove_sandbox(&sandbox).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_are_told_as_the_kubelet_expects() {
+    let node = Node::start().await;
+    let sandbox = node.run_sandbox("failures").await;
+    let mut runtime = node.runtime().await;
+
+    let mut config = shell("missing", "");
+    config.command = vec!["/no/such/program".to_owned()];
+    let missing = node.create(&sandbox, config).await;
+    let error = runtime
+        .start_container(cri::StartContainerRequest {
+            container_id: missing.clone(),
+        })
+        .await
+        .unwrap_err();
+    assert!(
+        error.message().contains("no such file or directory"),
+        "{error}"
+    );
+    let status = node.wait_exit(&missing).await;
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (128, "StartError")
+    );
+
+    let mut config = shell("hungry", "dd if=/dev/zero of=/dev/null bs=200M count=1");
+    if let Some(linux) = &mut config.linux {
+        linux.resources = Some(cri::LinuxContainerResources {
+            memory_limit_in_bytes: 32 << 20,
+            ..Default::default()
+        });
+    }
+    let hungry = node.create(&sandbox, config).await;
+    node.start_container(&hungry).await;
+    let status = node.wait_exit(&hungry).await;
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (137, "OOMKilled")
+    );
+
+    let mut config = shell("absent", "");
+    if let Some(image) = &mut config.image {
+        image.image = "docker.io/library/absent:1".to_owned();
+    }
+    let error = runtime
+        .create_container(cri::CreateContainerRequest {
+            pod_sandbox_id: sandbox.clone(),
+            config: Some(config),
+            sandbox_config: None,
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), tonic::Code::NotFound);
+    let error = runtime
+        .container_status(cri::ContainerStatusRequest {
+            container_id: "nosuch".to_owned(),
+            verbose: false,
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), tonic::Code::NotFound);
+    node.remove_sandbox(&sandbox).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_security_context_is_enforced() {
+    let node = Node::start().await;
+    let mut sandbox_config = node.sandbox_config("secure");
+    if let Some(linux) = &mut sandbox_config.linux {
+        linux.sysctls.insert(
+            "net.ipv4.ip_unprivileged_port_start".to_owned(),
+            "80".to_owned(),
+        );
+    }
+    let sandbox = node.run_sandbox_with(sandbox_config).await;
+    let mut config = shell("secure", "sleep 1000");
+    if let Some(security) = config
+        .linux
+        .as_mut()
+        .and_then(|linux| linux.security_context.as_mut())
+    {
+        security.run_as_user = Some(cri::Int64Value { value: 1000 });
+        security.run_as_group = Some(cri::Int64Value { value: 2000 });
+        security.supplemental_groups = vec![3000];
+        security.readonly_rootfs = true;
+        security.no_new_privs = true;
+        security.seccomp = Some(cri::SecurityProfile {
+            profile_type: cri::security_profile::ProfileType::RuntimeDefault.into(),
+            localhost_ref: String::new(),
+        });
+        security.capabilities = Some(cri::Capability {
+            drop_capabilities: vec!["ALL".to_owned()],
+            ..Default::default()
+        });
+    }
+    let id = node.create(&sandbox, config).await;
+    node.start_container(&id).await;
+    let script = "id -u; id -g; id -G; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status; \
+        touch /file 2>&1; unshare -n true 2>&1; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; \
+        echo 1 2>&1 > /proc/sys/net/ipv4/ip_forward; grep -c . /proc/1/status";
+    let output = node.exec(&id, &["sh", "-c", script], 0).await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for expected in [
+        "1000\n2000\n2000 3000\n",
+        "CapEff:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        "Read-only file system",
+        "Operation not permitted",
+        "\n80\n",
+    ] {
+        assert!(text.contains(expected), "{expected:?} is not in {text}");
+    }
+    // The container's own process has what an exec has.
+    let output = node
+        .exec(&id, &["grep", "Seccomp:", "/proc/1/status"], 0)
+        .await
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "Seccomp:\t2\n");
+    node.remove_sandbox(&sandbox).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_of_a_pod_may_share_a_pid_namespace() {
+    let node = Node::start().await;
+    let mut config = node.sandbox_config("shared");
+    if let Some(options) = config
+        .linux
+        .as_mut()
+        .and_then(|linux| linux.security_context.as_mut())
+        .and_then(|security| security.namespace_options.as_mut())
+    {
+        options.pid = cri::NamespaceMode::Pod.into();
+    }
+    let sandbox = node.run_sandbox_with(config).await;
+    let in_pod = |name: &str, script: &str| {
+        let mut config = shell(name, script);
+        if let Some(options) = config
+            .linux
+            .as_mut()
+            .and_then(|linux| linux.security_context.as_mut())
+            .and_then(|security| security.namespace_options.as_mut())
+        {
+            options.pid = cri::NamespaceMode::Pod.into();
+        }
+        config
+    };
+    let one = node
+        .create(&sandbox, in_pod("one", "sleep 4321 & sleep 1234"))
+        .await;
+    node.start_container(&one).await;
+    let two = node.create(&sandbox, in_pod("two", "sleep 1000")).await;
+    node.start_container(&two).await;
+    let output = node.exec(&two, &["ps", "-o", "args"], 0).await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.contains("sleep 1234") && text.contains("sleep 4321"),
+        "{text}"
+    );
+    let mut runtime = node.runtime().await;
+    runtime
+        .stop_container(cri::StopContainerRequest {
+            container_id: one,
+            timeout: 0,
+        })
+        .await
+        .unwrap();
+    // The first's end takes all its processes along, and none of the second's.
+    for _ in 0..100 {
+        let output = node.exec(&two, &["ps", "-o", "args"], 0).await.unwrap();
+        if !String::from_utf8_lossy(&output.stdout).contains("sleep 4321") {
+            node.remove_sandbox(&sandbox).await;
+            return;
+        }
+    }
+    panic!("a process outlived its container");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_reopened_for_rotation() {
+    let node = Node::start().await;
+    let sandbox = node.run_sandbox("rotate").await;
+    let id = node
+        .run(
+            &sandbox,
+            "rotate",
+            "while true; do echo line; sleep 0.02; done",
+        )
+        .await;
+    let log = node.root().join("logs/rotate/rotate.log");
+    while node.container_log("rotate", "rotate").is_empty() {
+        tokio::task::yield_now().await;
+    }
+    std::fs::rename(&log, log.with_extension("1")).unwrap();
+    node.runtime()
+        .await
+        .reopen_container_log(cri::ReopenContainerLogRequest { container_id: id })
+        .await
+        .unwrap();
+    for _ in 0..500 {
+        if node
+            .container_log("rotate", "rotate")
+            .contains(" stdout F line")
+        {
+            node.remove_sandbox(&sandbox).await;
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("nothing was logged after the rotation");
+}

@@ -22,7 +22,6 @@ const RST_STREAM: u16 = 3;
 const PING: u16 = 6;
 const GOAWAY: u16 = 7;
 const FLAG_FIN: u8 = 1;
-const CANCEL: u32 = 5;
 const REFUSED_STREAM: u32 = 3;
 
 /// Bytes of a frame that we accept and of a header block after decompression.
