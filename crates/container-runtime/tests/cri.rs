@@ -382,3 +382,40 @@ async fn logs_are_reopened_for_rotation() {
     }
     panic!("nothing was logged after the rotation");
 }
+
+/// Not a limit but a figure: prints what a pod costs. Run with `--nocapture`.
+#[tokio::test(flavor = "multi_thread")]
+async fn figures() {
+    let node = Node::start().await;
+    let mut times = Vec::new();
+    let mut last = String::new();
+    for round in 0..11 {
+        let name = format!("pod{round}");
+        let begin = std::time::Instant::now();
+        let sandbox = node.run_sandbox(&name).await;
+        let sandboxed = begin.elapsed();
+        let id = node.create(&sandbox, shell(&name, "sleep 1000")).await;
+        let created = begin.elapsed();
+        node.start_container(&id).await;
+        times.push((begin.elapsed(), sandboxed, created));
+        last = sandbox;
+    }
+    times.sort();
+    let (total, sandboxed, created) = times[times.len() / 2];
+    println!("median: total {total:?}, sandbox {sandboxed:?}, created at {created:?}");
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        if std::fs::read(entry.path().join("cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&last))
+        {
+            let rollup = std::fs::read_to_string(entry.path().join("smaps_rollup")).unwrap();
+            for line in rollup.lines().filter(|line| {
+                ["Rss:", "Pss:", "Pss_Anon:", "Pss_File:"]
+                    .iter()
+                    .any(|key| line.starts_with(key))
+            }) {
+                println!("shim {line}");
+            }
+        }
+    }
+    assert!(total < std::time::Duration::from_secs(1), "{total:?}");
+}

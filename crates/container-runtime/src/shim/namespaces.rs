@@ -49,6 +49,10 @@ fn pid_namespace() -> Result<i32, String> {
             match made {
                 Ok(ForkResult::Child) => {
                     drop(writer);
+                    // The runtime waits for the end of our output, which this process would hold open.
+                    if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
+                        let _ = nix::unistd::dup2_stdout(&null);
+                    }
                     reap_forever()
                 }
                 Ok(ForkResult::Parent { child }) => {

@@ -45,14 +45,27 @@ pub async fn connect(runtime: &Runtime, sandbox: &str, port: u16) -> Result<TcpS
     })
 }
 
-/// Passes bytes in both directions until both ends are done.
-pub async fn relay(
-    mut client: impl AsyncRead + AsyncWrite + Unpin,
-    mut pod: TcpStream,
-) -> std::io::Result<()> {
-    tokio::io::copy_bidirectional(&mut client, &mut pod)
-        .await
-        .map(drop)
+/// Passes bytes in both directions until the pod is done: a client may end its half and still get the answer, but
+/// has nobody to talk to once the pod ended its own.
+pub async fn relay(client: impl AsyncRead + AsyncWrite + Unpin, mut pod: TcpStream) {
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_pod, mut to_pod) = pod.split();
+    let upstream = async {
+        let _ = tokio::io::copy(&mut from_client, &mut to_pod).await;
+        let _ = to_pod.shutdown().await;
+    };
+    let downstream = async {
+        let _ = tokio::io::copy(&mut from_pod, &mut to_client).await;
+        let _ = to_client.shutdown().await;
+    };
+    tokio::pin!(upstream, downstream);
+    let mut upstream_open = true;
+    loop {
+        tokio::select! {
+            () = &mut downstream => return,
+            () = &mut upstream, if upstream_open => upstream_open = false,
+        }
+    }
 }
 
 /// Serves a SPDY connection, on which the client opens two streams per connection that it forwards.
@@ -89,7 +102,7 @@ async fn forward(
         Some(port) => match connect(runtime, sandbox, port).await {
             Ok(pod) => {
                 // A connection that breaks is between the client and its peer.
-                let _ = relay(&mut data, pod).await;
+                relay(&mut data, pod).await;
                 Ok(())
             }
             Err(error) => Err((port, error)),

@@ -260,9 +260,7 @@ async fn forward_ports(
         let sandbox = sandbox.to_owned();
         tokio::spawn(async move {
             match port_forward::connect(&runtime, &sandbox, port).await {
-                Ok(pod) => {
-                    let _ = port_forward::relay(theirs, pod).await;
-                }
+                Ok(pod) => port_forward::relay(theirs, pod).await,
                 Err(reason) => {
                     let _ = error.write_all(reason.to_string().as_bytes()).await;
                 }
