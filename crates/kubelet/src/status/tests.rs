@@ -1,0 +1,148 @@
+use std::sync::Arc;
+
+use k8s_cri::v1 as cri;
+use serde_json::json;
+
+use super::*;
+use crate::kuberuntime::runtime_pod::{RuntimeSandbox, State};
+
+struct AllReady;
+
+impl Health for AllReady {
+    fn ready(&self, _: &Container, _: &str) -> bool {
+        true
+    }
+
+    fn started(&self, _: &Container, _: &str) -> bool {
+        true
+    }
+}
+
+fn runtime(containers: &[&str]) -> RuntimePod {
+    let container = |text: &&str| {
+        let (name, state) = text.split_once(':').unwrap();
+        let (state, exit_code) = match state {
+            "running" => (State::Running, 0),
+            code => (State::Exited, code.parse().unwrap()),
+        };
+        RuntimeContainer {
+            id: name.into(),
+            name: name.into(),
+            sandbox_id: "s".into(),
+            state,
+            created_at: 0,
+            status: Arc::new(cri::ContainerStatus { exit_code, ..Default::default() }),
+        }
+    };
+    RuntimePod {
+        sandboxes: vec![RuntimeSandbox {
+            id: "s".into(),
+            ready: true,
+            attempt: 0,
+            host_network: false,
+            ips: vec!["10.244.0.2".into()],
+        }],
+        containers: containers.iter().map(container).collect(),
+    }
+}
+
+fn make(policy: &str, init: bool, containers: &[&str], waiting: &[&str], ending: bool) -> PodStatus {
+    let mut pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "p", "uid": "u", "generation": 3},
+        "spec": {"restartPolicy": policy, "containers": [{"name": "a", "image": "i"}, {"name": "b", "image": "i"}]}
+    }))
+    .unwrap();
+    if init {
+        pod.spec.as_mut().unwrap().init_containers =
+            serde_json::from_value(json!([{"name": "first", "image": "i"}])).unwrap();
+    }
+    let waiting = waiting
+        .iter()
+        .map(|name| (name.to_string(), StartError::new("CrashLoopBackOff", "back-off")))
+        .collect();
+    generate(&Inputs {
+        pod: &pod,
+        old: &PodStatus::default(),
+        runtime: &runtime(containers),
+        waiting: &waiting,
+        health: &AllReady,
+        message: &|_, _| None,
+        runtime_name: "fluyt",
+        host_ips: &["10.224.0.4".into()],
+        ips: &["10.244.0.2".into()],
+        now: Timestamp::UNIX_EPOCH,
+        ending,
+        verdict: None,
+    })
+}
+
+fn conditions(status: &PodStatus) -> String {
+    status
+        .conditions
+        .iter()
+        .flatten()
+        .filter(|condition| condition.status == "True")
+        .map(|condition| condition.type_.as_str())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[test]
+fn phases() {
+    for (policy, init, containers, waiting, ending, expected) in [
+        ("Always", false, &[][..], &[][..], false, "Pending"),
+        ("Always", false, &["a:running"], &[], false, "Pending"),
+        ("Always", false, &["a:running", "b:running"], &[], false, "Running"),
+        ("Always", false, &["a:running", "b:1"], &["b"], false, "Running"),
+        ("Always", false, &["a:1", "b:1"], &["a", "b"], false, "Running"),
+        ("Never", false, &["a:0", "b:0"], &[], false, "Succeeded"),
+        ("Never", false, &["a:0", "b:1"], &[], false, "Failed"),
+        ("OnFailure", false, &["a:0", "b:1"], &[], false, "Running"),
+        ("OnFailure", false, &["a:0", "b:0"], &[], false, "Succeeded"),
+        ("Always", false, &["a:0", "b:0"], &[], true, "Succeeded"),
+        ("Always", false, &["a:0", "b:137"], &[], true, "Failed"),
+        ("Always", true, &[], &[], false, "Pending"),
+        ("Always", true, &["first:1"], &["first"], false, "Pending"),
+        ("Never", true, &["first:1"], &[], false, "Failed"),
+        ("Always", true, &["first:0", "a:running", "b:running"], &[], false, "Running"),
+    ] {
+        let status = make(policy, init, containers, waiting, ending);
+        assert_eq!(status.phase.as_deref(), Some(expected), "{policy} {init} {containers:?} {ending}");
+    }
+}
+
+#[test]
+fn condition_sets() {
+    let status = make("Always", true, &["first:running"], &[], false);
+    assert_eq!(conditions(&status), "PodReadyToStartContainers PodScheduled");
+    let status = make("Always", true, &["first:0", "a:running", "b:running"], &[], false);
+    assert_eq!(
+        conditions(&status),
+        "PodReadyToStartContainers Initialized Ready ContainersReady PodScheduled"
+    );
+    let status = make("Always", false, &["a:running", "b:1"], &["b"], false);
+    let ready = status.conditions.as_ref().unwrap().iter().find(|c| c.type_ == "Ready").unwrap();
+    assert_eq!(ready.reason.as_deref(), Some("ContainersNotReady"));
+    assert_eq!(ready.message.as_deref(), Some("containers with unready status: [b]"));
+    assert_eq!(ready.observed_generation, Some(3));
+}
+
+#[test]
+fn container_states() {
+    let status = make("Always", true, &["first:0", "a:running", "b:1"], &["b"], false);
+    let main = status.container_statuses.unwrap();
+    assert_eq!(main[0].container_id.as_deref(), Some("fluyt://a"));
+    assert!(main[0].ready && main[0].started == Some(true));
+    let b = &main[1];
+    let waiting = b.state.as_ref().unwrap().waiting.as_ref().unwrap();
+    assert_eq!(waiting.reason.as_deref(), Some("CrashLoopBackOff"));
+    let last = b.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
+    assert_eq!((last.exit_code, last.reason.as_deref()), (1, Some("Error")));
+    let first = &status.init_container_statuses.unwrap()[0];
+    let ended = first.state.as_ref().unwrap().terminated.as_ref().unwrap();
+    assert_eq!(ended.reason.as_deref(), Some("Completed"));
+    let status = make("Always", true, &[], &[], false);
+    let main = status.container_statuses.unwrap();
+    let waiting = main[0].state.as_ref().unwrap().waiting.as_ref().unwrap();
+    assert_eq!(waiting.reason.as_deref(), Some("PodInitializing"));
+}
