@@ -184,8 +184,9 @@ fn unpack_entry<R: Read>(
         // Extended headers are the reader's business, and others have no meaning in a layer.
         _ => return Ok(()),
     }
-    let uid = u32::try_from(entry.header().uid()?).unwrap_or(0);
-    let gid = u32::try_from(entry.header().gid()?).unwrap_or(0);
+    // Archives made with little care leave them empty, which stands for zero.
+    let uid = u32::try_from(entry.header().uid().unwrap_or(0)).unwrap_or(0);
+    let gid = u32::try_from(entry.header().gid().unwrap_or(0)).unwrap_or(0);
     chownat(
         parent,
         name,

@@ -1,11 +1,9 @@
 //! The namespaces of a sandbox: the shim itself lives in them, so there is no pause container.
 
-use std::io::{Read, Write};
-
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, sethostname};
+use nix::unistd::{Pid, sethostname};
 
 use super::protocol::ShimConfig;
 
@@ -33,51 +31,27 @@ pub fn enter(config: &ShimConfig) -> Result<Option<i32>, String> {
     }
 }
 
-/// Makes a pid namespace with an init that only reaps. `unshare` would move all later children of the caller there,
-/// so a process in between does it and leaves the init to the shim, its subreaper.
+/// Makes a pid namespace with an init that only reaps. `unshare` would move all later children of the shim there, so
+/// the init is cloned into it directly.
 fn pid_namespace() -> Result<i32, String> {
-    let (mut reader, mut writer) =
-        std::io::pipe().map_err(|error| format!("making a pipe: {error}"))?;
-    // SAFETY: the shim has a single thread.
-    match unsafe { fork() }.map_err(|error| format!("forking: {error}"))? {
-        ForkResult::Child => {
-            drop(reader);
-            let made = unshare(CloneFlags::CLONE_NEWPID).and_then(|()| {
-                // SAFETY: as above.
-                unsafe { fork() }
-            });
-            match made {
-                Ok(ForkResult::Child) => {
-                    drop(writer);
-                    // The runtime waits for the end of our output, which this process would hold open.
-                    if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
-                        let _ = nix::unistd::dup2_stdout(&null);
-                    }
-                    reap_forever()
-                }
-                Ok(ForkResult::Parent { child }) => {
-                    let _ = writer.write_all(&child.as_raw().to_ne_bytes());
-                }
-                Err(error) => {
-                    let _ = writer.write_all(&(-(error as i32)).to_ne_bytes());
-                }
+    let flags = nix::libc::CLONE_NEWPID | nix::libc::SIGCHLD;
+    // SAFETY: without a stack of its own it is a fork, and the shim has a single thread.
+    let pid = unsafe { nix::libc::syscall(nix::libc::SYS_clone, flags, 0, 0, 0, 0) };
+    match pid {
+        0 => {
+            // The runtime waits for the end of our output, which this process would hold open.
+            if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
+                let _ = nix::unistd::dup2_stdout(&null);
             }
-            std::process::exit(0)
+            reap_forever()
         }
-        ForkResult::Parent { child } => {
-            drop(writer);
-            let mut bytes = [0u8; 4];
-            let read = reader.read_exact(&mut bytes);
-            let _ = waitpid(child, None);
-            read.map_err(|error| format!("making the pid namespace: {error}"))?;
-            match i32::from_ne_bytes(bytes) {
-                pid if pid > 0 => Ok(pid),
-                errno => Err(format!(
-                    "making the pid namespace: {}",
-                    nix::Error::from_raw(-errno)
-                )),
-            }
+        pid if pid > 0 => {
+            i32::try_from(pid).map_err(|_| "making the pid namespace: strange pid".to_owned())
         }
+        _ => Err(format!(
+            "making the pid namespace: {}",
+            std::io::Error::last_os_error()
+        )),
     }
 }
 
