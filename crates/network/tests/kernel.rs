@@ -1,4 +1,5 @@
 //! Two nodes of a cluster with pods on each, made of real namespaces. Needs root.
+#![allow(clippy::unwrap_used)] // Tests fail by panicking.
 
 use std::net::{Ipv4Addr, SocketAddr};
 

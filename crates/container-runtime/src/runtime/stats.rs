@@ -96,9 +96,7 @@ impl Container {
             cpu: Some(cri::CpuUsage {
                 timestamp: at,
                 usage_core_nano_seconds: value(stats.cpu_nanoseconds),
-                usage_nano_cores: self
-                    .cpu_rate(at, stats.cpu_nanoseconds)
-                    .and_then(|rate| value(rate)),
+                usage_nano_cores: self.cpu_rate(at, stats.cpu_nanoseconds).and_then(value),
             }),
             memory: Some(memory(at, &stats)),
             writable_layer: Some(cri::FilesystemUsage {

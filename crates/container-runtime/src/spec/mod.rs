@@ -57,7 +57,7 @@ pub type Result<T> = std::result::Result<T, Invalid>;
 pub fn generate(input: &Input<'_>) -> Result<Value> {
     let linux = input.container.linux.clone().unwrap_or_default();
     let security = linux.security_context.clone().unwrap_or_default();
-    let resources = linux.resources.clone().unwrap_or_default();
+    let resources = linux.resources.unwrap_or_default();
     let devices = devices::devices(input.container, security.privileged)?;
 
     let mut process = json!({
