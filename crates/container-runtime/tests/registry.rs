@@ -1,5 +1,5 @@
 //! Pulling from a real registry (Debian's docker-registry) on loopback, and importing archives.
-#![allow(clippy::unwrap_used)] // Tests fail by panicking.
+#![allow(clippy::unwrap_used, clippy::large_futures)] // Tests fail by panicking.
 
 use std::io::Write;
 use std::process::{Child, Command, Stdio};

@@ -2,7 +2,7 @@
 //!
 //! The runtime's process is this test binary again (`runtime_process`), so it can be killed; its shims are this
 //! binary as well, which becomes one before `main` when it is called `… shim <config>`.
-#![allow(dead_code, unsafe_code, clippy::unwrap_used)] // Shared by several tests, which fail by panicking.
+#![allow(dead_code, unsafe_code, clippy::unwrap_used, clippy::large_futures)] // Shared by several tests, which fail by panicking.
 
 use std::ffi::{CStr, OsString, c_char, c_int};
 use std::os::unix::ffi::OsStringExt;
