@@ -35,7 +35,10 @@ impl Backoff {
             return None;
         }
         let since = Duration::try_from(now.duration_since(failed_at)).unwrap_or_default();
-        let remaining = entry.delay.checked_sub(since).filter(|left| !left.is_zero())?;
+        let remaining = entry
+            .delay
+            .checked_sub(since)
+            .filter(|left| !left.is_zero())?;
         Some(Wait {
             delay: entry.delay,
             remaining,
@@ -64,7 +67,9 @@ impl Backoff {
 
     /// Forgets keys that begin with `prefix`.
     pub fn forget(&self, prefix: &str) {
-        self.entries.lock().retain(|key, _| !key.starts_with(prefix));
+        self.entries
+            .lock()
+            .retain(|key, _| !key.starts_with(prefix));
     }
 
     /// It ran well for long enough to begin anew.
@@ -104,7 +109,11 @@ mod tests {
         let backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(300));
         let start = Timestamp::from_second(1_000_000).unwrap();
         let at = |seconds: i64| start + SignedDuration::from_secs(seconds);
-        assert_eq!(backoff.remaining("k", at(0), at(0)), None, "the first restart is at once");
+        assert_eq!(
+            backoff.remaining("k", at(0), at(0)),
+            None,
+            "the first restart is at once"
+        );
         let mut time = 0;
         for delay in [10, 20, 40, 80, 160, 300, 300] {
             backoff.next("k", at(time), at(time));
@@ -112,12 +121,17 @@ mod tests {
             assert_eq!(wait.delay.as_secs(), delay);
             assert_eq!(wait.remaining.as_secs(), delay - 1);
             time += i64::try_from(delay).unwrap();
-            assert_eq!(backoff.remaining("k", at(time - delay as i64), at(time)), None);
+            assert_eq!(
+                backoff.remaining("k", at(time - delay as i64), at(time)),
+                None
+            );
         }
         // It then ran for eleven minutes.
         assert_eq!(backoff.remaining("k", at(time + 660), at(time + 660)), None);
         backoff.next("k", at(time + 660), at(time + 660));
-        let wait = backoff.remaining("k", at(time + 660), at(time + 660)).unwrap();
+        let wait = backoff
+            .remaining("k", at(time + 660), at(time + 660))
+            .unwrap();
         assert_eq!(wait.delay.as_secs(), 10);
         backoff.forget("k");
         assert_eq!(backoff.remaining("k", at(time + 660), at(time + 660)), None);

@@ -106,7 +106,11 @@ impl Cgroups {
 
     /// Removes a pod's cgroup, whichever class it was in, with what is left below it.
     pub fn remove_pod(&self, uid: &str) {
-        for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+        for class in [
+            QosClass::Guaranteed,
+            QosClass::Burstable,
+            QosClass::BestEffort,
+        ] {
             let name = format!("{}/pod{uid}", self.class(class));
             for dir in self.dirs(&name) {
                 remove_tree(&dir);
@@ -117,9 +121,15 @@ impl Cgroups {
     /// Uids of the pods that have a cgroup.
     pub fn pods(&self) -> Vec<String> {
         let mut found = Vec::new();
-        for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+        for class in [
+            QosClass::Guaranteed,
+            QosClass::Burstable,
+            QosClass::BestEffort,
+        ] {
             for dir in self.dirs(&self.class(class)) {
-                let Ok(entries) = std::fs::read_dir(dir) else { continue };
+                let Ok(entries) = std::fs::read_dir(dir) else {
+                    continue;
+                };
                 for entry in entries.flatten() {
                     let name = entry.file_name().to_string_lossy().into_owned();
                     if let Some(uid) = name.strip_prefix("pod")
@@ -177,7 +187,9 @@ impl Cgroups {
                 let dir = self.mount.join(relative);
                 set(&dir.join("cpu.weight"), &weight(shares).to_string())?;
                 let max = |value: Option<String>| value.unwrap_or_else(|| "max".into());
-                let cpu = max(amounts.milli_cpu_limit.map(|milli| quota(milli).to_string()));
+                let cpu = max(amounts
+                    .milli_cpu_limit
+                    .map(|milli| quota(milli).to_string()));
                 set(&dir.join("cpu.max"), &format!("{cpu} {PERIOD}"))?;
                 let memory = max(amounts.memory_limit.map(|bytes| bytes.to_string()));
                 set(&dir.join("memory.max"), &memory)?;
@@ -215,7 +227,8 @@ impl Cgroups {
         above.reverse();
         for step in above {
             std::fs::create_dir_all(step).with_context(|| format!("cgroup {}", step.display()))?;
-            let offered = std::fs::read_to_string(step.join("cgroup.controllers")).unwrap_or_default();
+            let offered =
+                std::fs::read_to_string(step.join("cgroup.controllers")).unwrap_or_default();
             let wanted: Vec<String> = offered
                 .split_whitespace()
                 .filter(|name| ["cpu", "cpuset", "memory", "pids", "io", "hugetlb"].contains(name))
@@ -230,11 +243,18 @@ impl Cgroups {
     /// of a cgroup namespace, it and its neighbours move to a leaf of their own.
     fn leave_root(&self) -> anyhow::Result<()> {
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let at_root = own
-            .lines()
-            .any(|line| line.strip_prefix("0::").is_some_and(|path| path == self.root));
+        let at_root = own.lines().any(|line| {
+            line.strip_prefix("0::")
+                .is_some_and(|path| path == self.root)
+        });
         // The machine's real root has no such rule (and no cgroup.type file).
-        if !at_root || !self.mount.join(self.root.trim_start_matches('/')).join("cgroup.type").exists() {
+        if !at_root
+            || !self
+                .mount
+                .join(self.root.trim_start_matches('/'))
+                .join("cgroup.type")
+                .exists()
+        {
             return Ok(());
         }
         let root = self.mount.join(self.root.trim_start_matches('/'));
@@ -259,7 +279,9 @@ fn set(path: &Path, value: &str) -> anyhow::Result<()> {
 
 /// Only empty cgroups can be removed, the deepest first; the kernel keeps no files in the way.
 fn remove_tree(dir: &Path) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return;
+    };
     for entry in entries.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_tree(&entry.path());
@@ -278,7 +300,13 @@ mod tests {
 
     #[test]
     fn conversions() {
-        for (milli, expected) in [(0, 2), (1, 2), (100, 102), (1000, 1024), (1_000_000, 262_144)] {
+        for (milli, expected) in [
+            (0, 2),
+            (1, 2),
+            (100, 102),
+            (1000, 1024),
+            (1_000_000, 262_144),
+        ] {
             assert_eq!(shares(milli), expected, "{milli}");
         }
         for (milli, expected) in [(1, 1000), (100, 10_000), (1500, 150_000)] {
@@ -291,7 +319,10 @@ mod tests {
 
     #[test]
     fn pod_tree_comes_and_goes() {
-        let machine = Machine { milli_cpu: 2000, ..Machine::default() };
+        let machine = Machine {
+            milli_cpu: 2000,
+            ..Machine::default()
+        };
         let root = format!("fluyt-test-{}", std::process::id());
         let cgroups = Cgroups::new(&root, &machine).unwrap();
         let pod: Pod = serde_json::from_value(serde_json::json!({
@@ -301,14 +332,23 @@ mod tests {
         }))
         .unwrap();
         cgroups.ensure_pod(&pod).unwrap();
-        assert_eq!(cgroups.pod(&pod), format!("/{root}/kubepods/burstable/podu1"));
+        assert_eq!(
+            cgroups.pod(&pod),
+            format!("/{root}/kubepods/burstable/podu1")
+        );
         if cgroups.version == Version::V1 {
             let read = |file: &str| {
-                std::fs::read_to_string(Path::new(MOUNT).join(file.replace('@', &cgroups.pod(&pod)[1..]))).unwrap()
+                std::fs::read_to_string(
+                    Path::new(MOUNT).join(file.replace('@', &cgroups.pod(&pod)[1..])),
+                )
+                .unwrap()
             };
             assert_eq!(read("cpu/@/cpu.shares").trim(), "512");
             assert_eq!(read("cpu/@/cpu.cfs_quota_us").trim(), "100000");
-            assert_eq!(read("memory/@/memory.limit_in_bytes").trim(), (64 << 20).to_string());
+            assert_eq!(
+                read("memory/@/memory.limit_in_bytes").trim(),
+                (64 << 20).to_string()
+            );
             assert!(!read("cpuset/@/cpuset.cpus").trim().is_empty());
         }
         assert_eq!(cgroups.pods(), ["u1"]);

@@ -44,18 +44,20 @@ fn channel(endpoint: &str) -> anyhow::Result<Channel> {
     // The name only fills the request's authority; the socket is what is connected to.
     let connector = tower::service_fn(move |_: Uri| {
         let path = path.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(path).await?)) }
+        async move {
+            Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(path).await?))
+        }
     });
     Ok(Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector))
 }
 
 /// Bounds a call that the runtime should answer at once.
-async fn bounded<T>(
-    call: impl Future<Output = Result<tonic::Response<T>>>,
-) -> Result<T> {
+async fn bounded<T>(call: impl Future<Output = Result<tonic::Response<T>>>) -> Result<T> {
     match tokio::time::timeout(REQUEST_TIMEOUT, call).await {
         Ok(answer) => answer.map(tonic::Response::into_inner),
-        Err(_) => Err(tonic::Status::deadline_exceeded("the container runtime does not answer")),
+        Err(_) => Err(tonic::Status::deadline_exceeded(
+            "the container runtime does not answer",
+        )),
     }
 }
 
@@ -108,7 +110,9 @@ impl Cri {
         let limit = REQUEST_TIMEOUT + Duration::from_secs(grace.max(0).cast_unsigned());
         match tokio::time::timeout(limit, self.runtime.clone().stop_container(request)).await {
             Ok(answer) => answer.map(drop),
-            Err(_) => Err(tonic::Status::deadline_exceeded("stopping the container takes too long")),
+            Err(_) => Err(tonic::Status::deadline_exceeded(
+                "stopping the container takes too long",
+            )),
         }
     }
 
@@ -132,9 +136,14 @@ impl Cri {
         };
         let mut client = self.runtime.clone();
         if timeout.is_zero() {
-            return client.exec_sync(request).await.map(tonic::Response::into_inner);
+            return client
+                .exec_sync(request)
+                .await
+                .map(tonic::Response::into_inner);
         }
-        match tokio::time::timeout(timeout + Duration::from_secs(5), client.exec_sync(request)).await {
+        match tokio::time::timeout(timeout + Duration::from_secs(5), client.exec_sync(request))
+            .await
+        {
             Ok(answer) => answer.map(tonic::Response::into_inner),
             Err(_) => Err(tonic::Status::deadline_exceeded(format!(
                 "command timed out after {timeout:?}"

@@ -37,8 +37,12 @@ pub fn pod_config(settings: &Settings, pod: &Pod, node: &str) -> DnsConfig {
         parse(node)
     };
     if let Some(own) = &spec.dns_config {
-        config.servers.extend(own.nameservers.iter().flatten().cloned());
-        config.searches.extend(own.searches.iter().flatten().cloned());
+        config
+            .servers
+            .extend(own.nameservers.iter().flatten().cloned());
+        config
+            .searches
+            .extend(own.searches.iter().flatten().cloned());
         for option in own.options.iter().flatten() {
             let Some(name) = &option.name else { continue };
             config
@@ -95,7 +99,11 @@ pub fn hostname(settings: &Settings, pod: &Pod) -> (String, Option<String>) {
         .as_deref()
         .filter(|subdomain| !subdomain.is_empty())
         .map(|subdomain| {
-            format!("{host}.{subdomain}.{}.svc.{}", pod.namespace(), settings.cluster_domain)
+            format!(
+                "{host}.{subdomain}.{}.svc.{}",
+                pod.namespace(),
+                settings.cluster_domain
+            )
         });
     (host, qualified)
 }
@@ -133,13 +141,17 @@ mod tests {
 
     #[test]
     fn policies() {
-        let cluster = "10.0.0.10 n.svc.cluster.local svc.cluster.local cluster.local corp.example ndots:5";
+        let cluster =
+            "10.0.0.10 n.svc.cluster.local svc.cluster.local cluster.local corp.example ndots:5";
         let node = "9.9.9.9 corp.example timeout:2";
         for (spec, expected) in [
             (json!({}), cluster),
             (json!({"dnsPolicy": "Default"}), node),
             (json!({"hostNetwork": true}), node),
-            (json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}), cluster),
+            (
+                json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}),
+                cluster,
+            ),
             (
                 json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"],
                     "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}}),
@@ -151,7 +163,9 @@ mod tests {
             ),
         ] {
             let config = pod_config(&settings(), &pod(spec.clone()), NODE);
-            let all = [config.servers, config.searches, config.options].concat().join(" ");
+            let all = [config.servers, config.searches, config.options]
+                .concat()
+                .join(" ");
             assert_eq!(all, expected, "{spec}");
         }
     }
@@ -161,10 +175,17 @@ mod tests {
         for (spec, expected) in [
             (json!({}), "p"),
             (json!({"hostname": "h", "subdomain": "s"}), "h"),
-            (json!({"hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true}), "h.s.n.svc.cluster.local"),
+            (
+                json!({"hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true}),
+                "h.s.n.svc.cluster.local",
+            ),
             (json!({"setHostnameAsFQDN": true}), "p"),
         ] {
-            assert_eq!(sandbox_hostname(&settings(), &pod(spec.clone())), expected, "{spec}");
+            assert_eq!(
+                sandbox_hostname(&settings(), &pod(spec.clone())),
+                expected,
+                "{spec}"
+            );
         }
     }
 }

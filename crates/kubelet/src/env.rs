@@ -40,7 +40,10 @@ pub async fn make(
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
         if let Some(from) = &source.config_map_ref {
-            let map = objects.config_map(namespace, &from.name).await.map_err(other)?;
+            let map = objects
+                .config_map(namespace, &from.name)
+                .await
+                .map_err(other)?;
             match map {
                 Some(map) => {
                     let data = map.data.iter().flatten();
@@ -55,7 +58,10 @@ pub async fn make(
                 Some(secret) => {
                     let data = secret.data.iter().flatten();
                     env.extend(data.map(|(key, value)| {
-                        (format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned())
+                        (
+                            format!("{prefix}{key}"),
+                            String::from_utf8_lossy(&value.0).into_owned(),
+                        )
                     }));
                 }
                 None if from.optional == Some(true) => {}
@@ -82,7 +88,10 @@ pub async fn make(
         .filter(|(name, _)| !own.contains(name))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
-    all.extend(env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    all.extend(
+        env.iter()
+            .map(|(name, value)| (name.clone(), value.clone())),
+    );
     Ok(all)
 }
 
@@ -118,9 +127,11 @@ async fn reference(
         })
     };
     if let Some(field) = &source.field_ref {
-        return field_ref::extract(pod, &field.field_path).map(Some).ok_or_else(|| {
-            EnvError::Other(format!("unsupported fieldPath: {}", field.field_path))
-        });
+        return field_ref::extract(pod, &field.field_path)
+            .map(Some)
+            .ok_or_else(|| {
+                EnvError::Other(format!("unsupported fieldPath: {}", field.field_path))
+            });
     }
     if let Some(resource) = &source.resource_field_ref {
         return resource_field_ref::extract(pod, Some(&container.name), resource, allocatable)
@@ -128,7 +139,11 @@ async fn reference(
             .map_err(other);
     }
     if let Some(key) = &source.config_map_key_ref {
-        let Some(map) = objects.config_map(namespace, &key.name).await.map_err(other)? else {
+        let Some(map) = objects
+            .config_map(namespace, &key.name)
+            .await
+            .map_err(other)?
+        else {
             return match key.optional {
                 Some(true) => Ok(None),
                 _ => Err(not_found("configmap", &key.name)),
@@ -165,7 +180,8 @@ fn service_variables(
     for service in services {
         let name = service.metadata.name.as_deref().unwrap_or_default();
         let own = service.metadata.namespace.as_deref() == Some(namespace);
-        let master = service.metadata.namespace.as_deref() == Some("default") && name == "kubernetes";
+        let master =
+            service.metadata.namespace.as_deref() == Some("default") && name == "kubernetes";
         // One of the pod's own namespace hides the master's of the same name.
         if own && (links || master) {
             visible.insert(name, service);
@@ -182,13 +198,20 @@ fn service_variables(
             continue;
         }
         let prefix = name.to_uppercase().replace('-', "_");
-        let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_string() };
+        let host = if ip.contains(':') {
+            format!("[{ip}]")
+        } else {
+            ip.to_string()
+        };
         env.insert(format!("{prefix}_SERVICE_HOST"), ip.to_string());
         env.insert(format!("{prefix}_SERVICE_PORT"), ports[0].port.to_string());
         for (index, port) in ports.iter().enumerate() {
             if let Some(name) = port.name.as_deref().filter(|name| !name.is_empty()) {
                 let name = name.to_uppercase().replace('-', "_");
-                env.insert(format!("{prefix}_SERVICE_PORT_{name}"), port.port.to_string());
+                env.insert(
+                    format!("{prefix}_SERVICE_PORT_{name}"),
+                    port.port.to_string(),
+                );
             }
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
             let url = format!("{}://{host}:{}", protocol.to_lowercase(), port.port);
@@ -213,7 +236,9 @@ mod tests {
     use k8s_openapi::api::core::v1::{ConfigMap, Secret};
     use serde_json::json;
 
-    async fn environment(container: serde_json::Value) -> Result<BTreeMap<String, String>, EnvError> {
+    async fn environment(
+        container: serde_json::Value,
+    ) -> Result<BTreeMap<String, String>, EnvError> {
         let fake = FakeApi::new();
         let map: ConfigMap = serde_json::from_value(json!({
             "metadata": {"name": "m", "namespace": "n"}, "data": {"a": "1", "b": "2"}}))
@@ -284,12 +309,24 @@ mod tests {
     #[tokio::test]
     async fn missing() {
         for (env, expected) in [
-            (json!({"configMapKeyRef": {"name": "none", "key": "k"}}), "configmap \"none\" not found"),
-            (json!({"configMapKeyRef": {"name": "m", "key": "k"}}), "couldn't find key k in ConfigMap n/m"),
-            (json!({"secretKeyRef": {"name": "s", "key": "k"}}), "couldn't find key k in Secret n/s"),
+            (
+                json!({"configMapKeyRef": {"name": "none", "key": "k"}}),
+                "configmap \"none\" not found",
+            ),
+            (
+                json!({"configMapKeyRef": {"name": "m", "key": "k"}}),
+                "couldn't find key k in ConfigMap n/m",
+            ),
+            (
+                json!({"secretKeyRef": {"name": "s", "key": "k"}}),
+                "couldn't find key k in Secret n/s",
+            ),
         ] {
             let container = json!({"name": "c", "env": [{"name": "A", "valueFrom": env}]});
-            assert_eq!(environment(container).await.unwrap_err().to_string(), expected);
+            assert_eq!(
+                environment(container).await.unwrap_err().to_string(),
+                expected
+            );
         }
     }
 }

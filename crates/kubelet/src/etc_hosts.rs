@@ -22,7 +22,11 @@ pub fn is_managed_for(container: &Container, pod: &Pod, has_ip: bool) -> bool {
 
 /// Writes the pod's file and says where it is.
 pub fn write(settings: &Settings, pod: &Pod, ips: &[String]) -> std::io::Result<PathBuf> {
-    let path = settings.root_dir.join("pods").join(pod.uid()).join("etc-hosts");
+    let path = settings
+        .root_dir
+        .join("pods")
+        .join(pod.uid())
+        .join("etc-hosts");
     let node = if pod.host_network() {
         std::fs::read_to_string("/etc/hosts").unwrap_or_default()
     } else {
@@ -67,7 +71,10 @@ mod tests {
 
     #[test]
     fn names_and_aliases() {
-        let args = crate::config::args::Args { kubeconfig: Some("/k".into()), ..Default::default() };
+        let args = crate::config::args::Args {
+            kubeconfig: Some("/k".into()),
+            ..Default::default()
+        };
         let settings = args.settings().unwrap();
         let mut pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "n"},
@@ -76,10 +83,19 @@ mod tests {
         }))
         .unwrap();
         let text = content(&settings, &pod, &["10.244.0.2".into()], "");
-        assert!(text.contains("\n10.244.0.2\tp.s.n.svc.cluster.local\tp\n"), "{text}");
-        assert!(text.ends_with("# Entries added by HostAliases.\n1.1.1.1\ta\tb\n"), "{text}");
+        assert!(
+            text.contains("\n10.244.0.2\tp.s.n.svc.cluster.local\tp\n"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("# Entries added by HostAliases.\n1.1.1.1\ta\tb\n"),
+            "{text}"
+        );
         pod.spec.as_mut().unwrap().host_network = Some(true);
         let text = content(&settings, &pod, &[], "127.0.0.1 node\n");
-        assert!(text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1 node\n"), "{text}");
+        assert!(
+            text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1 node\n"),
+            "{text}"
+        );
     }
 }

@@ -82,7 +82,12 @@ impl ImageManager {
         };
         let present = self.present(&spec).await.map_err(|error| {
             let message = format!("Failed to inspect image {image:?}: {}", error.message());
-            recorder.event(reference, EventType::Warning, "InspectFailed", message.clone());
+            recorder.event(
+                reference,
+                EventType::Warning,
+                "InspectFailed",
+                message.clone(),
+            );
             ImageError {
                 reason: "ImageInspectError",
                 message,
@@ -98,10 +103,14 @@ impl ImageManager {
                 return Ok(ImageRef { id });
             }
             ("Never", None) => {
-                let message = format!(
-                    "Container image {image:?} is not present with pull policy of Never"
+                let message =
+                    format!("Container image {image:?} is not present with pull policy of Never");
+                recorder.event(
+                    reference,
+                    EventType::Warning,
+                    "ErrImageNeverPull",
+                    message.clone(),
                 );
-                recorder.event(reference, EventType::Warning, "ErrImageNeverPull", message.clone());
                 return Err(ImageError {
                     reason: "ErrImageNeverPull",
                     message,
@@ -110,7 +119,8 @@ impl ImageManager {
             }
             _ => {}
         }
-        self.pull(pod, spec, sandbox, objects, recorder, reference).await
+        self.pull(pod, spec, sandbox, objects, recorder, reference)
+            .await
     }
 
     async fn present(&self, spec: &cri::ImageSpec) -> crate::cri::Result<Option<String>> {
@@ -199,7 +209,8 @@ impl ImageManager {
                 credentials.extend(credentials_of(&secret, &spec.image));
             }
         }
-        let mut attempts: Vec<Option<cri::AuthConfig>> = credentials.into_iter().map(Some).collect();
+        let mut attempts: Vec<Option<cri::AuthConfig>> =
+            credentials.into_iter().map(Some).collect();
         if attempts.is_empty() {
             attempts.push(None);
         }
@@ -224,14 +235,18 @@ impl ImageManager {
             verbose: false,
         };
         let answer = self.cri.image_status(request).await.ok();
-        answer.and_then(|answer| answer.image).map_or(0, |image| image.size)
+        answer
+            .and_then(|answer| answer.image)
+            .map_or(0, |image| image.size)
     }
 
     /// The pod is gone.
     pub fn forget(&self, uid: &str) {
         let prefix = format!("{uid}_");
         self.backoff.forget(&prefix);
-        self.failures.lock().retain(|key, _| !key.starts_with(&prefix));
+        self.failures
+            .lock()
+            .retain(|key, _| !key.starts_with(&prefix));
     }
 }
 
@@ -271,7 +286,8 @@ fn normalize(image: &str) -> Option<String> {
         parts.next();
     }
     let path_fine = |part: &str| {
-        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let edge =
+            |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         edge(part.chars().next())
             && edge(part.chars().last())
             && part
@@ -281,7 +297,9 @@ fn normalize(image: &str) -> Option<String> {
     let tag_fine = |tag: &str| {
         (1..=128).contains(&tag.len())
             && !tag.starts_with(['.', '-'])
-            && tag.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+            && tag
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     };
     let digest_fine = |digest: &str| {
         digest
@@ -324,18 +342,33 @@ fn credentials_of(
         data.get(".dockerconfigjson")
             .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes.0).ok())
             .map(|mut config| config["auths"].take())
-            .or_else(|| data.get(".dockercfg").and_then(|bytes| serde_json::from_slice(&bytes.0).ok()))
+            .or_else(|| {
+                data.get(".dockercfg")
+                    .and_then(|bytes| serde_json::from_slice(&bytes.0).ok())
+            })
     });
     let (host, path) = registry(image);
     let mut found: Vec<(usize, cri::AuthConfig)> = Vec::new();
-    for (server, entry) in config.iter().filter_map(|config| config.as_object()).flatten() {
+    for (server, entry) in config
+        .iter()
+        .filter_map(|config| config.as_object())
+        .flatten()
+    {
         let bare = server
             .trim_start_matches("https://")
             .trim_start_matches("http://")
             .trim_end_matches('/');
-        let bare = bare.strip_suffix("/v1").or(bare.strip_suffix("/v2")).unwrap_or(bare);
+        let bare = bare
+            .strip_suffix("/v1")
+            .or(bare.strip_suffix("/v2"))
+            .unwrap_or(bare);
         let (server_host, server_path) = bare.split_once('/').unwrap_or((bare, ""));
-        let docker = |host: &str| matches!(host, "index.docker.io" | "docker.io" | "registry-1.docker.io");
+        let docker = |host: &str| {
+            matches!(
+                host,
+                "index.docker.io" | "docker.io" | "registry-1.docker.io"
+            )
+        };
         let host_fits = server_host == host
             || docker(server_host) && docker(&host)
             || server_host
@@ -388,7 +421,10 @@ mod tests {
             ("nginx", Some("nginx:latest")),
             ("nginx:1.27", Some("nginx:1.27")),
             ("localhost:5000/a/b", Some("localhost:5000/a/b:latest")),
-            ("mcr.fluyt.local/coredns:v0.1.0", Some("mcr.fluyt.local/coredns:v0.1.0")),
+            (
+                "mcr.fluyt.local/coredns:v0.1.0",
+                Some("mcr.fluyt.local/coredns:v0.1.0"),
+            ),
             ("Nginx", None),
             ("nginx:", None),
             ("a b", None),
@@ -417,7 +453,10 @@ mod tests {
         .unwrap();
         let secret = Arc::new(secret);
         let users = |image: &str| -> Vec<String> {
-            credentials_of(&secret, image).into_iter().map(|auth| auth.username).collect()
+            credentials_of(&secret, image)
+                .into_iter()
+                .map(|auth| auth.username)
+                .collect()
         };
         assert_eq!(users("registry.example/team/app:1"), ["team", "me"]);
         assert_eq!(users("registry.example/app:1"), ["me"]);

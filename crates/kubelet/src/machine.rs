@@ -28,8 +28,9 @@ impl Machine {
         let dirs = own_cgroups(&settings.cgroup_root);
         let cpu_limit = dirs.iter().filter_map(|dir| cpu_limit(dir)).min();
         let memory_limit = dirs.iter().filter_map(|dir| memory_limit(dir)).min();
-        let disk = nix::sys::statvfs::statvfs(&settings.root_dir)
-            .map_or(0, |stat| (stat.blocks() * stat.fragment_size()).cast_signed());
+        let disk = nix::sys::statvfs::statvfs(&settings.root_dir).map_or(0, |stat| {
+            (stat.blocks() * stat.fragment_size()).cast_signed()
+        });
         Machine {
             milli_cpu: cpu_limit.map_or(machine_cpu, |limit| limit.min(machine_cpu)),
             memory: memory_limit.map_or(machine_memory, |limit| limit.min(machine_memory)),

@@ -209,7 +209,10 @@ impl fluyt_volumes::Objects for ObjectCache {
             expiration_seconds,
         );
         let known = self.tokens.lock().get(&key).cloned();
-        if let Some(token) = known.as_ref().filter(|token| token.refresh_at > Timestamp::now()) {
+        if let Some(token) = known
+            .as_ref()
+            .filter(|token| token.refresh_at > Timestamp::now())
+        {
             return Ok(token.clone());
         }
         match self.request_token(pod, audience, expiration_seconds).await {
@@ -243,8 +246,8 @@ impl fluyt_volumes::Objects for ObjectCache {
 
     async fn cluster_trust_bundles(&self) -> Result<Vec<ClusterTrustBundle>, VolumeError> {
         let api: Api<ClusterTrustBundle> = Api::all(self.client.clone());
-        let list = api.list(&kube::api::ListParams::default());
-        Ok(list.await.map_err(api_error)?.items)
+        let everything = kube::api::ListParams::default();
+        Ok(api.list(&everything).await.map_err(api_error)?.items)
     }
 }
 
@@ -255,9 +258,13 @@ impl ObjectCache {
         audience: Option<&str>,
         expiration_seconds: i64,
     ) -> Result<Token, VolumeError> {
-        let account = pod.spec().service_account_name.as_deref().unwrap_or("default");
+        let account = pod
+            .spec()
+            .service_account_name
+            .as_deref()
+            .unwrap_or("default");
         let request = TokenRequest {
-            spec: TokenRequestSpec {
+            spec: Some(TokenRequestSpec {
                 audiences: audience.map(|audience| vec![audience.to_string()]),
                 expiration_seconds: Some(expiration_seconds),
                 bound_object_ref: Some(BoundObjectReference {
@@ -266,25 +273,22 @@ impl ObjectCache {
                     name: pod.metadata.name.clone(),
                     uid: pod.metadata.uid.clone(),
                 }),
-            },
+            }),
             ..TokenRequest::default()
         };
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), pod.namespace());
-        let body = serde_json::to_vec(&request).map_err(|e| VolumeError::Api(e.to_string()))?;
         let asked: TokenRequest = api
-            .create_subresource("token", account, &PostParams::default(), body)
+            .create_subresource("token", account, &PostParams::default(), &request)
             .await
             .map_err(|error| {
-                VolumeError::Api(format!(
-                    "failed to fetch token: {}",
-                    api_error(error)
-                ))
+                VolumeError::Api(format!("failed to fetch token: {}", api_error(error)))
             })?;
         let status = asked.status.unwrap_or_default();
         let now = Timestamp::now();
-        let expires = status
-            .expiration_timestamp
-            .map_or(now + SignedDuration::from_secs(expiration_seconds), |time| time.0);
+        let expires = status.expiration_timestamp.map_or(
+            now + SignedDuration::from_secs(expiration_seconds),
+            |time| time.0,
+        );
         let life = expires.duration_since(now).as_secs();
         let age = SignedDuration::from_secs(life * TOKEN_LIFE_PERCENT / 100).min(TOKEN_MAX_AGE);
         Ok(Token {
@@ -307,21 +311,38 @@ fn references(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
     }
     for volume in spec.volumes.iter().flatten() {
         config_maps.extend(volume.config_map.iter().map(|source| source.name.clone()));
-        secrets.extend(volume.secret.iter().flat_map(|source| source.secret_name.clone()));
-        let parts = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+        secrets.extend(
+            volume
+                .secret
+                .iter()
+                .flat_map(|source| source.secret_name.clone()),
+        );
+        let parts = volume
+            .projected
+            .iter()
+            .flat_map(|p| p.sources.iter().flatten());
         for part in parts {
             config_maps.extend(part.config_map.iter().map(|source| source.name.clone()));
             secrets.extend(part.secret.iter().map(|source| source.name.clone()));
         }
     }
     let ephemeral = pod.ephemeral_containers();
-    let containers = spec.containers.iter().chain(pod.init_containers()).chain(&ephemeral);
+    let containers = spec
+        .containers
+        .iter()
+        .chain(pod.init_containers())
+        .chain(&ephemeral);
     for container in containers {
         for from in container.env_from.iter().flatten() {
             config_maps.extend(from.config_map_ref.iter().map(|source| source.name.clone()));
             secrets.extend(from.secret_ref.iter().map(|source| source.name.clone()));
         }
-        for from in container.env.iter().flatten().flat_map(|env| &env.value_from) {
+        for from in container
+            .env
+            .iter()
+            .flatten()
+            .flat_map(|env| &env.value_from)
+        {
             config_maps.extend(from.config_map_key_ref.iter().map(|key| key.name.clone()));
             secrets.extend(from.secret_key_ref.iter().map(|key| key.name.clone()));
         }

@@ -3,7 +3,6 @@
 //! stream is listed every second.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_cri::v1 as cri;
@@ -21,12 +20,11 @@ const RECONNECT: Duration = Duration::from_secs(1);
 type Seen = HashMap<String, (String, i32)>;
 
 /// Calls `changed` with the uid of each pod that something has happened to, until shutdown.
-pub async fn run(cri: Cri, changed: impl Fn(&str), shutdown: CancellationToken) {
-    let changed: Arc<dyn Fn(&str) + '_> = Arc::new(changed);
+pub async fn run(cri: Cri, changed: impl Fn(&str) + Send + Sync, shutdown: CancellationToken) {
     let mut seen = Seen::new();
     let mut streams = true;
     while !shutdown.is_cancelled() {
-        relist(&cri, &mut seen, &*changed).await;
+        relist(&cri, &mut seen, &changed).await;
         if !streams {
             pause(RELIST_WITHOUT_STREAM, &shutdown).await;
             continue;
@@ -34,8 +32,8 @@ pub async fn run(cri: Cri, changed: impl Fn(&str), shutdown: CancellationToken) 
         match cri.container_events().await {
             Ok(events) => {
                 // What happened between the list and the stream's start.
-                relist(&cri, &mut seen, &*changed).await;
-                follow(&cri, events, &mut seen, &*changed, &shutdown).await;
+                relist(&cri, &mut seen, &changed).await;
+                follow(&cri, events, &mut seen, &changed, &shutdown).await;
             }
             Err(error) if error.code() == tonic::Code::Unimplemented => {
                 info!("the runtime has no container events, listing instead");
@@ -60,7 +58,7 @@ async fn follow(
     cri: &Cri,
     mut events: tonic::Streaming<cri::ContainerEventResponse>,
     seen: &mut Seen,
-    changed: &dyn Fn(&str),
+    changed: &(dyn Fn(&str) + Send + Sync),
     shutdown: &CancellationToken,
 ) {
     let mut relists = tokio::time::interval(RELIST);
@@ -92,7 +90,7 @@ fn pod_of(event: &cri::ContainerEventResponse) -> Option<String> {
     label.or_else(|| sandbox.metadata.as_ref().map(|meta| meta.uid.clone()))
 }
 
-async fn relist(cri: &Cri, seen: &mut Seen, changed: &dyn Fn(&str)) {
+async fn relist(cri: &Cri, seen: &mut Seen, changed: &(dyn Fn(&str) + Send + Sync)) {
     let sandboxes = cri.list_pod_sandbox(cri::ListPodSandboxRequest::default());
     let containers = cri.list_containers(cri::ListContainersRequest::default());
     let (sandboxes, containers) = match futures::try_join!(sandboxes, containers) {
@@ -102,7 +100,8 @@ async fn relist(cri: &Cri, seen: &mut Seen, changed: &dyn Fn(&str)) {
             return;
         }
     };
-    let uid = |labels: &HashMap<String, String>| labels.get(labels::POD_UID).cloned().unwrap_or_default();
+    let uid =
+        |labels: &HashMap<String, String>| labels.get(labels::POD_UID).cloned().unwrap_or_default();
     let mut now = Seen::new();
     for sandbox in sandboxes.items {
         now.insert(sandbox.id, (uid(&sandbox.labels), sandbox.state));
@@ -111,8 +110,13 @@ async fn relist(cri: &Cri, seen: &mut Seen, changed: &dyn Fn(&str)) {
         now.insert(container.id, (uid(&container.labels), container.state));
     }
     let gone = seen.iter().filter(|(id, _)| !now.contains_key(*id));
-    let differ = now.iter().filter(|(id, state)| seen.get(*id) != Some(state));
-    let mut uids: Vec<&str> = gone.chain(differ).map(|(_, (uid, _))| uid.as_str()).collect();
+    let differ = now
+        .iter()
+        .filter(|(id, state)| seen.get(*id) != Some(state));
+    let mut uids: Vec<&str> = gone
+        .chain(differ)
+        .map(|(_, (uid, _))| uid.as_str())
+        .collect();
     uids.sort_unstable();
     uids.dedup();
     for uid in uids.into_iter().filter(|uid| !uid.is_empty()) {

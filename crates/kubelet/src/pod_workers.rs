@@ -106,7 +106,9 @@ impl PodWorkers {
     /// Pods that are here and have not ended.
     pub fn active(&self) -> Vec<Arc<Pod>> {
         let workers = self.workers.lock();
-        let pods = workers.values().map(|mailbox| mailbox.wanted.lock().pod.clone());
+        let pods = workers
+            .values()
+            .map(|mailbox| mailbox.wanted.lock().pod.clone());
         pods.filter(|pod| !pod.is_terminal()).collect()
     }
 }
@@ -164,7 +166,13 @@ async fn run(kubelet: Arc<Kubelet>, mailbox: Arc<Mailbox>) {
             () = timer => {}
         }
     }
-    end(&kubelet, &mailbox, termination.unwrap_or_default(), &mut state).await;
+    end(
+        &kubelet,
+        &mailbox,
+        termination.unwrap_or_default(),
+        &mut state,
+    )
+    .await;
 }
 
 /// Resolves once the pod is to end.
@@ -189,7 +197,11 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
     let runtime = match kubelet.inspect(pod.uid()).await {
         Ok(runtime) => runtime,
         Err(error) => {
-            debug!(pod = pod.name(), error = error.message(), "the runtime doesn't answer");
+            debug!(
+                pod = pod.name(),
+                error = error.message(),
+                "the runtime doesn't answer"
+            );
             return Next::Wait(Some(RETRY));
         }
     };
@@ -200,7 +212,12 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
         {
             info!(pod = pod.name(), reason = verdict.0, "pod rejected");
             let reference = pod.object_reference();
-            kubelet.recorder.event(&reference, EventType::Warning, &verdict.0, verdict.1.clone());
+            kubelet.recorder.event(
+                &reference,
+                EventType::Warning,
+                &verdict.0,
+                verdict.1.clone(),
+            );
             return Next::Ended(Termination {
                 grace: Some(0),
                 verdict: Some(verdict),
@@ -209,19 +226,34 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
         state.admitted = true;
     }
     state.waiting.retain(|name, _| {
-        let running = runtime.latest(name).is_some_and(|c| c.state == kuberuntime::runtime_pod::State::Running);
+        let running = runtime
+            .latest(name)
+            .is_some_and(|c| c.state == kuberuntime::runtime_pod::State::Running);
         !running
     });
-    kubelet.probes.sync(pod, &runtime, runtime.ready_sandbox().and_then(|s| s.ips.first()).or(kubelet.host_ip(pod).as_ref()));
+    kubelet.probes.sync(
+        pod,
+        &runtime,
+        runtime
+            .ready_sandbox()
+            .and_then(|s| s.ips.first())
+            .or(kubelet.host_ip(pod).as_ref()),
+    );
     let status = kubelet.update_status(pod, &runtime, &state.waiting, false, None);
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return Next::Ended(Termination::default());
     }
     let deadline = match deadline(pod, status.start_time.map(|time| time.0)) {
         Some(left) if left.is_zero() => {
-            let message = "Pod was active on the node longer than the specified deadline".to_string();
+            let message =
+                "Pod was active on the node longer than the specified deadline".to_string();
             let reference = pod.object_reference();
-            kubelet.recorder.event(&reference, EventType::Normal, "DeadlineExceeded", message.clone());
+            kubelet.recorder.event(
+                &reference,
+                EventType::Normal,
+                "DeadlineExceeded",
+                message.clone(),
+            );
             return Next::Ended(Termination {
                 grace: None,
                 verdict: Some(("DeadlineExceeded".into(), message)),
@@ -235,7 +267,9 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
     };
     if let Some(problem) = network_not_ready(kubelet, pod) {
         let reference = pod.object_reference();
-        kubelet.recorder.event(&reference, EventType::Warning, "NetworkNotReady", problem);
+        kubelet
+            .recorder
+            .event(&reference, EventType::Warning, "NetworkNotReady", problem);
         kubelet.wait_for_runtime().await;
         return Next::Wait(Some(Duration::ZERO));
     }
@@ -244,7 +278,12 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
     {
         let message = format!("error ensuring pod container exists: {error:#}");
         let reference = pod.object_reference();
-        kubelet.recorder.event(&reference, EventType::Warning, "FailedToCreatePodContainer", message);
+        kubelet.recorder.event(
+            &reference,
+            EventType::Warning,
+            "FailedToCreatePodContainer",
+            message,
+        );
         return Next::Wait(sooner(Some(RETRY), deadline));
     }
     kubelet.objects.register(pod);
@@ -257,15 +296,22 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
             ready
         }
         Err(failed) => {
-            let message = format!("MountVolume.SetUp failed for volume {:?} : {}", failed.volume, failed.error);
+            let message = format!(
+                "MountVolume.SetUp failed for volume {:?} : {}",
+                failed.volume, failed.error
+            );
             let reference = pod.object_reference();
-            kubelet.recorder.event(&reference, EventType::Warning, "FailedMount", message);
+            kubelet
+                .recorder
+                .event(&reference, EventType::Warning, "FailedMount", message);
             let delay = Duration::from_millis(500) * 2u32.pow(state.mount_failures.min(8));
             state.mount_failures += 1;
             return Next::Wait(sooner(Some(delay), deadline));
         }
     };
-    let refresh = volumes.refresh_at.map(|at| until(at).max(Duration::from_secs(1)));
+    let refresh = volumes
+        .refresh_at
+        .map(|at| until(at).max(Duration::from_secs(1)));
     let todo = actions::compute(pod, &runtime, &*kubelet.probes);
     if todo == actions::Actions::default() {
         return Next::Wait(sooner(refresh, deadline));
@@ -283,7 +329,9 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
     match kubelet.inspect(pod.uid()).await {
         Ok(runtime) => {
             let ip = runtime.ready_sandbox().and_then(|s| s.ips.first().cloned());
-            kubelet.probes.sync(pod, &runtime, ip.or(kubelet.host_ip(pod)).as_ref());
+            kubelet
+                .probes
+                .sync(pod, &runtime, ip.or(kubelet.host_ip(pod)).as_ref());
             let status = kubelet.update_status(pod, &runtime, &state.waiting, false, None);
             if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
                 return Next::Ended(Termination::default());
@@ -404,7 +452,11 @@ async fn clean_up(
         mailbox.notify.notified().await;
     }
     while let Err(error) = kill::remove(kubelet, runtime).await {
-        warn!(pod = pod.name(), error = error.message(), "containers stay, trying again");
+        warn!(
+            pod = pod.name(),
+            error = error.message(),
+            "containers stay, trying again"
+        );
         tokio::time::sleep(RETRY).await;
     }
     kubelet.remove_logs(pod);

@@ -32,8 +32,16 @@ impl Amounts {
     ) -> Self {
         let get = |limits: bool, name: &str, read: fn(&Quantity) -> Option<i64>| {
             let resources = resources?;
-            let amounts = if limits { &resources.limits } else { &resources.requests };
-            amounts.as_ref()?.get(name).and_then(read).filter(|amount| *amount > 0)
+            let amounts = if limits {
+                &resources.limits
+            } else {
+                &resources.requests
+            };
+            amounts
+                .as_ref()?
+                .get(name)
+                .and_then(read)
+                .filter(|amount| *amount > 0)
         };
         Amounts {
             milli_cpu_request: get(false, "cpu", milli_value).or(get(true, "cpu", milli_value)),
@@ -144,7 +152,11 @@ impl QosClass {
     /// burstable container the more the smaller its share of the machine it asked for.
     pub fn oom_score_adj(self, pod: &Pod, memory_request: i64, machine_memory: i64) -> i64 {
         const CRITICAL_PRIORITY: i32 = 2_000_000_000;
-        if pod.spec().priority.is_some_and(|priority| priority >= CRITICAL_PRIORITY) {
+        if pod
+            .spec()
+            .priority
+            .is_some_and(|priority| priority >= CRITICAL_PRIORITY)
+        {
             return -997;
         }
         match self {
@@ -183,7 +195,11 @@ mod tests {
                 .iter()
                 .map(|resources| json!({"name": "c", "resources": resources}))
                 .collect();
-            assert_eq!(QosClass::of(&pod(json!(containers))), expected, "{resources:?}");
+            assert_eq!(
+                QosClass::of(&pod(json!(containers))),
+                expected,
+                "{resources:?}"
+            );
         }
     }
 
@@ -193,7 +209,10 @@ mod tests {
         let machine = 8 << 30;
         assert_eq!(QosClass::Guaranteed.oom_score_adj(&pod, 0, machine), -997);
         assert_eq!(QosClass::BestEffort.oom_score_adj(&pod, 0, machine), 1000);
-        assert_eq!(QosClass::Burstable.oom_score_adj(&pod, 4 << 30, machine), 500);
+        assert_eq!(
+            QosClass::Burstable.oom_score_adj(&pod, 4 << 30, machine),
+            500
+        );
         assert_eq!(QosClass::Burstable.oom_score_adj(&pod, 0, machine), 999);
         assert_eq!(QosClass::Burstable.oom_score_adj(&pod, machine, machine), 3);
     }

@@ -51,7 +51,11 @@ impl StatusManager {
 
     /// The status last made for the pod, else the API server's.
     pub fn current(&self, pod: &Pod) -> PodStatus {
-        let known = self.entries.lock().get(pod.uid()).map(|entry| entry.status.clone());
+        let known = self
+            .entries
+            .lock()
+            .get(pod.uid())
+            .map(|entry| entry.status.clone());
         known.unwrap_or_else(|| pod.status().clone())
     }
 
@@ -61,7 +65,11 @@ impl StatusManager {
 
     /// Takes a new status in. `mirror` is the API object that stands for a static pod.
     pub fn set(self: &Arc<Self>, pod: &Arc<Pod>, mirror: Option<&Pod>, mut status: PodStatus) {
-        let api = if pod.is_static() { mirror } else { Some(pod.as_ref()) };
+        let api = if pod.is_static() {
+            mirror
+        } else {
+            Some(pod.as_ref())
+        };
         let mut entries = self.entries.lock();
         let target = |api: &Pod| Target {
             namespace: api.namespace().into(),
@@ -139,7 +147,9 @@ impl StatusManager {
     }
 
     fn kick(self: &Arc<Self>, uid: &str, entries: &mut HashMap<String, Entry>) {
-        let Some(entry) = entries.get_mut(uid) else { return };
+        let Some(entry) = entries.get_mut(uid) else {
+            return;
+        };
         if entry.syncing {
             return;
         }
@@ -153,8 +163,14 @@ impl StatusManager {
         loop {
             let (target, pod, status, version, finished) = {
                 let mut entries = self.entries.lock();
-                let Some(entry) = entries.get_mut(&uid) else { return };
-                if entry.sent.as_ref().is_some_and(|(sent, _)| *sent == entry.version) {
+                let Some(entry) = entries.get_mut(&uid) else {
+                    return;
+                };
+                if entry
+                    .sent
+                    .as_ref()
+                    .is_some_and(|(sent, _)| *sent == entry.version)
+                {
                     entry.syncing = false;
                     return;
                 }
@@ -162,7 +178,13 @@ impl StatusManager {
                 if let Some((_, sent)) = &entry.sent {
                     target.known = merge_known(&target.known, sent);
                 }
-                (target, entry.pod.clone(), entry.status.clone(), entry.version, entry.finished)
+                (
+                    target,
+                    entry.pod.clone(),
+                    entry.status.clone(),
+                    entry.version,
+                    entry.finished,
+                )
             };
             let outcome = self.tell(&target, &status).await;
             match outcome {
@@ -197,11 +219,17 @@ impl StatusManager {
     }
 
     async fn tell(&self, target: &Target, status: &PodStatus) -> Result<(), kube::Error> {
-        let Some(patch) = patch(target, status) else { return Ok(()) };
+        let Some(patch) = patch(target, status) else {
+            return Ok(());
+        };
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &target.namespace);
-        api.patch_status(&target.name, &PatchParams::default(), &Patch::Strategic(patch))
-            .await
-            .map(drop)
+        api.patch_status(
+            &target.name,
+            &PatchParams::default(),
+            &Patch::Strategic(patch),
+        )
+        .await
+        .map(drop)
     }
 
     async fn delete(&self, target: &Target) -> Result<(), kube::Error> {
@@ -285,8 +313,10 @@ mod tests {
             namespace: "n".into(),
             name: "p".into(),
             uid: "u".into(),
-            known: status(json!({"phase": "Pending", "reason": "x", "podIPs": [{"ip": "1.1.1.1"}],
-                "conditions": [{"type": "Mine", "status": "True"}]})),
+            known: status(
+                json!({"phase": "Pending", "reason": "x", "podIPs": [{"ip": "1.1.1.1"}],
+                "conditions": [{"type": "Mine", "status": "True"}]}),
+            ),
         };
         let wanted = status(json!({"phase": "Running", "podIPs": [{"ip": "2.2.2.2"}],
             "conditions": [{"type": "Ready", "status": "True"}, {"type": "Mine", "status": "True"}]}));

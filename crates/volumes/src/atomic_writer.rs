@@ -182,8 +182,14 @@ mod tests {
         assert!(write(root, &payload(&[("a", "1"), ("d/b", "2")]), None).unwrap());
         assert_eq!(std::fs::read_to_string(root.join("a")).unwrap(), "1");
         assert_eq!(std::fs::read_to_string(root.join("d/b")).unwrap(), "2");
-        assert_eq!(std::fs::read_link(root.join("a")).unwrap(), Path::new("..data/a"));
-        assert!(!write(root, &payload(&[("a", "1"), ("d/b", "2")]), None).unwrap(), "unchanged");
+        assert_eq!(
+            std::fs::read_link(root.join("a")).unwrap(),
+            Path::new("..data/a")
+        );
+        assert!(
+            !write(root, &payload(&[("a", "1"), ("d/b", "2")]), None).unwrap(),
+            "unchanged"
+        );
         assert!(write(root, &payload(&[("a", "3"), ("c", "4")]), None).unwrap());
         assert_eq!(std::fs::read_to_string(root.join("a")).unwrap(), "3");
         assert_eq!(std::fs::read_to_string(root.join("c")).unwrap(), "4");
@@ -201,7 +207,10 @@ mod tests {
     fn keeps_out_of_other_places() {
         let dir = tempfile::tempdir().unwrap();
         for path in ["/etc/passwd", "../x", "a/../../x", "..data", ""] {
-            assert!(write(dir.path(), &payload(&[(path, "x")]), None).is_err(), "{path}");
+            assert!(
+                write(dir.path(), &payload(&[(path, "x")]), None).is_err(),
+                "{path}"
+            );
         }
     }
 

@@ -13,7 +13,12 @@ pub fn set_up(
     source: &DownwardAPIVolumeSource,
 ) -> Result<Mounted, VolumeError> {
     let mode = projected::mode(source.default_mode, 0o644);
-    let files = payload(context, pod, source.items.as_deref().unwrap_or_default(), mode)?;
+    let files = payload(
+        context,
+        pod,
+        source.items.as_deref().unwrap_or_default(),
+        mode,
+    )?;
     projected::write(
         pod,
         &context.volume_dir(uid(pod), "downward-api", name),

@@ -22,7 +22,8 @@ pub fn set_up(
     if dir.exists() && (!in_memory || mount::is_mount_point(&dir)?) {
         return Ok(mounted);
     }
-    std::fs::create_dir_all(&dir).map_err(VolumeError::io(format!("creating {}", dir.display())))?;
+    std::fs::create_dir_all(&dir)
+        .map_err(VolumeError::io(format!("creating {}", dir.display())))?;
     if in_memory {
         let limit = source
             .size_limit
@@ -31,8 +32,9 @@ pub fn set_up(
             .filter(|limit| *limit > 0);
         mount::mount_tmpfs(&dir, limit, "0777")?;
     }
-    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o777))
-        .map_err(VolumeError::io(format!("setting mode of {}", dir.display())))?;
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o777)).map_err(
+        VolumeError::io(format!("setting mode of {}", dir.display())),
+    )?;
     ownership::apply_fs_group(pod, &dir, false)?;
     Ok(mounted)
 }
@@ -51,12 +53,21 @@ mod tests {
             medium: Some("Memory".into()),
             size_limit: Some(Quantity("1Mi".into())),
         };
-        for (name, source) in [("disk", EmptyDirVolumeSource::default()), ("memory", memory)] {
+        for (name, source) in [
+            ("disk", EmptyDirVolumeSource::default()),
+            ("memory", memory),
+        ] {
             let mounted = set_up(&context, &pod, name, &source).unwrap();
             std::fs::write(mounted.host_path.join("data"), "kept").unwrap();
             let again = set_up(&context, &pod, name, &source).unwrap();
-            assert_eq!(std::fs::read(again.host_path.join("data")).unwrap(), b"kept");
-            let mode = std::fs::metadata(&again.host_path).unwrap().permissions().mode();
+            assert_eq!(
+                std::fs::read(again.host_path.join("data")).unwrap(),
+                b"kept"
+            );
+            let mode = std::fs::metadata(&again.host_path)
+                .unwrap()
+                .permissions()
+                .mode();
             assert_eq!(mode & 0o777, 0o777);
         }
         let memory_dir = context.volume_dir("u", "empty-dir", "memory");

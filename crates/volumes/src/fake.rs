@@ -27,7 +27,10 @@ impl Objects {
             data: Some(data.collect()),
             ..Default::default()
         };
-        self.0.lock().config_maps.insert(name.into(), Arc::new(object));
+        self.0
+            .lock()
+            .config_maps
+            .insert(name.into(), Arc::new(object));
     }
 
     pub fn put_secret(&self, name: &str, data: &[(&str, &str)]) {
@@ -48,8 +51,12 @@ impl Objects {
             "annotations": {"fluyt.io/provisioned-by": "local"}},
             "spec": {"local": {"path": path}, "claimRef": {"uid": "claim"}}});
         let mut inner = self.0.lock();
-        inner.claims.insert(name.into(), serde_json::from_value(claim).unwrap());
-        inner.volumes.insert(volume.into(), serde_json::from_value(pv).unwrap());
+        inner
+            .claims
+            .insert(name.into(), serde_json::from_value(claim).unwrap());
+        inner
+            .volumes
+            .insert(volume.into(), serde_json::from_value(pv).unwrap());
     }
 }
 

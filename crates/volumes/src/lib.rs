@@ -146,11 +146,7 @@ pub struct Mounted {
 }
 
 /// Brings one volume of the pod to its wanted state and says where it is.
-pub async fn set_up(
-    context: &Context,
-    pod: &Pod,
-    volume: &Volume,
-) -> Result<Mounted, VolumeError> {
+pub async fn set_up(context: &Context, pod: &Pod, volume: &Volume) -> Result<Mounted, VolumeError> {
     if let Some(source) = &volume.empty_dir {
         empty_dir::set_up(context, pod, &volume.name, source)
     } else if let Some(source) = &volume.host_path {

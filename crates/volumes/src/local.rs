@@ -35,7 +35,8 @@ pub fn set_up(
         )));
     }
     let dir = context.volume_dir(uid(pod), "local-volume", name);
-    std::fs::create_dir_all(&dir).map_err(VolumeError::io(format!("creating {}", dir.display())))?;
+    std::fs::create_dir_all(&dir)
+        .map_err(VolumeError::io(format!("creating {}", dir.display())))?;
     if !mount::is_mount_point(&dir)? {
         mount::bind(path, &dir)?;
         if !read_only {

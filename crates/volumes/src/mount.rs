@@ -51,9 +51,8 @@ pub fn unmount(path: &Path) -> Result<(), VolumeError> {
     match nix::mount::umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
         Err(nix::Error::EBUSY) => {
-            nix::mount::umount2(path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH).map_err(
-                VolumeError::nix(format!("unmounting {}", path.display())),
-            )
+            nix::mount::umount2(path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)
+                .map_err(VolumeError::nix(format!("unmounting {}", path.display())))
         }
         Err(errno) => Err(VolumeError::nix(format!("unmounting {}", path.display()))(
             errno,

@@ -29,9 +29,7 @@ pub fn apply_fs_group(pod: &Pod, root: &Path, read_only: bool) -> Result<(), Vol
 }
 
 fn root_matches(root: &Path, group: u32) -> bool {
-    std::fs::metadata(root).is_ok_and(|meta| {
-        meta.gid() == group && meta.mode() & 0o2060 == 0o2060
-    })
+    std::fs::metadata(root).is_ok_and(|meta| meta.gid() == group && meta.mode() & 0o2060 == 0o2060)
 }
 
 fn change(path: &Path, group: u32, read_only: bool) -> std::io::Result<()> {

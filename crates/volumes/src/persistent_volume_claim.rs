@@ -21,7 +21,11 @@ pub async fn set_up(
         })?;
     let unusable = |reason: &str| VolumeError::Claim(format!("PVC {claim_name} {reason}"));
     if claim.metadata.deletion_timestamp.is_some()
-        && claim.status.as_ref().and_then(|status| status.phase.as_deref()) != Some("Bound")
+        && claim
+            .status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref())
+            != Some("Bound")
     {
         return Err(unusable("is being deleted"));
     }
@@ -31,7 +35,11 @@ pub async fn set_up(
         .and_then(|spec| spec.volume_name.as_deref())
         .filter(|name| !name.is_empty())
         .filter(|_| {
-            claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound")
+            claim
+                .status
+                .as_ref()
+                .and_then(|status| status.phase.as_deref())
+                == Some("Bound")
         })
         .ok_or_else(|| unusable("is not bound"))?;
     let volume = context

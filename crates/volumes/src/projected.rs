@@ -114,9 +114,10 @@ async fn trust_bundle(
         (Some(name), _) => bundle.metadata.name.as_ref() == Some(name),
         (None, Some(signer)) => {
             bundle.spec.signer_name.as_ref() == Some(signer)
-                && source.label_selector.as_ref().is_some_and(|selector| {
-                    matches(selector, bundle.metadata.labels.as_ref())
-                })
+                && source
+                    .label_selector
+                    .as_ref()
+                    .is_some_and(|selector| matches(selector, bundle.metadata.labels.as_ref()))
         }
         (None, None) => false,
     });
@@ -132,7 +133,11 @@ async fn trust_bundle(
     }
     let mut certificates: Vec<&str> = Vec::new();
     for bundle in &bundles {
-        for block in bundle.spec.trust_bundle.split_inclusive("-----END CERTIFICATE-----") {
+        for block in bundle
+            .spec
+            .trust_bundle
+            .split_inclusive("-----END CERTIFICATE-----")
+        {
             let block = block.trim();
             if block.starts_with("-----BEGIN") && !certificates.contains(&block) {
                 certificates.push(block);
@@ -257,20 +262,27 @@ mod tests {
         objects.put_secret("s", &[("password", "hunter2")]);
         let (_dir, context) = fake::context(objects.clone());
         let pod = fake::pod();
-        let volume = volume(serde_json::json!({"name": "all", "projected": {"defaultMode": 288, "sources": [
-            {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
-            {"configMap": {"name": "ca", "items": [{"key": "ca.crt", "path": "certs/ca.crt", "mode": 256}]}},
-            {"secret": {"name": "s"}},
-            {"secret": {"name": "none", "optional": true}},
-            {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}}
-        ]}}));
+        let volume = volume(
+            serde_json::json!({"name": "all", "projected": {"defaultMode": 288, "sources": [
+                {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+                {"configMap": {"name": "ca", "items": [{"key": "ca.crt", "path": "certs/ca.crt", "mode": 256}]}},
+                {"secret": {"name": "s"}},
+                {"secret": {"name": "none", "optional": true}},
+                {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}}
+            ]}}),
+        );
         let mounted = set_up(&context, &pod, &volume).await.unwrap();
         assert_eq!(read(&mounted, "token"), "token-3607-");
         assert_eq!(read(&mounted, "certs/ca.crt"), "CA");
         assert_eq!(read(&mounted, "password"), "hunter2");
         assert_eq!(read(&mounted, "namespace"), "n");
         assert!(mounted.refresh_at.is_some());
-        let mode = |path: &str| std::fs::metadata(mounted.host_path.join(path)).unwrap().mode() & 0o777;
+        let mode = |path: &str| {
+            std::fs::metadata(mounted.host_path.join(path))
+                .unwrap()
+                .mode()
+                & 0o777
+        };
         assert_eq!((mode("certs/ca.crt"), mode("password")), (0o400, 0o440));
         assert!(mount::is_mount_point(&mounted.host_path).unwrap());
 
@@ -288,13 +300,22 @@ mod tests {
         let (_dir, context) = fake::context(objects);
         let pod = fake::pod();
         for (source, expected) in [
-            (serde_json::json!({"configMap": {"name": "none"}}), "configmap \"none\" not found"),
-            (serde_json::json!({"secret": {"secretName": "none"}}), "secret \"none\" not found"),
+            (
+                serde_json::json!({"configMap": {"name": "none"}}),
+                "configmap \"none\" not found",
+            ),
+            (
+                serde_json::json!({"secret": {"secretName": "none"}}),
+                "secret \"none\" not found",
+            ),
             (
                 serde_json::json!({"configMap": {"name": "c", "items": [{"key": "b", "path": "b"}]}}),
                 "references non-existent config key: b",
             ),
-            (serde_json::json!({"nfs": {"server": "s", "path": "/"}}), "no volume plugin matched"),
+            (
+                serde_json::json!({"nfs": {"server": "s", "path": "/"}}),
+                "no volume plugin matched",
+            ),
         ] {
             let mut source = source;
             source["name"] = "v".into();
@@ -306,11 +327,15 @@ mod tests {
     #[test]
     fn token_owner() {
         let pod = |json| -> Pod { serde_json::from_value(json).unwrap() };
-        let same = pod(serde_json::json!({"spec": {"securityContext": {"runAsUser": 5},
-            "containers": [{"name": "a"}, {"name": "b", "securityContext": {"runAsUser": 5}}]}}));
+        let same = pod(
+            serde_json::json!({"spec": {"securityContext": {"runAsUser": 5},
+            "containers": [{"name": "a"}, {"name": "b", "securityContext": {"runAsUser": 5}}]}}),
+        );
         assert_eq!(token_access(&same, 0o644), (0o600, Some(5)));
-        let mixed = pod(serde_json::json!({"spec": {"securityContext": {"runAsUser": 5},
-            "containers": [{"name": "a"}, {"name": "b", "securityContext": {"runAsUser": 6}}]}}));
+        let mixed = pod(
+            serde_json::json!({"spec": {"securityContext": {"runAsUser": 5},
+            "containers": [{"name": "a"}, {"name": "b", "securityContext": {"runAsUser": 6}}]}}),
+        );
         assert_eq!(token_access(&mixed, 0o644), (0o644, None));
     }
 }

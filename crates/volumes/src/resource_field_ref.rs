@@ -39,7 +39,10 @@ pub fn extract(
         .find(|container| container.name == name)
         .ok_or_else(|| VolumeError::Invalid(format!("container {name} not found")))?;
     let (kind, resource) = selector.resource.split_once('.').ok_or_else(|| {
-        VolumeError::Invalid(format!("unsupported container resource : {}", selector.resource))
+        VolumeError::Invalid(format!(
+            "unsupported container resource : {}",
+            selector.resource
+        ))
     })?;
     let resources = container.resources.as_ref();
     let amounts = match kind {
@@ -107,7 +110,11 @@ mod tests {
                 "limits": {"cpu": "1500m"}, "requests": {"memory": "100Mi"}}}]}
         }))
         .unwrap();
-        let allocatable = Allocatable { milli_cpu: 2000, memory: 4 << 30, ephemeral_storage: 0 };
+        let allocatable = Allocatable {
+            milli_cpu: 2000,
+            memory: 4 << 30,
+            ephemeral_storage: 0,
+        };
         for (resource, divisor, expected) in [
             ("limits.cpu", None, "2"),
             ("limits.cpu", Some("1m"), "1500"),

@@ -21,7 +21,12 @@ pub async fn set_up(
         mode,
     )
     .await?;
-    projected::write(pod, &context.volume_dir(uid(pod), "secret", name), &files, true)
+    projected::write(
+        pod,
+        &context.volume_dir(uid(pod), "secret", name),
+        &files,
+        true,
+    )
 }
 
 /// The files of one Secret; also a part of a projected volume.

@@ -63,22 +63,38 @@ fn open_inside(root: &Path, relative: &Path) -> nix::Result<OwnedFd> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    openat2(&dir, if relative.as_os_str().is_empty() { Path::new(".") } else { relative }, how)
+    openat2(
+        &dir,
+        if relative.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            relative
+        },
+        how,
+    )
 }
 
 /// Makes each missing directory of the path in turn, never through a link that leads out.
 fn create_inside(root: &Path, relative: &Path) -> Result<OwnedFd, VolumeError> {
-    let failed = || VolumeError::nix(format!("creating {} in {}", relative.display(), root.display()));
+    let failed = || {
+        VolumeError::nix(format!(
+            "creating {} in {}",
+            relative.display(),
+            root.display()
+        ))
+    };
     let mode = std::fs::metadata(root).map_or(0o750, |meta| meta.permissions().mode() & 0o777);
     let mut done = PathBuf::new();
     for part in relative.components() {
         let parent = open_inside(root, &done).map_err(failed())?;
         match nix::sys::stat::mkdirat(&parent, part.as_os_str(), Mode::from_bits_truncate(mode)) {
             Ok(()) => {
-                let here = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd())).join(part);
+                let here =
+                    PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd())).join(part);
                 // The process's umask must not narrow what the volume's own mode gives.
-                std::fs::set_permissions(&here, std::fs::Permissions::from_mode(mode))
-                    .map_err(VolumeError::io(format!("setting mode of {}", done.display())))?;
+                std::fs::set_permissions(&here, std::fs::Permissions::from_mode(mode)).map_err(
+                    VolumeError::io(format!("setting mode of {}", done.display())),
+                )?;
             }
             Err(nix::Error::EEXIST) => {}
             Err(errno) => return Err(failed()(errno)),

@@ -259,7 +259,10 @@ impl Args {
             bootstrap_kubeconfig: self.bootstrap_kubeconfig.clone(),
             cert_dir: self.cert_dir.clone(),
             root_dir: self.root_dir.clone(),
-            pod_logs_dir: file.pod_logs_dir.clone().unwrap_or(self.pod_logs_dir.clone()),
+            pod_logs_dir: file
+                .pod_logs_dir
+                .clone()
+                .unwrap_or(self.pod_logs_dir.clone()),
             image_endpoint: self
                 .image_service_endpoint
                 .clone()
@@ -322,7 +325,11 @@ impl Args {
                 .cgroups_per_qos
                 .or(file.cgroups_per_qos)
                 .unwrap_or(true),
-            reserved: pick(&self.system_reserved, &file.system_reserved, "--system-reserved")?,
+            reserved: pick(
+                &self.system_reserved,
+                &file.system_reserved,
+                "--system-reserved",
+            )?,
             kube_reserved: pick(&self.kube_reserved, &file.kube_reserved, "--kube-reserved")?,
             eviction_hard,
             image_gc_high: self
@@ -470,7 +477,10 @@ mod tests {
         assert_eq!(settings.max_pods, 50);
         assert_eq!(settings.cluster_dns, ["10.0.0.10"]);
         assert_eq!(settings.client_ca_file.as_deref(), Some("/ca.crt".as_ref()));
-        assert_eq!(settings.node_status_update_frequency, Duration::from_secs(90));
+        assert_eq!(
+            settings.node_status_update_frequency,
+            Duration::from_secs(90)
+        );
         assert_eq!(settings.node_labels["a"], "b");
         assert_eq!(settings.taints[0].value.as_deref(), Some("v"));
 
@@ -484,7 +494,12 @@ mod tests {
         assert!(parse_taint("nothing").is_err());
         assert!(parse_taint("k=v:Sometimes").is_err());
         assert!(pairs(&["x".into()], '=').is_err());
-        for (text, millis) in [("1h", Some(3_600_000)), ("1.5s", Some(1500)), ("10", None), ("3d", None)] {
+        for (text, millis) in [
+            ("1h", Some(3_600_000)),
+            ("1.5s", Some(1500)),
+            ("10", None),
+            ("3d", None),
+        ] {
             let parsed = parse_duration(text).ok().map(|d| d.as_millis());
             assert_eq!(parsed, millis, "{text}");
         }

@@ -102,7 +102,10 @@ fn parse(text: &str, file: &Path, node: &str) -> anyhow::Result<Pod> {
     let notes = meta.annotations.get_or_insert_default();
     notes.insert(annotations::CONFIG_HASH.into(), uid);
     notes.insert(annotations::CONFIG_SOURCE.into(), "file".into());
-    notes.insert(annotations::CONFIG_SEEN.into(), jiff::Timestamp::now().to_string());
+    notes.insert(
+        annotations::CONFIG_SEEN.into(),
+        jiff::Timestamp::now().to_string(),
+    );
     Ok(pod)
 }
 
@@ -126,7 +129,9 @@ fn default_spec(spec: &mut k8s_openapi::api::core::v1::PodSpec) {
             if let Some(limits) = &resources.limits {
                 let requests = resources.requests.get_or_insert_default();
                 for (name, amount) in limits {
-                    requests.entry(name.clone()).or_insert_with(|| amount.clone());
+                    requests
+                        .entry(name.clone())
+                        .or_insert_with(|| amount.clone());
                 }
             }
         }
@@ -156,7 +161,10 @@ mod tests {
         assert_eq!(pod.metadata.namespace.as_deref(), Some("default"));
         let spec = pod.spec.as_ref().unwrap();
         assert_eq!(spec.restart_policy.as_deref(), Some("Always"));
-        assert_eq!(spec.containers[0].image_pull_policy.as_deref(), Some("Always"));
+        assert_eq!(
+            spec.containers[0].image_pull_policy.as_deref(),
+            Some("Always")
+        );
         std::fs::remove_file(dir.path().join("web.yaml")).unwrap();
         while !pods.recv().await.unwrap().is_empty() {}
         shutdown.cancel();
@@ -164,7 +172,11 @@ mod tests {
 
     #[test]
     fn not_a_pod() {
-        for text in ["kind: Service\nspec: {}", "{", "kind: Pod\nmetadata: {}\nspec: {containers: []}"] {
+        for text in [
+            "kind: Service\nspec: {}",
+            "{",
+            "kind: Pod\nmetadata: {}\nspec: {containers: []}",
+        ] {
             assert!(parse(text, Path::new("f"), "n").is_err(), "{text}");
         }
     }

@@ -105,17 +105,23 @@ pub struct Authorization {
 
 impl KubeletConfiguration {
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("--config {}", path.display()))?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("--config {}", path.display()))?;
         let config: Self = serde_saphyr::from_str(&text)
             .with_context(|| format!("--config {}", path.display()))?;
         ensure!(
-            config.kind.as_deref().is_none_or(|kind| kind == "KubeletConfiguration"),
+            config
+                .kind
+                .as_deref()
+                .is_none_or(|kind| kind == "KubeletConfiguration"),
             "--config {}: its kind is not KubeletConfiguration",
             path.display()
         );
         ensure!(
-            config.cgroup_driver.as_deref().is_none_or(|driver| driver == "cgroupfs"),
+            config
+                .cgroup_driver
+                .as_deref()
+                .is_none_or(|driver| driver == "cgroupfs"),
             "--config {}: cgroupDriver: only cgroupfs is supported",
             path.display()
         );

@@ -52,7 +52,9 @@ pub struct Actions {
 /// Whether a container that ended with `exit_code` is started again.
 pub fn should_restart(container: &Container, pod_policy: RestartPolicy, exit_code: i32) -> bool {
     for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
+        let Some(codes) = &rule.exit_codes else {
+            continue;
+        };
         let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
         let matches = match codes.operator.as_str() {
             "In" => listed,
@@ -96,14 +98,20 @@ pub fn compute(pod: &Pod, runtime: &RuntimePod, probes: &dyn Probes) -> Actions 
     for (index, container) in pod.ephemeral_containers().iter().enumerate() {
         // An ephemeral container runs once.
         if runtime.latest(&container.name).is_none() {
-            actions.start.push(Start { kind: Kind::Ephemeral, index });
+            actions.start.push(Start {
+                kind: Kind::Ephemeral,
+                index,
+            });
         }
     }
 
     let mut keep = 0;
     let main = |actions: &mut Actions, keep: &mut usize| {
         for (index, container) in pod.spec().containers.iter().enumerate() {
-            let start = Start { kind: Kind::Main, index };
+            let start = Start {
+                kind: Kind::Main,
+                index,
+            };
             match check(container, here(&container.name), policy, probes) {
                 Verdict::Keep => *keep += 1,
                 Verdict::Start => actions.start.push(start),
@@ -117,7 +125,11 @@ pub fn compute(pod: &Pod, runtime: &RuntimePod, probes: &dyn Probes) -> Actions 
         }
     };
 
-    let main_started = pod.spec().containers.iter().any(|c| here(&c.name).is_some());
+    let main_started = pod
+        .spec()
+        .containers
+        .iter()
+        .any(|c| here(&c.name).is_some());
     match init(pod, &here, policy, probes, main_started) {
         Init::Waiting { start, kill } => {
             actions.start.extend(start);
@@ -159,9 +171,13 @@ fn new_sandbox(pod: &Pod, runtime: &RuntimePod, policy: RestartPolicy, actions: 
     };
     let spec = pod.spec();
     let some_started = !runtime.sandboxes.is_empty() && !runtime.containers.is_empty();
-    let may_repeat = spec.containers.iter().chain(pod.init_containers()).any(|container| {
-        container.restart_policy_rules.is_some() || container.restart_policy.is_some()
-    });
+    let may_repeat = spec
+        .containers
+        .iter()
+        .chain(pod.init_containers())
+        .any(|container| {
+            container.restart_policy_rules.is_some() || container.restart_policy.is_some()
+        });
     if policy == RestartPolicy::Never && some_started && !may_repeat {
         actions.create_sandbox = false;
         return;
@@ -171,21 +187,33 @@ fn new_sandbox(pod: &Pod, runtime: &RuntimePod, policy: RestartPolicy, actions: 
         .iter()
         .enumerate()
         .filter(|(_, container)| !ended(container))
-        .map(|(index, _)| Start { kind: Kind::Main, index })
+        .map(|(index, _)| Start {
+            kind: Kind::Main,
+            index,
+        })
         .collect();
     if wanted.is_empty() {
         actions.create_sandbox = false;
     } else if pod.init_containers().is_empty() {
         actions.start = wanted;
     } else {
-        actions.start = vec![Start { kind: Kind::Init, index: 0 }];
+        actions.start = vec![Start {
+            kind: Kind::Init,
+            index: 0,
+        }];
     }
 }
 
 enum Init {
     /// Main containers may run. Sidecars may need a start or a kill still.
-    Done { start: Vec<Start>, kill: Vec<Kill> },
-    Waiting { start: Vec<Start>, kill: Vec<Kill> },
+    Done {
+        start: Vec<Start>,
+        kill: Vec<Kill>,
+    },
+    Waiting {
+        start: Vec<Start>,
+        kill: Vec<Kill>,
+    },
     Failed,
 }
 
@@ -199,7 +227,10 @@ fn init<'a>(
     let mut start = Vec::new();
     let mut kill = Vec::new();
     for (index, container) in pod.init_containers().iter().enumerate() {
-        let this = Start { kind: Kind::Init, index };
+        let this = Start {
+            kind: Kind::Init,
+            index,
+        };
         let status = here(&container.name);
         if is_sidecar(container) {
             match check(container, status, RestartPolicy::Always, probes) {
@@ -245,7 +276,13 @@ fn init<'a>(
                 return Init::Waiting { start, kill };
             }
             Some(c) => {
-                kill.push(stop(c, format!("Init container is in {:?} state, try killing it before restart", c.state)));
+                kill.push(stop(
+                    c,
+                    format!(
+                        "Init container is in {:?} state, try killing it before restart",
+                        c.state
+                    ),
+                ));
                 start.push(this);
                 return Init::Waiting { start, kill };
             }
@@ -298,7 +335,10 @@ fn check(
 /// Why a running container can't stay.
 fn spoiled(container: &Container, status: &RuntimeContainer, probes: &dyn Probes) -> Option<Kill> {
     let name = &container.name;
-    if status.hash().is_some_and(|hash| hash != container_hash(container)) {
+    if status
+        .hash()
+        .is_some_and(|hash| hash != container_hash(container))
+    {
         return Some(stop(
             status,
             format!("Container {name} definition changed, will be restarted"),
@@ -307,13 +347,19 @@ fn spoiled(container: &Container, status: &RuntimeContainer, probes: &dyn Probes
     if probes.liveness(&status.id) == Some(false) {
         return Some(Kill {
             reason: KillReason::LivenessProbe,
-            ..stop(status, format!("Container {name} failed liveness probe, will be restarted"))
+            ..stop(
+                status,
+                format!("Container {name} failed liveness probe, will be restarted"),
+            )
         });
     }
     if probes.startup(&status.id) == Some(false) {
         return Some(Kill {
             reason: KillReason::StartupProbe,
-            ..stop(status, format!("Container {name} failed startup probe, will be restarted"))
+            ..stop(
+                status,
+                format!("Container {name} failed startup probe, will be restarted"),
+            )
         });
     }
     None

@@ -98,7 +98,12 @@ fn outline(actions: &Actions) -> String {
         words.push(format!("sandbox:{}", actions.attempt));
     }
     words.extend(actions.kill.iter().map(|kill| format!("-{}", kill.name)));
-    words.extend(actions.start.iter().map(|start| format!("+{:?}{}", start.kind, start.index)));
+    words.extend(
+        actions
+            .start
+            .iter()
+            .map(|start| format!("+{:?}{}", start.kind, start.index)),
+    );
     words.join(" ")
 }
 
@@ -125,7 +130,11 @@ fn main_containers() {
 #[test]
 fn sandbox_gone() {
     for (policy, containers, expected) in [
-        ("Always", &["a:0", "b:1"][..], "kill-pod sandbox:1 +Main0 +Main1"),
+        (
+            "Always",
+            &["a:0", "b:1"][..],
+            "kill-pod sandbox:1 +Main0 +Main1",
+        ),
         ("OnFailure", &["a:0", "b:1"], "kill-pod sandbox:1 +Main1"),
         ("OnFailure", &["a:0", "b:0"], "kill-pod"),
         ("Never", &["a:0", "b:1"], "kill-pod"),
@@ -136,7 +145,11 @@ fn sandbox_gone() {
         let actions = compute(&pod(policy), &runtime, &Fixed::default());
         assert_eq!(outline(&actions), expected, "{policy} {containers:?}");
     }
-    let actions = compute(&with_init("Always"), &RuntimePod::default(), &Fixed::default());
+    let actions = compute(
+        &with_init("Always"),
+        &RuntimePod::default(),
+        &Fixed::default(),
+    );
     assert_eq!(outline(&actions), "kill-pod sandbox:0 +Init0");
 }
 
@@ -155,20 +168,46 @@ fn init_containers_in_turn() {
         ("Always", &["first:0", "side:running"], "+Init2"),
         ("Always", &["first:0", "side:1"], "+Init1"),
         ("Always", &["first:0", "side:running", "last:running"], ""),
-        ("Always", &["first:0", "side:running", "last:0"], "+Main0 +Main1"),
-        ("Always", &["first:0", "side:running", "last:0", "a:running", "b:running"], ""),
-        ("Always", &["first:0", "side:1", "last:0", "a:running", "b:running"], "+Init1"),
+        (
+            "Always",
+            &["first:0", "side:running", "last:0"],
+            "+Main0 +Main1",
+        ),
+        (
+            "Always",
+            &[
+                "first:0",
+                "side:running",
+                "last:0",
+                "a:running",
+                "b:running",
+            ],
+            "",
+        ),
+        (
+            "Always",
+            &["first:0", "side:1", "last:0", "a:running", "b:running"],
+            "+Init1",
+        ),
         // An init container's record may be gone once the main ones run.
         ("Always", &["side:running", "a:running", "b:running"], ""),
         // When the main ones are done the sidecar has to go as well.
-        ("Never", &["first:0", "side:running", "last:0", "a:0", "b:0"], "kill-pod"),
+        (
+            "Never",
+            &["first:0", "side:running", "last:0", "a:0", "b:0"],
+            "kill-pod",
+        ),
     ] {
         let actions = compute(&with_init(policy), &runtime(containers), &started);
         assert_eq!(outline(&actions), expected, "{policy} {containers:?}");
     }
     let runtime = runtime(&["first:0", "side:running"]);
     let actions = compute(&with_init("Always"), &runtime, &Fixed::default());
-    assert_eq!(outline(&actions), "", "the sidecar has not passed its startup probe");
+    assert_eq!(
+        outline(&actions),
+        "",
+        "the sidecar has not passed its startup probe"
+    );
 }
 
 #[test]
@@ -180,7 +219,10 @@ fn probes_and_changes() {
     let all = runtime(&["a:running", "b:running"]);
     let actions = compute(&pod("Always"), &all, &failing);
     assert_eq!(outline(&actions), "-a +Main0");
-    assert_eq!(actions.kill[0].message, "Container a failed liveness probe, will be restarted");
+    assert_eq!(
+        actions.kill[0].message,
+        "Container a failed liveness probe, will be restarted"
+    );
     assert_eq!(outline(&compute(&pod("Never"), &all, &failing)), "-a");
 
     let mut changed = pod("Never");
@@ -194,9 +236,17 @@ fn ephemeral_containers_run_once() {
     let mut pod = pod("Always");
     pod.spec.as_mut().unwrap().ephemeral_containers =
         serde_json::from_value(json!([{"name": "debug", "image": "i"}])).unwrap();
-    let actions = compute(&pod, &runtime(&["a:running", "b:running"]), &Fixed::default());
+    let actions = compute(
+        &pod,
+        &runtime(&["a:running", "b:running"]),
+        &Fixed::default(),
+    );
     assert_eq!(outline(&actions), "+Ephemeral0");
-    let actions = compute(&pod, &runtime(&["a:running", "b:running", "debug:0"]), &Fixed::default());
+    let actions = compute(
+        &pod,
+        &runtime(&["a:running", "b:running", "debug:0"]),
+        &Fixed::default(),
+    );
     assert_eq!(outline(&actions), "");
 }
 

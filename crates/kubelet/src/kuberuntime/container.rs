@@ -56,7 +56,9 @@ pub async fn start(
 ) -> Result<String, StartError> {
     let reference = pod.container_reference(place.kind, &container.name);
     let warn = |reason: &str, message: &str| {
-        kubelet.recorder.event(&reference, EventType::Warning, reason, message);
+        kubelet
+            .recorder
+            .event(&reference, EventType::Warning, reason, message);
     };
     let image = kubelet
         .images
@@ -100,7 +102,9 @@ pub async fn start(
         }
     };
     let normal = |reason: &str, message: &str| {
-        kubelet.recorder.event(&reference, EventType::Normal, reason, message);
+        kubelet
+            .recorder
+            .event(&reference, EventType::Normal, reason, message);
     };
     normal("Created", "Container created");
     let started = kubelet
@@ -115,8 +119,12 @@ pub async fn start(
     }
     normal("Started", "Container started");
     link_log(pod, container, &id, &log);
-    if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref())
-        && let Err(why) = lifecycle::run(kubelet, pod, container, &id, place.ips.first(), hook).await
+    if let Some(hook) = container
+        .lifecycle
+        .as_ref()
+        .and_then(|l| l.post_start.as_ref())
+        && let Err(why) =
+            lifecycle::run(kubelet, pod, container, &id, place.ips.first(), hook).await
     {
         let message = format!("PostStartHook failed: {why}");
         warn("FailedPostStartHook", &message);
@@ -131,7 +139,12 @@ pub async fn start(
 /// `/var/log/containers/<pod>_<namespace>_<container>-<id>.log`, where log collectors look.
 fn link_log(pod: &Pod, container: &Container, id: &str, log: &std::path::Path) {
     let dir = std::path::Path::new("/var/log/containers");
-    let name = format!("{}_{}_{}-{id}.log", pod.name(), pod.namespace(), container.name);
+    let name = format!(
+        "{}_{}_{}-{id}.log",
+        pod.name(),
+        pod.namespace(),
+        container.name
+    );
     // A convenience; nothing of ours depends on it.
     if std::fs::create_dir_all(dir).is_ok() {
         let _ = std::os::unix::fs::symlink(log, dir.join(name));
@@ -154,9 +167,17 @@ async fn config(
     let env = env::make(&seen, container, &services, &*kubelet.objects, &allocatable)
         .await
         .map_err(|error| error.to_string())?;
-    let lookup = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+    let lookup = |name: &str| {
+        env.iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.clone())
+    };
     let expand = |texts: &Option<Vec<String>>| -> Vec<String> {
-        texts.iter().flatten().map(|text| expansion::expand(text, lookup)).collect()
+        texts
+            .iter()
+            .flatten()
+            .map(|text| expansion::expand(text, lookup))
+            .collect()
     };
     let image_user = image_user(kubelet, image_id).await?;
     let mut context = security_context::container(&kubelet.settings, pod, container, &image_user)?;
@@ -218,7 +239,11 @@ async fn image_user(kubelet: &Kubelet, image_id: &str) -> Result<ImageUser, Stri
     Ok(image.as_ref().map(ImageUser::of).unwrap_or_default())
 }
 
-pub fn resources(kubelet: &Kubelet, pod: &Pod, container: &Container) -> cri::LinuxContainerResources {
+pub fn resources(
+    kubelet: &Kubelet,
+    pod: &Pod,
+    container: &Container,
+) -> cri::LinuxContainerResources {
     let amounts = Amounts::of(container);
     let class = QosClass::of(pod);
     let memory = kubelet.machine.memory;
@@ -245,7 +270,10 @@ fn mounts(
     let mut mounts = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let volume = place.volumes.get(&mount.name).ok_or_else(|| {
-            format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
+            format!(
+                "cannot find volume {:?} to mount into container {:?}",
+                mount.name, container.name
+            )
         })?;
         let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
             (Some(path), _) if !path.is_empty() => Some(path.clone()),
@@ -288,7 +316,11 @@ fn mounts(
         });
     }
     let uses = |path: &str| {
-        container.volume_mounts.iter().flatten().any(|mount| mount.mount_path == path)
+        container
+            .volume_mounts
+            .iter()
+            .flatten()
+            .any(|mount| mount.mount_path == path)
     };
     if etc_hosts::is_managed_for(container, pod, !place.ips.is_empty()) {
         let file = etc_hosts::write(&kubelet.settings, pod, place.ips)
@@ -298,7 +330,8 @@ fn mounts(
     let message_path = labels::termination_message_path(container);
     if !uses(message_path) {
         let file = termination_message_file(kubelet, pod, &container.name, place.restart_count);
-        create_message_file(&file).map_err(|error| format!("creating {}: {error}", file.display()))?;
+        create_message_file(&file)
+            .map_err(|error| format!("creating {}: {error}", file.display()))?;
         mounts.push(bind(message_path, &file));
     }
     Ok(mounts)

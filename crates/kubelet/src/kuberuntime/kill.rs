@@ -28,7 +28,9 @@ pub async fn container(
 ) -> Result<(), tonic::Status> {
     let (kind, spec) = find(pod, name);
     let reference = pod.container_reference(kind, name);
-    kubelet.recorder.event(&reference, EventType::Normal, "Killing", message);
+    kubelet
+        .recorder
+        .event(&reference, EventType::Normal, "Killing", message);
     let mut left = grace;
     // After a restart the spec may be gone with the pod; the container's annotation has the hook.
     let hook = match &spec {
@@ -52,11 +54,21 @@ pub async fn container(
         match tokio::time::timeout(limit, run).await {
             Ok(Err(why)) => {
                 let message = format!("PreStopHook failed: {why}");
-                kubelet.recorder.event(&reference, EventType::Warning, "FailedPreStopHook", message);
+                kubelet.recorder.event(
+                    &reference,
+                    EventType::Warning,
+                    "FailedPreStopHook",
+                    message,
+                );
             }
             Err(_) => {
                 let message = "PreStopHook did not complete in grace period";
-                kubelet.recorder.event(&reference, EventType::Warning, "FailedPreStopHook", message);
+                kubelet.recorder.event(
+                    &reference,
+                    EventType::Warning,
+                    "FailedPreStopHook",
+                    message,
+                );
             }
             Ok(Ok(())) => {}
         }
@@ -77,9 +89,16 @@ fn find(pod: &Pod, name: &str) -> (Kind, Option<Container>) {
     if let Some(container) = pod.init_containers().iter().find(named) {
         return (Kind::Init, Some(container.clone()));
     }
-    let ephemeral = pod.ephemeral_containers().into_iter().find(|c| c.name == name);
+    let ephemeral = pod
+        .ephemeral_containers()
+        .into_iter()
+        .find(|c| c.name == name);
     (
-        if ephemeral.is_some() { Kind::Ephemeral } else { Kind::Main },
+        if ephemeral.is_some() {
+            Kind::Ephemeral
+        } else {
+            Kind::Main
+        },
         ephemeral,
     )
 }
@@ -88,7 +107,9 @@ fn find(pod: &Pod, name: &str) -> (Kind, Option<Container>) {
 pub fn grace_for(pod: &Pod, name: &str, reason: KillReason) -> i64 {
     let (_, spec) = find(pod, name);
     let of = |probe: &Option<k8s_openapi::api::core::v1::Probe>| {
-        probe.as_ref().and_then(|probe| probe.termination_grace_period_seconds)
+        probe
+            .as_ref()
+            .and_then(|probe| probe.termination_grace_period_seconds)
     };
     let own = match reason {
         KillReason::Stopping => None,
@@ -121,7 +142,16 @@ pub async fn pod(
         let running = running.clone();
         async move {
             let message = format!("Stopping container {}", running.name);
-            container(kubelet, pod, &running.id, &running.name, Some(&running), &message, grace).await
+            container(
+                kubelet,
+                pod,
+                &running.id,
+                &running.name,
+                Some(&running),
+                &message,
+                grace,
+            )
+            .await
         }
     };
     let stopped = join_all(main.into_iter().map(|container| stop(container, grace))).await;

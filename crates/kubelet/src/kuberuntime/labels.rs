@@ -22,7 +22,13 @@ pub const PORTS: &str = "io.kubernetes.container.ports";
 pub const PRE_STOP: &str = "io.kubernetes.container.preStopHandler";
 
 pub fn sandbox_labels(pod: &Pod) -> HashMap<String, String> {
-    let mut labels: HashMap<_, _> = pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
+    let mut labels: HashMap<_, _> = pod
+        .metadata
+        .labels
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
     labels.extend(identity(pod));
     labels
 }
@@ -62,7 +68,10 @@ pub fn container_annotations(
         ),
         (GRACE_PERIOD.into(), pod.grace_period().to_string()),
     ]);
-    if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref())
+    if let Some(hook) = container
+        .lifecycle
+        .as_ref()
+        .and_then(|l| l.pre_stop.as_ref())
         && let Ok(json) = serde_json::to_string(hook)
     {
         notes.insert(PRE_STOP.into(), json);

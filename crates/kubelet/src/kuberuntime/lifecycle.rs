@@ -25,7 +25,8 @@ pub async fn run(
             .await
             .map_err(|error| error.message().to_string())?;
         if answer.exit_code != 0 {
-            let output = String::from_utf8_lossy(&[answer.stdout, answer.stderr].concat()).into_owned();
+            let output =
+                String::from_utf8_lossy(&[answer.stdout, answer.stderr].concat()).into_owned();
             return Err(format!(
                 "command '{}' exited with {}: {output}",
                 command.join(" "),
@@ -36,7 +37,9 @@ pub async fn run(
     } else if let Some(get) = &hook.http_get {
         let port = resolve_port(&get.port, container).ok_or("the hook's port is unknown")?;
         let host = get.host.clone().filter(|host| !host.is_empty());
-        let host = host.or(ip.cloned()).ok_or("failed to find container's IP")?;
+        let host = host
+            .or(ip.cloned())
+            .ok_or("failed to find container's IP")?;
         let request = http::Request {
             https: get.scheme.as_deref() == Some("HTTPS"),
             host,

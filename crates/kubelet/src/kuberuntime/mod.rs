@@ -71,9 +71,20 @@ pub async fn sync(
     }
     for kill in &actions.kill {
         let grace = kill::grace_for(pod, &kill.name, kill.reason);
-        let known = runtime.containers.iter().find(|container| container.id == kill.id);
-        if let Err(error) =
-            kill::container(kubelet, pod, &kill.id, &kill.name, known, &kill.message, grace).await
+        let known = runtime
+            .containers
+            .iter()
+            .find(|container| container.id == kill.id);
+        if let Err(error) = kill::container(
+            kubelet,
+            pod,
+            &kill.id,
+            &kill.name,
+            known,
+            &kill.message,
+            grace,
+        )
+        .await
         {
             failed_kill(kubelet, pod, &error);
             return SyncResult::failed(crate::object_cache::RETRY);
@@ -87,7 +98,12 @@ pub async fn sync(
         Err(why) => {
             let message = format!("Failed to create pod sandbox: {why}");
             let reference = pod.object_reference();
-            kubelet.recorder.event(&reference, EventType::Warning, "FailedCreatePodSandBox", message);
+            kubelet.recorder.event(
+                &reference,
+                EventType::Warning,
+                "FailedCreatePodSandBox",
+                message,
+            );
             result.sandbox_error = Some(why);
             result.retry_in(Duration::from_secs(1));
             return result;
@@ -139,7 +155,10 @@ async fn place(
         })
         .await
         .map_err(|error| error.message().to_string())?;
-    let network = answer.status.and_then(|status| status.network).unwrap_or_default();
+    let network = answer
+        .status
+        .and_then(|status| status.network)
+        .unwrap_or_default();
     let own: Vec<String> = std::iter::once(network.ip)
         .chain(network.additional_ips.into_iter().map(|ip| ip.ip))
         .filter(|ip| !ip.is_empty())
@@ -179,7 +198,9 @@ async fn start_one(
                 container.name,
                 pod.event_name()
             );
-            kubelet.recorder.event(&reference, EventType::Warning, "BackOff", message);
+            kubelet
+                .recorder
+                .event(&reference, EventType::Warning, "BackOff", message);
             return Err(StartError {
                 reason: "CrashLoopBackOff".into(),
                 message: format!(
@@ -211,7 +232,9 @@ async fn start_one(
         restart_count: restart_count(kubelet, pod, runtime, &container.name),
         target_id,
     };
-    container::start(kubelet, pod, container, place).await.map(drop)
+    container::start(kubelet, pod, container, place)
+        .await
+        .map(drop)
 }
 
 /// The number of the next instance: one more than the last one's, wherever that is still known.
@@ -233,7 +256,9 @@ fn restart_count(kubelet: &Kubelet, pod: &Pod, runtime: &RuntimePod, name: &str)
 fn failed_kill(kubelet: &Kubelet, pod: &Pod, error: &tonic::Status) {
     let reference = pod.object_reference();
     let message = format!("error killing pod: {}", error.message());
-    kubelet.recorder.event(&reference, EventType::Warning, "FailedKillPod", message);
+    kubelet
+        .recorder
+        .event(&reference, EventType::Warning, "FailedKillPod", message);
 }
 
 /// The name of the container that `start` means.

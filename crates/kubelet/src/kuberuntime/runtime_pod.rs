@@ -75,7 +75,9 @@ impl RuntimeContainer {
 impl RuntimePod {
     /// The newest instance of a container.
     pub fn latest(&self, name: &str) -> Option<&RuntimeContainer> {
-        self.containers.iter().find(|container| container.name == name)
+        self.containers
+            .iter()
+            .find(|container| container.name == name)
     }
 
     /// The sandbox its containers run in now, if it is ready.

@@ -23,7 +23,11 @@ pub fn config(kubelet: &Kubelet, pod: &Pod, attempt: u32) -> cri::PodSandboxConf
         .flat_map(|context| context.sysctls.iter().flatten())
         .map(|sysctl| (sysctl.name.clone(), sysctl.value.clone()))
         .collect();
-    let cgroup_parent = kubelet.cgroups.as_ref().map(|cgroups| cgroups.pod(pod)).unwrap_or_default();
+    let cgroup_parent = kubelet
+        .cgroups
+        .as_ref()
+        .map(|cgroups| cgroups.pod(pod))
+        .unwrap_or_default();
     cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name: pod.name().into(),
@@ -54,12 +58,10 @@ pub fn config(kubelet: &Kubelet, pod: &Pod, attempt: u32) -> cri::PodSandboxConf
 
 /// `<pod logs dir>/<namespace>_<name>_<uid>`
 pub fn log_directory(kubelet: &Kubelet, pod: &Pod) -> std::path::PathBuf {
-    kubelet.settings.pod_logs_dir.join(format!(
-        "{}_{}_{}",
-        pod.namespace(),
-        pod.name(),
-        pod.uid()
-    ))
+    kubelet
+        .settings
+        .pod_logs_dir
+        .join(format!("{}_{}_{}", pod.namespace(), pod.name(), pod.uid()))
 }
 
 fn annotations(pod: &Pod) -> HashMap<String, String> {

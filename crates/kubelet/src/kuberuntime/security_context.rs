@@ -104,8 +104,15 @@ pub fn is_privileged(container: &Container) -> bool {
 
 /// The user a container starts as, if pod or container name one.
 pub fn run_as_user(pod: &Pod, container: &Container) -> Option<i64> {
-    let own = container.security_context.as_ref().and_then(|c| c.run_as_user);
-    own.or(pod.spec().security_context.as_ref().and_then(|c| c.run_as_user))
+    let own = container
+        .security_context
+        .as_ref()
+        .and_then(|c| c.run_as_user);
+    own.or(pod
+        .spec()
+        .security_context
+        .as_ref()
+        .and_then(|c| c.run_as_user))
 }
 
 /// `image_user` is the image's own: a number, or a name.
@@ -196,8 +203,15 @@ fn verify_non_root(
     user: Option<i64>,
     image: &ImageUser,
 ) -> Result<(), String> {
-    let own = container.security_context.as_ref().and_then(|c| c.run_as_non_root);
-    let pods = pod.spec().security_context.as_ref().and_then(|c| c.run_as_non_root);
+    let own = container
+        .security_context
+        .as_ref()
+        .and_then(|c| c.run_as_non_root);
+    let pods = pod
+        .spec()
+        .security_context
+        .as_ref()
+        .and_then(|c| c.run_as_non_root);
     if own.or(pods) != Some(true) {
         return Ok(());
     }
@@ -242,7 +256,11 @@ fn seccomp_profile(
             localhost_ref: settings
                 .root_dir
                 .join("seccomp")
-                .join(wanted.and_then(|w| w.localhost_profile.as_deref()).unwrap_or_default())
+                .join(
+                    wanted
+                        .and_then(|w| w.localhost_profile.as_deref())
+                        .unwrap_or_default(),
+                )
                 .to_string_lossy()
                 .into_owned(),
         },
@@ -277,13 +295,25 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn make(pods: serde_json::Value, own: serde_json::Value, image: ImageUser) -> Result<cri::LinuxContainerSecurityContext, String> {
-        let args = crate::config::args::Args { kubeconfig: Some("/k".into()), ..Default::default() };
+    fn make(
+        pods: serde_json::Value,
+        own: serde_json::Value,
+        image: ImageUser,
+    ) -> Result<cri::LinuxContainerSecurityContext, String> {
+        let args = crate::config::args::Args {
+            kubeconfig: Some("/k".into()),
+            ..Default::default()
+        };
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "n", "uid": "u"},
             "spec": {"securityContext": pods, "containers": [{"name": "c", "securityContext": own}]}}))
         .unwrap();
-        container(&args.settings().unwrap(), &pod, &pod.spec().containers[0], &image)
+        container(
+            &args.settings().unwrap(),
+            &pod,
+            &pod.spec().containers[0],
+            &image,
+        )
     }
 
     #[test]
@@ -298,7 +328,11 @@ mod tests {
             (json!({"runAsUser": 0}), ImageUser::Id(7), false),
             (json!({"runAsNonRoot": false}), ImageUser::Id(0), true),
         ] {
-            assert_eq!(make(strict.clone(), own.clone(), image.clone()).is_ok(), fine, "{own} {image:?}");
+            assert_eq!(
+                make(strict.clone(), own.clone(), image.clone()).is_ok(),
+                fine,
+                "{own} {image:?}"
+            );
         }
     }
 

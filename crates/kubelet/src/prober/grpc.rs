@@ -19,7 +19,12 @@ struct HealthCheckResponse {
 const SERVING: i32 = 1;
 
 /// Asks whether `service` (the whole server when empty) is serving.
-pub async fn check(host: &str, port: u16, service: String, timeout: Duration) -> Result<(), String> {
+pub async fn check(
+    host: &str,
+    port: u16,
+    service: String,
+    timeout: Duration,
+) -> Result<(), String> {
     let address = super::http::address(host, port);
     let call = async {
         let channel = Endpoint::from_shared(format!("http://{address}"))
@@ -28,7 +33,9 @@ pub async fn check(host: &str, port: u16, service: String, timeout: Duration) ->
             .map_err(|error| error.to_string())?
             .connect()
             .await
-            .map_err(|error| format!("error: this health check can't connect to {address}: {error}"))?;
+            .map_err(|error| {
+                format!("error: this health check can't connect to {address}: {error}")
+            })?;
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.map_err(|error| error.to_string())?;
         let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
@@ -38,12 +45,19 @@ pub async fn check(host: &str, port: u16, service: String, timeout: Duration) ->
         let status = answer.map_err(|error| format!("error: health rpc probe failed: {error}"))?;
         match status.into_inner().status {
             SERVING => Ok(()),
-            other => Err(format!("service unhealthy (responded with \"{}\")", name(other))),
+            other => Err(format!(
+                "service unhealthy (responded with \"{}\")",
+                name(other)
+            )),
         }
     };
     tokio::time::timeout(timeout, call)
         .await
-        .unwrap_or_else(|_| Err(format!("timeout: health rpc did not complete within {timeout:?}")))
+        .unwrap_or_else(|_| {
+            Err(format!(
+                "timeout: health rpc did not complete within {timeout:?}"
+            ))
+        })
 }
 
 fn name(status: i32) -> &'static str {

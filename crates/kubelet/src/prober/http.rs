@@ -69,8 +69,8 @@ pub async fn get(request: &Request, timeout: Duration) -> Result<Answer, String>
     let exchange = async {
         let stream = connect(&address, timeout).await?;
         if request.https {
-            let name = ServerName::try_from(request.host.clone())
-                .map_err(|error| error.to_string())?;
+            let name =
+                ServerName::try_from(request.host.clone()).map_err(|error| error.to_string())?;
             let stream = tokio_rustls::TlsConnector::from(tls_config())
                 .connect(name, stream)
                 .await
@@ -102,16 +102,23 @@ async fn send(
         .header("Accept", "*/*")
         .header("Connection", "close")
         .header("User-Agent", request.user_agent);
-    let own_host = request.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("host"));
+    let own_host = request
+        .headers
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case("host"));
     builder = builder.header("Host", own_host.map_or(address, |(_, host)| host));
     if let Some(headers) = builder.headers_mut() {
         for (name, value) in &request.headers {
-            let name: http::HeaderName = name.parse().map_err(|_| format!("bad header {name:?}"))?;
-            let value: http::HeaderValue = value.parse().map_err(|_| "bad header value".to_string())?;
+            let name: http::HeaderName =
+                name.parse().map_err(|_| format!("bad header {name:?}"))?;
+            let value: http::HeaderValue =
+                value.parse().map_err(|_| "bad header value".to_string())?;
             headers.insert(name, value);
         }
     }
-    let message = builder.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let message = builder
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
     // The connection ends with the answer's head: the body of a health check is of no interest.
     let answer = async { sender.send_request(message).await };
     let (answer, connection) = futures::future::select(Box::pin(answer), Box::pin(connection))
@@ -131,7 +138,8 @@ trait FactorAnswer {
     async fn factor_answer(self) -> Result<(Self::Answer, Option<Self::Connection>), String>;
 }
 
-impl<A, C, T> FactorAnswer for futures::future::Either<(Result<T, hyper::Error>, C), (Result<(), hyper::Error>, A)>
+impl<A, C, T> FactorAnswer
+    for futures::future::Either<(Result<T, hyper::Error>, C), (Result<(), hyper::Error>, A)>
 where
     A: Future<Output = Result<T, hyper::Error>>,
 {
@@ -152,16 +160,17 @@ where
 }
 
 fn tls_config() -> Arc<rustls::ClientConfig> {
-    static CONFIG: std::sync::LazyLock<Arc<rustls::ClientConfig>> = std::sync::LazyLock::new(|| {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .expect("ring speaks TLS 1.2 and 1.3")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
-            .with_no_client_auth();
-        Arc::new(config)
-    });
+    static CONFIG: std::sync::LazyLock<Arc<rustls::ClientConfig>> =
+        std::sync::LazyLock::new(|| {
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let config = rustls::ClientConfig::builder_with_provider(provider.clone())
+                .with_safe_default_protocol_versions()
+                .expect("ring speaks TLS 1.2 and 1.3")
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
+                .with_no_client_auth();
+            Arc::new(config)
+        });
     CONFIG.clone()
 }
 
@@ -220,7 +229,10 @@ mod tests {
                 let mut buffer = [0; 4096];
                 let read = stream.read(&mut buffer).await.unwrap();
                 let text = String::from_utf8_lossy(&buffer[..read]).to_lowercase();
-                assert!(text.contains("user-agent: test/1") && text.contains("x-a: b"), "{text}");
+                assert!(
+                    text.contains("user-agent: test/1") && text.contains("x-a: b"),
+                    "{text}"
+                );
                 if answer.is_empty() {
                     std::future::pending::<()>().await;
                 }
@@ -247,15 +259,26 @@ mod tests {
         for (text, code) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200),
             ("HTTP/1.1 500 No\r\nConnection: close\r\n\r\n", 500),
-            ("HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", 302),
+            (
+                "HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
+                302,
+            ),
         ] {
             let port = server(text).await;
             assert_eq!(get(&request(port), second).await.unwrap().code, code);
         }
         let port = server("").await;
-        let error = get(&request(port), Duration::from_millis(50)).await.err().unwrap();
+        let error = get(&request(port), Duration::from_millis(50))
+            .await
+            .err()
+            .unwrap();
         assert!(error.contains("context deadline exceeded"), "{error}");
-        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let free = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let error = get(&request(free), second).await.err().unwrap();
         assert!(error.ends_with("connect: connection refused"), "{error}");
     }

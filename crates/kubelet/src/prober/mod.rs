@@ -87,9 +87,8 @@ impl ProbeManager {
             .filter(|container| container.state == State::Running)
             .map(|container| container.id.as_str())
             .collect();
-        instances.retain(|id, instance| {
-            instance.pod_uid != pod.uid() || alive.contains(&id.as_str())
-        });
+        instances
+            .retain(|id, instance| instance.pod_uid != pod.uid() || alive.contains(&id.as_str()));
         let probed = pod
             .spec()
             .containers
@@ -102,7 +101,9 @@ impl ProbeManager {
                     .map(|container| (ContainerKind::Init, container)),
             );
         for (kind, container) in probed {
-            let Some(running) = runtime.latest(&container.name) else { continue };
+            let Some(running) = runtime.latest(&container.name) else {
+                continue;
+            };
             let id = &running.id;
             if running.state != State::Running || instances.contains_key(id) {
                 continue;
@@ -118,8 +119,14 @@ impl ProbeManager {
                 ),
                 tasks: Vec::new(),
             };
-            for probe_kind in [ProbeKind::Startup, ProbeKind::Liveness, ProbeKind::Readiness] {
-                let Some(probe) = probe_kind.of(container) else { continue };
+            for probe_kind in [
+                ProbeKind::Startup,
+                ProbeKind::Liveness,
+                ProbeKind::Readiness,
+            ] {
+                let Some(probe) = probe_kind.of(container) else {
+                    continue;
+                };
                 if probe_kind == ProbeKind::Startup && started {
                     continue;
                 }
@@ -136,7 +143,9 @@ impl ProbeManager {
                     started_at: running.status.started_at,
                     startup: instance.startup.subscribe(),
                 };
-                instance.tasks.push((probe_kind, tokio::spawn(worker.run())));
+                instance
+                    .tasks
+                    .push((probe_kind, tokio::spawn(worker.run())));
             }
             instances.insert(id.clone(), instance);
         }
@@ -156,7 +165,9 @@ impl ProbeManager {
     }
 
     pub fn remove(&self, uid: &str) {
-        self.instances.lock().retain(|_, instance| instance.pod_uid != uid);
+        self.instances
+            .lock()
+            .retain(|_, instance| instance.pod_uid != uid);
     }
 
     /// Whether traffic may go to the container: what its probe says, or that it has started.
@@ -171,7 +182,9 @@ impl ProbeManager {
 
     fn set(&self, container_id: &str, kind: ProbeKind, healthy: bool) {
         let mut instances = self.instances.lock();
-        let Some(instance) = instances.get_mut(container_id) else { return };
+        let Some(instance) = instances.get_mut(container_id) else {
+            return;
+        };
         let before = match kind {
             ProbeKind::Startup => instance.startup.send_replace(Some(healthy)),
             ProbeKind::Liveness => instance.liveness.replace(healthy),
@@ -209,5 +222,7 @@ fn reported(pod: &Pod, name: &str, id: &str) -> (bool, bool) {
                     .as_deref()
                     .is_some_and(|known| known.ends_with(id))
         })
-        .map_or((false, false), |status| (status.ready, status.started == Some(true)))
+        .map_or((false, false), |status| {
+            (status.ready, status.started == Some(true))
+        })
 }

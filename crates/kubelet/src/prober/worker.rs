@@ -39,7 +39,10 @@ pub struct Tally {
 impl Tally {
     pub fn new(probe: &Probe) -> Self {
         let threshold = |value: Option<i32>, default| {
-            value.and_then(|v| u32::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default)
+            value
+                .and_then(|v| u32::try_from(v).ok())
+                .filter(|v| *v > 0)
+                .unwrap_or(default)
         };
         Tally {
             success: threshold(probe.success_threshold, 1),
@@ -63,7 +66,12 @@ impl Tally {
 }
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
-    Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default))
+    Duration::from_secs(
+        value
+            .and_then(|v| u64::try_from(v).ok())
+            .filter(|v| *v > 0)
+            .unwrap_or(default),
+    )
 }
 
 impl Worker {
@@ -75,22 +83,32 @@ impl Worker {
             tokio::time::sleep(Duration::from_nanos(wait)).await;
         }
         if self.kind != ProbeKind::Startup
-            && self.startup.wait_for(|started| *started == Some(true)).await.is_err()
+            && self
+                .startup
+                .wait_for(|started| *started == Some(true))
+                .await
+                .is_err()
         {
             return;
         }
         let mut tally = Tally::new(&self.probe);
-        let mut ticks = tokio::time::interval_at(Instant::now(), seconds(self.probe.period_seconds, 10));
+        let mut ticks =
+            tokio::time::interval_at(Instant::now(), seconds(self.probe.period_seconds, 10));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let outcome = self.once().await;
             if let Err(why) = &outcome {
                 let message = format!("{} probe failed: {why}", self.kind.as_str());
-                self.recorder.event(&self.reference, EventType::Warning, "Unhealthy", message);
+                self.recorder
+                    .event(&self.reference, EventType::Warning, "Unhealthy", message);
             }
-            let Some(verdict) = tally.note(outcome.is_ok()) else { continue };
-            let Some(manager) = self.manager.upgrade() else { return };
+            let Some(verdict) = tally.note(outcome.is_ok()) else {
+                continue;
+            };
+            let Some(manager) = self.manager.upgrade() else {
+                return;
+            };
             manager.set(&self.container_id, self.kind, verdict);
             // Started once is started; and what has failed for good gets killed.
             let done = match self.kind {
@@ -113,11 +131,15 @@ impl Worker {
                 .ok_or_else(|| "the pod has no address".to_string())
         };
         let port = |port| {
-            resolve_port(port, &self.container).ok_or_else(|| "the probe's port is unknown".to_string())
+            resolve_port(port, &self.container)
+                .ok_or_else(|| "the probe's port is unknown".to_string())
         };
         if let Some(exec) = &self.probe.exec {
             let command = exec.command.clone().unwrap_or_default();
-            let answer = self.cri.exec_sync(&self.container_id, command, timeout).await;
+            let answer = self
+                .cri
+                .exec_sync(&self.container_id, command, timeout)
+                .await;
             let answer = match answer {
                 Ok(answer) => answer,
                 Err(error) if error.code() == tonic::Code::DeadlineExceeded => {
@@ -145,7 +167,10 @@ impl Worker {
             if (200..400).contains(&answer.code) {
                 Ok(())
             } else {
-                Err(format!("HTTP probe failed with statuscode: {}", answer.code))
+                Err(format!(
+                    "HTTP probe failed with statuscode: {}",
+                    answer.code
+                ))
             }
         } else if let Some(socket) = &self.probe.tcp_socket {
             let address = http::address(&host(&socket.host)?, port(&socket.port)?);
@@ -172,11 +197,24 @@ mod tests {
             ..Probe::default()
         };
         let mut tally = Tally::new(&probe);
-        let results = [true, true, false, false, true, false, false, false, true, true];
+        let results = [
+            true, true, false, false, true, false, false, false, true, true,
+        ];
         let verdicts: Vec<_> = results.iter().map(|r| tally.note(*r)).collect();
         assert_eq!(
             verdicts,
-            [None, Some(true), None, None, None, None, None, Some(false), None, Some(true)]
+            [
+                None,
+                Some(true),
+                None,
+                None,
+                None,
+                None,
+                None,
+                Some(false),
+                None,
+                Some(true)
+            ]
         );
     }
 }

@@ -70,13 +70,22 @@ pub fn generate(
     .collect();
     // Readiness gates and whatever else others have set stay as they are.
     let others = inputs.old.conditions.iter().flatten();
-    conditions.extend(others.filter(|c| !OWNED.contains(&c.type_.as_str())).cloned());
+    conditions.extend(
+        others
+            .filter(|c| !OWNED.contains(&c.type_.as_str()))
+            .cloned(),
+    );
     conditions
 }
 
 fn condition(inputs: &Inputs<'_>, kind: &str, verdict: Verdict) -> PodCondition {
     let status = if verdict.status { "True" } else { "False" };
-    let old = inputs.old.conditions.iter().flatten().find(|c| c.type_ == kind);
+    let old = inputs
+        .old
+        .conditions
+        .iter()
+        .flatten()
+        .find(|c| c.type_ == kind);
     let since = old
         .filter(|old| old.status == status)
         .and_then(|old| old.last_transition_time.clone())
@@ -105,8 +114,15 @@ fn initialized(
         };
     }
     let begun = main.iter().any(|status| {
-        let running = status.state.as_ref().is_some_and(|state| state.running.is_some());
-        running || status.last_state.as_ref().is_some_and(|last| last.terminated.is_some())
+        let running = status
+            .state
+            .as_ref()
+            .is_some_and(|state| state.running.is_some());
+        running
+            || status
+                .last_state
+                .as_ref()
+                .is_some_and(|last| last.terminated.is_some())
     });
     let incomplete: Vec<&str> = inputs
         .pod
@@ -118,7 +134,10 @@ fn initialized(
                 if is_sidecar(container) {
                     status.started == Some(true)
                 } else {
-                    let ended = status.state.as_ref().and_then(|state| state.terminated.as_ref());
+                    let ended = status
+                        .state
+                        .as_ref()
+                        .and_then(|state| state.terminated.as_ref());
                     ended.is_some_and(|ended| ended.exit_code == 0)
                 }
             });
@@ -131,7 +150,10 @@ fn initialized(
     } else {
         no(
             "ContainersNotInitialized",
-            Some(format!("containers with incomplete status: {}", list(&incomplete))),
+            Some(format!(
+                "containers with incomplete status: {}",
+                list(&incomplete)
+            )),
         )
     }
 }
@@ -147,13 +169,24 @@ fn containers_ready(
         Phase::Failed => return no("PodFailed", None),
         _ => {}
     }
-    let sidecars = inputs.pod.init_containers().iter().filter(|c| is_sidecar(c));
-    let wanted = sidecars
-        .map(|container| (container, init))
-        .chain(inputs.pod.spec().containers.iter().map(|container| (container, main)));
+    let sidecars = inputs
+        .pod
+        .init_containers()
+        .iter()
+        .filter(|c| is_sidecar(c));
+    let wanted = sidecars.map(|container| (container, init)).chain(
+        inputs
+            .pod
+            .spec()
+            .containers
+            .iter()
+            .map(|container| (container, main)),
+    );
     let unready: Vec<&str> = wanted
         .filter(|(container, list)| {
-            !list.iter().any(|status| status.name == container.name && status.ready)
+            !list
+                .iter()
+                .any(|status| status.name == container.name && status.ready)
         })
         .map(|(container, _)| container.name.as_str())
         .collect();
@@ -162,7 +195,10 @@ fn containers_ready(
     } else {
         no(
             "ContainersNotReady",
-            Some(format!("containers with unready status: {}", list(&unready))),
+            Some(format!(
+                "containers with unready status: {}",
+                list(&unready)
+            )),
         )
     }
 }

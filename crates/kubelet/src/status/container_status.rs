@@ -29,7 +29,11 @@ pub fn main_statuses(inputs: &Inputs<'_>) -> Vec<ContainerStatus> {
 }
 
 pub fn init_statuses(inputs: &Inputs<'_>) -> Vec<ContainerStatus> {
-    let old = inputs.old.init_container_statuses.as_deref().unwrap_or_default();
+    let old = inputs
+        .old
+        .init_container_statuses
+        .as_deref()
+        .unwrap_or_default();
     let containers = inputs.pod.init_containers();
     let started = main_has_started(inputs);
     containers
@@ -59,7 +63,11 @@ pub fn init_statuses(inputs: &Inputs<'_>) -> Vec<ContainerStatus> {
 }
 
 pub fn ephemeral_statuses(inputs: &Inputs<'_>) -> Vec<ContainerStatus> {
-    let old = inputs.old.ephemeral_container_statuses.as_deref().unwrap_or_default();
+    let old = inputs
+        .old
+        .ephemeral_container_statuses
+        .as_deref()
+        .unwrap_or_default();
     inputs
         .pod
         .ephemeral_containers()
@@ -70,19 +78,25 @@ pub fn ephemeral_statuses(inputs: &Inputs<'_>) -> Vec<ContainerStatus> {
 
 fn main_has_started(inputs: &Inputs<'_>) -> bool {
     let containers = &inputs.pod.spec().containers;
-    containers.iter().any(|container| inputs.runtime.latest(&container.name).is_some())
+    containers
+        .iter()
+        .any(|container| inputs.runtime.latest(&container.name).is_some())
 }
 
 fn init_is_done(inputs: &Inputs<'_>) -> bool {
     main_has_started(inputs)
         || inputs.pod.init_containers().iter().all(|container| {
-            inputs.runtime.latest(&container.name).is_some_and(|status| {
-                if is_sidecar(container) {
-                    status.state == State::Running && inputs.health.started(container, &status.id)
-                } else {
-                    status.state == State::Exited && status.exit_code() == 0
-                }
-            })
+            inputs
+                .runtime
+                .latest(&container.name)
+                .is_some_and(|status| {
+                    if is_sidecar(container) {
+                        status.state == State::Running
+                            && inputs.health.started(container, &status.id)
+                    } else {
+                        status.state == State::Exited && status.exit_code() == 0
+                    }
+                })
         })
 }
 
@@ -161,7 +175,11 @@ fn status(
         Role::Ephemeral => false,
     };
     let given = container.image.clone().unwrap_or_default();
-    let named = latest.status.image.as_ref().map(|image| image.image.clone());
+    let named = latest
+        .status
+        .image
+        .as_ref()
+        .map(|image| image.image.clone());
     ContainerStatus {
         name: container.name.clone(),
         state: Some(state),
@@ -200,7 +218,10 @@ fn unknown_to_runtime(
         name: container.name.clone(),
         image: container.image.clone().unwrap_or_default(),
         started: Some(false),
-        last_state: Some(old.and_then(|old| old.last_state.clone()).unwrap_or_default()),
+        last_state: Some(
+            old.and_then(|old| old.last_state.clone())
+                .unwrap_or_default(),
+        ),
         restart_count: old.map_or(0, |old| old.restart_count),
         volume_mounts: volume_mounts(container),
         ..ContainerStatus::default()
@@ -275,13 +296,12 @@ fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
             name: mount.name.clone(),
             mount_path: mount.mount_path.clone(),
             read_only: mount.read_only.filter(|read_only| *read_only),
-            recursive_read_only: mount
-                .read_only
-                .filter(|read_only| *read_only)
-                .map(|_| match mount.recursive_read_only.as_deref() {
+            recursive_read_only: mount.read_only.filter(|read_only| *read_only).map(
+                |_| match mount.recursive_read_only.as_deref() {
                     Some("Enabled") => "Enabled".into(),
                     _ => "Disabled".into(),
-                }),
+                },
+            ),
             volume_status: None,
         })
         .collect();

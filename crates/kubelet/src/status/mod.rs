@@ -14,7 +14,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::kuberuntime::container::StartError;
 use crate::kuberuntime::runtime_pod::{RuntimeContainer, RuntimePod};
-use crate::pod::PodExt;
 use crate::qos::QosClass;
 
 pub use phase::Phase;
@@ -72,7 +71,13 @@ pub fn generate(inputs: &Inputs<'_>) -> PodStatus {
         container_statuses: list(main),
         ephemeral_container_statuses: list(ephemeral),
         host_ip: inputs.host_ips.first().cloned(),
-        host_ips: Some(inputs.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
+        host_ips: Some(
+            inputs
+                .host_ips
+                .iter()
+                .map(|ip| HostIP { ip: ip.clone() })
+                .collect(),
+        ),
         pod_ip: ips.first().cloned(),
         pod_ips: (!ips.is_empty()).then(|| ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()),
         start_time: inputs.old.start_time.clone().or(Some(Time(inputs.now))),

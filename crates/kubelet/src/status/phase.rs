@@ -31,7 +31,8 @@ pub fn compute(
     ending: bool,
 ) -> Phase {
     let policy = pod.restart_policy();
-    let find = |list: &'_ [ContainerStatus], name: &str| list.iter().find(|s| s.name == name).cloned();
+    let find =
+        |list: &'_ [ContainerStatus], name: &str| list.iter().find(|s| s.name == name).cloned();
     let mut pending_init = 0;
     let mut failed_init = 0;
     for container in pod.init_containers() {
@@ -45,10 +46,15 @@ pub fn compute(
             pending_init += usize::from(!up && state.terminated.is_none());
             continue;
         }
-        match (state.terminated, status.last_state.and_then(|last| last.terminated)) {
+        match (
+            state.terminated,
+            status.last_state.and_then(|last| last.terminated),
+        ) {
             (Some(ended), _) if ended.exit_code != 0 => failed_init += 1,
             (Some(_), _) => {}
-            (None, Some(last)) if state.waiting.is_some() && last.exit_code != 0 => failed_init += 1,
+            (None, Some(last)) if state.waiting.is_some() && last.exit_code != 0 => {
+                failed_init += 1
+            }
             _ => pending_init += 1,
         }
     }

@@ -15,7 +15,11 @@ pub fn read(file: &Path, log: Option<&Path>, fall_back: bool) -> Option<String> 
 
 fn head(file: &Path) -> Option<String> {
     let mut bytes = Vec::new();
-    std::fs::File::open(file).ok()?.take(MAX_MESSAGE).read_to_end(&mut bytes).ok()?;
+    std::fs::File::open(file)
+        .ok()?
+        .take(MAX_MESSAGE)
+        .read_to_end(&mut bytes)
+        .ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -37,13 +41,17 @@ fn tail(log: &Path) -> Option<String> {
     let mut out = String::new();
     for line in &lines[first..] {
         let mut fields = line.splitn(4, ' ').skip(2);
-        let (Some(tag), Some(content)) = (fields.next(), fields.next()) else { continue };
+        let (Some(tag), Some(content)) = (fields.next(), fields.next()) else {
+            continue;
+        };
         out.push_str(content);
         if tag.starts_with('F') {
             out.push('\n');
         }
     }
-    let cut = out.len().saturating_sub(usize::try_from(MAX_LOG_BYTES).unwrap_or(usize::MAX));
+    let cut = out
+        .len()
+        .saturating_sub(usize::try_from(MAX_LOG_BYTES).unwrap_or(usize::MAX));
     Some(out[out.ceil_char_boundary(cut)..].to_string())
 }
 
@@ -58,7 +66,10 @@ mod tests {
         let log = dir.path().join("0.log");
         std::fs::write(&file, "").unwrap();
         std::fs::write(&log, "2026-01-01T00:00:00Z stderr F bad\n2026-01-01T00:00:01Z stderr P wor\n2026-01-01T00:00:01Z stderr F se\n").unwrap();
-        assert_eq!(read(&file, Some(&log), true).as_deref(), Some("bad\nworse\n"));
+        assert_eq!(
+            read(&file, Some(&log), true).as_deref(),
+            Some("bad\nworse\n")
+        );
         assert_eq!(read(&file, Some(&log), false), None);
         std::fs::write(&file, "x".repeat(5000)).unwrap();
         assert_eq!(read(&file, Some(&log), true).unwrap().len(), 4096);

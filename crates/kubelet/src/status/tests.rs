@@ -31,7 +31,10 @@ fn runtime(containers: &[&str]) -> RuntimePod {
             sandbox_id: "s".into(),
             state,
             created_at: 0,
-            status: Arc::new(cri::ContainerStatus { exit_code, ..Default::default() }),
+            status: Arc::new(cri::ContainerStatus {
+                exit_code,
+                ..Default::default()
+            }),
         }
     };
     RuntimePod {
@@ -46,7 +49,13 @@ fn runtime(containers: &[&str]) -> RuntimePod {
     }
 }
 
-fn make(policy: &str, init: bool, containers: &[&str], waiting: &[&str], ending: bool) -> PodStatus {
+fn make(
+    policy: &str,
+    init: bool,
+    containers: &[&str],
+    waiting: &[&str],
+    ending: bool,
+) -> PodStatus {
     let mut pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": "p", "uid": "u", "generation": 3},
         "spec": {"restartPolicy": policy, "containers": [{"name": "a", "image": "i"}, {"name": "b", "image": "i"}]}
@@ -58,7 +67,12 @@ fn make(policy: &str, init: bool, containers: &[&str], waiting: &[&str], ending:
     }
     let waiting = waiting
         .iter()
-        .map(|name| (name.to_string(), StartError::new("CrashLoopBackOff", "back-off")))
+        .map(|name| {
+            (
+                name.to_string(),
+                StartError::new("CrashLoopBackOff", "back-off"),
+            )
+        })
         .collect();
     generate(&Inputs {
         pod: &pod,
@@ -92,9 +106,30 @@ fn phases() {
     for (policy, init, containers, waiting, ending, expected) in [
         ("Always", false, &[][..], &[][..], false, "Pending"),
         ("Always", false, &["a:running"], &[], false, "Pending"),
-        ("Always", false, &["a:running", "b:running"], &[], false, "Running"),
-        ("Always", false, &["a:running", "b:1"], &["b"], false, "Running"),
-        ("Always", false, &["a:1", "b:1"], &["a", "b"], false, "Running"),
+        (
+            "Always",
+            false,
+            &["a:running", "b:running"],
+            &[],
+            false,
+            "Running",
+        ),
+        (
+            "Always",
+            false,
+            &["a:running", "b:1"],
+            &["b"],
+            false,
+            "Running",
+        ),
+        (
+            "Always",
+            false,
+            &["a:1", "b:1"],
+            &["a", "b"],
+            false,
+            "Running",
+        ),
         ("Never", false, &["a:0", "b:0"], &[], false, "Succeeded"),
         ("Never", false, &["a:0", "b:1"], &[], false, "Failed"),
         ("OnFailure", false, &["a:0", "b:1"], &[], false, "Running"),
@@ -104,32 +139,67 @@ fn phases() {
         ("Always", true, &[], &[], false, "Pending"),
         ("Always", true, &["first:1"], &["first"], false, "Pending"),
         ("Never", true, &["first:1"], &[], false, "Failed"),
-        ("Always", true, &["first:0", "a:running", "b:running"], &[], false, "Running"),
+        (
+            "Always",
+            true,
+            &["first:0", "a:running", "b:running"],
+            &[],
+            false,
+            "Running",
+        ),
     ] {
         let status = make(policy, init, containers, waiting, ending);
-        assert_eq!(status.phase.as_deref(), Some(expected), "{policy} {init} {containers:?} {ending}");
+        assert_eq!(
+            status.phase.as_deref(),
+            Some(expected),
+            "{policy} {init} {containers:?} {ending}"
+        );
     }
 }
 
 #[test]
 fn condition_sets() {
     let status = make("Always", true, &["first:running"], &[], false);
-    assert_eq!(conditions(&status), "PodReadyToStartContainers PodScheduled");
-    let status = make("Always", true, &["first:0", "a:running", "b:running"], &[], false);
+    assert_eq!(
+        conditions(&status),
+        "PodReadyToStartContainers PodScheduled"
+    );
+    let status = make(
+        "Always",
+        true,
+        &["first:0", "a:running", "b:running"],
+        &[],
+        false,
+    );
     assert_eq!(
         conditions(&status),
         "PodReadyToStartContainers Initialized Ready ContainersReady PodScheduled"
     );
     let status = make("Always", false, &["a:running", "b:1"], &["b"], false);
-    let ready = status.conditions.as_ref().unwrap().iter().find(|c| c.type_ == "Ready").unwrap();
+    let ready = status
+        .conditions
+        .as_ref()
+        .unwrap()
+        .iter()
+        .find(|c| c.type_ == "Ready")
+        .unwrap();
     assert_eq!(ready.reason.as_deref(), Some("ContainersNotReady"));
-    assert_eq!(ready.message.as_deref(), Some("containers with unready status: [b]"));
+    assert_eq!(
+        ready.message.as_deref(),
+        Some("containers with unready status: [b]")
+    );
     assert_eq!(ready.observed_generation, Some(3));
 }
 
 #[test]
 fn container_states() {
-    let status = make("Always", true, &["first:0", "a:running", "b:1"], &["b"], false);
+    let status = make(
+        "Always",
+        true,
+        &["first:0", "a:running", "b:1"],
+        &["b"],
+        false,
+    );
     let main = status.container_statuses.unwrap();
     assert_eq!(main[0].container_id.as_deref(), Some("fluyt://a"));
     assert!(main[0].ready && main[0].started == Some(true));
