@@ -51,6 +51,8 @@ pub struct Informer<K> {
 struct Shared<K> {
     state: RwLock<State<K>>,
     synced: watch::Sender<bool>,
+    /// Removes what nobody needs, before an object is stored.
+    strip: fn(&mut K),
 }
 
 struct State<K> {
@@ -101,7 +103,17 @@ where
     /// Start following `api` until `shutdown`. `metadata.managedFields` is dropped on entry: nothing in a
     /// controller reads it, and it is half of a small object's memory.
     pub fn start(api: Api<K>, selectors: Selectors, shutdown: CancellationToken) -> Self {
-        let informer = Self::detached();
+        Self::start_stripped(api, selectors, |_| {}, shutdown)
+    }
+
+    /// As [`start`](Self::start), keeping only what `strip` leaves of every object.
+    pub fn start_stripped(
+        api: Api<K>,
+        selectors: Selectors,
+        strip: fn(&mut K),
+        shutdown: CancellationToken,
+    ) -> Self {
+        let informer = Self::detached_stripped(strip);
         let reflector = Reflector {
             api,
             selectors,
@@ -125,6 +137,10 @@ where
     }
 
     fn detached() -> Self {
+        Self::detached_stripped(|_| {})
+    }
+
+    fn detached_stripped(strip: fn(&mut K)) -> Self {
         let state = State {
             version: 0,
             objects: HashMap::new(),
@@ -133,6 +149,7 @@ where
         let shared = Shared {
             state: RwLock::new(state),
             synced: watch::Sender::new(false),
+            strip,
         };
         Self {
             shared: Arc::new(shared),
@@ -224,6 +241,7 @@ where
 impl<K: Resource> Shared<K> {
     fn upsert(&self, mut object: K) {
         object.meta_mut().managed_fields = None;
+        (self.strip)(&mut object);
         let key = ObjectKey::of(&object);
         let object = Arc::new(object);
         let mut state = self.state.write();

@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -14,7 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Informer, Selectors};
 
-type Registry = HashMap<(TypeId, Selectors), Box<dyn Any + Send + Sync>>;
+/// Kind, namespace (`None` for all) and selectors.
+type Followed = (TypeId, Option<String>, Selectors);
+type Registry = HashMap<Followed, Box<dyn Any + Send + Sync>>;
 
 /// The informers of one client, started when first asked for; cheap to clone.
 #[derive(Clone)]
@@ -46,16 +49,48 @@ impl Informers {
     where
         K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static,
     {
+        let key = (TypeId::of::<K>(), None, selectors.clone());
+        self.get_or_start(key, selectors, || Api::all(self.client.clone()))
+    }
+
+    /// The informer of the objects of kind `K` in one namespace.
+    pub fn get_namespaced<K>(&self, namespace: &str) -> Informer<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + DeserializeOwned
+            + Clone
+            + Debug
+            + Send
+            + Sync
+            + 'static,
+    {
+        let key = (
+            TypeId::of::<K>(),
+            Some(namespace.to_owned()),
+            Selectors::default(),
+        );
+        let api = || Api::namespaced(self.client.clone(), namespace);
+        self.get_or_start(key, Selectors::default(), api)
+    }
+
+    fn get_or_start<K>(
+        &self,
+        key: Followed,
+        selectors: Selectors,
+        api: impl FnOnce() -> Api<K>,
+    ) -> Informer<K>
+    where
+        K: Resource + DeserializeOwned + Clone + Debug + Send + Sync + 'static,
+    {
         let mut started = self.started.lock();
         let known = started
-            .get(&(TypeId::of::<K>(), selectors.clone()))
+            .get(&key)
             .and_then(|informer| informer.downcast_ref::<Informer<K>>());
         if let Some(informer) = known {
             return informer.clone();
         }
-        let api = Api::<K>::all(self.client.clone());
-        let informer = Informer::start(api, selectors.clone(), self.shutdown.clone());
-        started.insert((TypeId::of::<K>(), selectors), Box::new(informer.clone()));
+        let informer = Informer::start(api(), selectors, self.shutdown.clone());
+        started.insert(key, Box::new(informer.clone()));
         informer
     }
 

@@ -15,9 +15,13 @@ mod endpoint;
 mod endpointslice;
 mod namespace;
 mod nodeipam;
+mod nodelifecycle;
+mod podgc;
 mod replicaset;
 mod root_ca_cert_publisher;
 mod serviceaccount;
+mod statefulset;
+mod tainteviction;
 
 use std::{pin::Pin, sync::Arc};
 
@@ -83,6 +87,26 @@ pub const CONTROLLERS: &[Controller] = &[
         certificates::cleaner::run
     ),
     controller!("node-ipam-controller", "node-controller", nodeipam::run),
+    controller!(
+        "node-lifecycle-controller",
+        "node-controller",
+        nodelifecycle::run
+    ),
+    controller!(
+        "taint-eviction-controller",
+        "taint-eviction-controller",
+        tainteviction::run
+    ),
+    controller!(
+        "pod-garbage-collector-controller",
+        "pod-garbage-collector",
+        podgc::run
+    ),
+    controller!(
+        "statefulset-controller",
+        "statefulset-controller",
+        statefulset::run
+    ),
     controller!(
         "deployment-controller",
         "deployment-controller",

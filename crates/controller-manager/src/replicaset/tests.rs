@@ -136,13 +136,14 @@ async fn adopts_orphans_and_releases_relabelled_pods() {
 async fn a_refused_creation_becomes_a_condition_and_is_retried() {
     let fake = FakeApi::new();
     fake.insert(replica_set(2));
-    fake.fail("POST", "/api/v1/namespaces/ns/pods", 403, 1);
+    fake.fail("POST", "/api/v1/namespaces/ns/pods", 403, u32::MAX);
     let _running = start(&fake);
     let failed = |fake: &FakeApi| status(fake).conditions.is_some();
     fake.until("failure is reported", failed).await;
     let condition = status(&fake).conditions.unwrap().remove(0);
     assert_eq!(condition.type_, "ReplicaFailure");
     assert_eq!(condition.reason.as_deref(), Some("FailedCreate"));
+    fake.fail("POST", "/api/v1/namespaces/ns/pods", 403, 0);
     fake.until("recovers", |fake| {
         fake.list::<Pod>().len() == 2 && !failed(fake)
     })
