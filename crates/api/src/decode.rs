@@ -19,10 +19,13 @@ pub fn parse_json(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     let mut duplicates = Vec::new();
     let mut path = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = Tracked { path: &mut path, duplicates: &mut duplicates }
-        .deserialize(&mut deserializer)
-        .and_then(|v| deserializer.end().map(|()| v))
-        .map_err(|e| e.to_string())?;
+    let value = Tracked {
+        path: &mut path,
+        duplicates: &mut duplicates,
+    }
+    .deserialize(&mut deserializer)
+    .and_then(|v| deserializer.end().map(|()| v))
+    .map_err(|e| e.to_string())?;
     Ok((value, duplicates))
 }
 
@@ -64,7 +67,9 @@ impl<'de> Visitor<'de> for Tracked<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("not a finite number"))
+        Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom("not a finite number"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -79,7 +84,10 @@ impl<'de> Visitor<'de> for Tracked<'_> {
         let mut list = Vec::new();
         loop {
             self.path.push(format!("[{}]", list.len()));
-            let item = items.next_element_seed(Tracked { path: self.path, duplicates: self.duplicates })?;
+            let item = items.next_element_seed(Tracked {
+                path: self.path,
+                duplicates: self.duplicates,
+            })?;
             self.path.pop();
             match item {
                 Some(item) => list.push(item),
@@ -98,7 +106,10 @@ impl<'de> Visitor<'de> for Tracked<'_> {
             if map.contains_key(&key) {
                 self.duplicates.push(join(self.path));
             }
-            let value = entries.next_value_seed(Tracked { path: self.path, duplicates: self.duplicates })?;
+            let value = entries.next_value_seed(Tracked {
+                path: self.path,
+                duplicates: self.duplicates,
+            })?;
             self.path.pop();
             map.insert(key, value);
         }
@@ -130,7 +141,11 @@ pub struct Findings {
 /// # Errors
 /// The first value of a wrong type, in the words of upstream's decoder.
 pub fn conform(schema: &Schema, ty: TypeId, object: &mut Value) -> Result<Findings, String> {
-    let mut walk = Walk { schema, path: Vec::new(), findings: Findings::default() };
+    let mut walk = Walk {
+        schema,
+        path: Vec::new(),
+        findings: Findings::default(),
+    };
     walk.object(ty, object)?;
     Ok(walk.findings)
 }
@@ -145,7 +160,9 @@ impl Walk<'_> {
     fn object(&mut self, ty: TypeId, value: &mut Value) -> Result<(), String> {
         let schema = self.schema;
         let ty = schema.get(ty);
-        let Value::Object(map) = value else { return Err(self.mismatch(value, short(&ty.name))) };
+        let Value::Object(map) = value else {
+            return Err(self.mismatch(value, short(&ty.name)));
+        };
         let mut unknown = Vec::new();
         for (name, value) in map.iter_mut() {
             let Some(field) = ty.field(name) else {
@@ -174,7 +191,9 @@ impl Walk<'_> {
             Kind::Json => Ok(()),
             Kind::Object(ty) => self.object(*ty, value),
             Kind::List(item) => {
-                let Value::Array(items) = value else { return Err(self.mismatch(value, "list")) };
+                let Value::Array(items) = value else {
+                    return Err(self.mismatch(value, "list"));
+                };
                 for (i, v) in items.iter_mut().enumerate() {
                     self.path.push(format!("[{i}]"));
                     self.value(item, v)?;
@@ -183,7 +202,9 @@ impl Walk<'_> {
                 Ok(())
             }
             Kind::Map(item) => {
-                let Value::Object(entries) = value else { return Err(self.mismatch(value, "map")) };
+                let Value::Object(entries) = value else {
+                    return Err(self.mismatch(value, "map"));
+                };
                 for (key, v) in entries.iter_mut() {
                     self.path.push(key.clone());
                     if v.is_null() && **item == Kind::String {
@@ -205,9 +226,12 @@ impl Walk<'_> {
                     None => Err(self.mismatch(value, "Quantity")),
                 }
             }
-            Kind::Time | Kind::MicroTime => match value.as_str().map(str::parse::<jiff::Timestamp>) {
+            Kind::Time | Kind::MicroTime => match value.as_str().map(str::parse::<jiff::Timestamp>)
+            {
                 Some(Ok(_)) => Ok(()),
-                _ => Err(format!("parsing time {value} as \"2006-01-02T15:04:05Z07:00\": cannot parse {value}")),
+                _ => Err(format!(
+                    "parsing time {value} as \"2006-01-02T15:04:05Z07:00\": cannot parse {value}"
+                )),
             },
             scalar => self.scalar(scalar, value),
         }
@@ -218,34 +242,50 @@ impl Walk<'_> {
         let (ok, name) = match kind {
             Kind::String => (value.is_string(), "string"),
             Kind::Bool => (value.is_boolean(), "bool"),
-            Kind::Int32 => (value.as_i64().is_some_and(|n| i32::try_from(n).is_ok()), "int32"),
+            Kind::Int32 => (
+                value.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
+                "int32",
+            ),
             Kind::Int64 => (value.is_i64(), "int64"),
             Kind::Double => (value.is_number(), "float64"),
             Kind::IntOrString => (value.is_string() || value.is_i64(), "int32"),
             Kind::Bytes => {
-                let Some(text) = value.as_str() else { return Err(self.mismatch(value, "[]uint8")) };
+                let Some(text) = value.as_str() else {
+                    return Err(self.mismatch(value, "[]uint8"));
+                };
                 return match base64::engine::general_purpose::STANDARD.decode(text) {
                     Ok(_) => Ok(()),
-                    Err(base64::DecodeError::InvalidByte(at, _)) => Err(format!("illegal base64 data at input byte {at}")),
+                    Err(base64::DecodeError::InvalidByte(at, _)) => {
+                        Err(format!("illegal base64 data at input byte {at}"))
+                    }
                     Err(_) => Err(format!("illegal base64 data at input byte {}", text.len())),
                 };
             }
             _ => (true, ""),
         };
-        if ok { Ok(()) } else { Err(self.mismatch(value, name)) }
+        if ok {
+            Ok(())
+        } else {
+            Err(self.mismatch(value, name))
+        }
     }
 
     fn mismatch(&self, value: &Value, expected: &str) -> String {
         let found = match value {
             Value::Null => "null".to_owned(),
             Value::Bool(_) => "bool".to_owned(),
-            Value::Number(n) if n.is_f64() || matches!(expected, "int32" | "int64") => format!("number {n}"),
+            Value::Number(n) if n.is_f64() || matches!(expected, "int32" | "int64") => {
+                format!("number {n}")
+            }
             Value::Number(_) => "number".to_owned(),
             Value::String(_) => "string".to_owned(),
             Value::Array(_) => "array".to_owned(),
             Value::Object(_) => "object".to_owned(),
         };
-        format!("json: cannot unmarshal {found} into Go struct field {} of type {expected}", join(&self.path))
+        format!(
+            "json: cannot unmarshal {found} into Go struct field {} of type {expected}",
+            join(&self.path)
+        )
     }
 }
 
@@ -262,13 +302,18 @@ mod tests {
 
     fn pod(mut value: Value) -> (Value, Result<Findings, String>) {
         let schema = Schema::builtin();
-        let found = conform(schema, schema.find("io.k8s.api.core.v1.Pod").unwrap(), &mut value);
+        let found = conform(
+            schema,
+            schema.find("io.k8s.api.core.v1.Pod").unwrap(),
+            &mut value,
+        );
         (value, found)
     }
 
     #[test]
     fn unknown_fields_are_pruned_and_named() {
-        let (object, findings) = pod(json!({"spec": {"containers": [{"name": "a", "imagee": "x"}], "nodeName": null}}));
+        let (object, findings) =
+            pod(json!({"spec": {"containers": [{"name": "a", "imagee": "x"}], "nodeName": null}}));
         assert_eq!(findings.unwrap().unknown, ["spec.containers[0].imagee"]);
         assert_eq!(object, json!({"spec": {"containers": [{"name": "a"}]}}));
     }
@@ -281,13 +326,22 @@ mod tests {
             "json: cannot unmarshal number into Go struct field spec.containers[0].name of type string"
         );
         assert!(pod(json!({"spec": {"containers": {}}})).1.is_err());
-        assert!(pod(json!({"metadata": {"creationTimestamp": "yesterday"}})).1.is_err());
-        assert!(pod(json!({"spec": {"priority": 3_000_000_000_i64}})).1.is_err());
+        assert!(
+            pod(json!({"metadata": {"creationTimestamp": "yesterday"}}))
+                .1
+                .is_err()
+        );
+        assert!(
+            pod(json!({"spec": {"priority": 3_000_000_000_i64}}))
+                .1
+                .is_err()
+        );
     }
 
     #[test]
     fn duplicates_are_found() {
-        let (value, duplicates) = parse_json(br#"{"a": {"b": 1, "b": 2}, "c": [{"d": 1, "d": 1}]}"#).unwrap();
+        let (value, duplicates) =
+            parse_json(br#"{"a": {"b": 1, "b": 2}, "c": [{"d": 1, "d": 1}]}"#).unwrap();
         assert_eq!(duplicates, ["a.b", "c[0].d"]);
         assert_eq!(value["a"]["b"], 2);
         assert!(parse_json(b"{} x").is_err());

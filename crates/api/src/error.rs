@@ -129,8 +129,15 @@ impl Error {
 
     #[must_use]
     pub fn internal(message: impl std::fmt::Display) -> Self {
-        let mut error = Self::new(Reason::InternalError, format!("Internal error occurred: {message}"));
-        error.causes.push(Cause { reason: "", message: message.to_string(), field: String::new() });
+        let mut error = Self::new(
+            Reason::InternalError,
+            format!("Internal error occurred: {message}"),
+        );
+        error.causes.push(Cause {
+            reason: "",
+            message: message.to_string(),
+            field: String::new(),
+        });
         error
     }
 
@@ -141,25 +148,37 @@ impl Error {
 
     #[must_use]
     pub fn not_found(group: &str, plural: &str, name: &str) -> Self {
-        Self::new(Reason::NotFound, format!("{} \"{name}\" not found", qualified(plural, group)))
-            .about(group, plural, name)
+        Self::new(
+            Reason::NotFound,
+            format!("{} \"{name}\" not found", qualified(plural, group)),
+        )
+        .about(group, plural, name)
     }
 
     /// No such path.
     #[must_use]
     pub fn no_route() -> Self {
-        Self::new(Reason::NotFound, "the server could not find the requested resource")
+        Self::new(
+            Reason::NotFound,
+            "the server could not find the requested resource",
+        )
     }
 
     #[must_use]
     pub fn already_exists(group: &str, plural: &str, name: &str) -> Self {
-        Self::new(Reason::AlreadyExists, format!("{} \"{name}\" already exists", qualified(plural, group)))
-            .about(group, plural, name)
+        Self::new(
+            Reason::AlreadyExists,
+            format!("{} \"{name}\" already exists", qualified(plural, group)),
+        )
+        .about(group, plural, name)
     }
 
     #[must_use]
     pub fn conflict(group: &str, plural: &str, name: &str, why: impl std::fmt::Display) -> Self {
-        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", qualified(plural, group));
+        let message = format!(
+            "Operation cannot be fulfilled on {} \"{name}\": {why}",
+            qualified(plural, group)
+        );
         Self::new(Reason::Conflict, message).about(group, plural, name)
     }
 
@@ -183,21 +202,30 @@ impl Error {
     /// `causes` must not be empty.
     #[must_use]
     pub fn invalid(group: &str, kind: &str, name: &str, causes: Vec<Cause>) -> Self {
-        let mut described: Vec<String> = causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
+        let mut described: Vec<String> = causes
+            .iter()
+            .map(|c| format!("{}: {}", c.field, c.message))
+            .collect();
         described.dedup();
         let list = match described.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
         };
-        let mut error = Self::new(Reason::Invalid, format!("{} \"{name}\" is invalid: {list}", qualified(kind, group)))
-            .about(group, kind, name);
+        let mut error = Self::new(
+            Reason::Invalid,
+            format!("{} \"{name}\" is invalid: {list}", qualified(kind, group)),
+        )
+        .about(group, kind, name);
         error.causes = causes;
         error
     }
 
     #[must_use]
     pub fn method_not_allowed(group: &str, plural: &str, verb: &str) -> Self {
-        let message = format!("{verb} is not supported on resources of kind \"{}\"", qualified(plural, group));
+        let message = format!(
+            "{verb} is not supported on resources of kind \"{}\"",
+            qualified(plural, group)
+        );
         Self::new(Reason::MethodNotAllowed, message).about(group, plural, "")
     }
 
@@ -208,8 +236,10 @@ impl Error {
 
     #[must_use]
     pub fn too_large_resource_version(requested: i64, current: i64) -> Self {
-        let mut error =
-            Self::new(Reason::Timeout, format!("Too large resource version: {requested}, current: {current}"));
+        let mut error = Self::new(
+            Reason::Timeout,
+            format!("Too large resource version: {requested}, current: {current}"),
+        );
         error.causes.push(Cause {
             reason: "ResourceVersionTooLarge",
             message: "Too large resource version".into(),
@@ -242,7 +272,11 @@ impl Error {
             status["reason"] = self.reason.as_str().into();
         }
         let mut details = serde_json::Map::new();
-        for (key, value) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind)] {
+        for (key, value) in [
+            ("name", &self.name),
+            ("group", &self.group),
+            ("kind", &self.kind),
+        ] {
             if !value.is_empty() {
                 details.insert(key.into(), value.clone().into());
             }
@@ -264,7 +298,11 @@ impl Error {
 impl Cause {
     fn to_json(&self) -> Value {
         let mut cause = serde_json::Map::new();
-        for (key, value) in [("reason", self.reason), ("message", &self.message), ("field", &self.field)] {
+        for (key, value) in [
+            ("reason", self.reason),
+            ("message", &self.message),
+            ("field", &self.field),
+        ] {
             if !value.is_empty() {
                 cause.insert(key.into(), value.into());
             }
@@ -274,7 +312,11 @@ impl Cause {
 }
 
 fn qualified(name: &str, group: &str) -> String {
-    if group.is_empty() { name.to_owned() } else { format!("{name}.{group}") }
+    if group.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name}.{group}")
+    }
 }
 
 #[cfg(test)]
@@ -288,8 +330,16 @@ mod tests {
             message: message.into(),
             field: field.into(),
         };
-        let one = Error::invalid("apps", "Deployment", "web", vec![cause("spec.selector", "Required value")]);
-        assert_eq!(one.message, "Deployment.apps \"web\" is invalid: spec.selector: Required value");
+        let one = Error::invalid(
+            "apps",
+            "Deployment",
+            "web",
+            vec![cause("spec.selector", "Required value")],
+        );
+        assert_eq!(
+            one.message,
+            "Deployment.apps \"web\" is invalid: spec.selector: Required value"
+        );
         let two = Error::invalid("", "Pod", "p", vec![cause("a", "x"), cause("b", "y")]);
         assert_eq!(two.message, "Pod \"p\" is invalid: [a: x, b: y]");
         assert_eq!(two.to_status()["details"]["causes"][1]["field"], "b");

@@ -30,7 +30,9 @@ pub fn resource_version(object: &Value) -> &str {
 
 #[must_use]
 pub fn generation(object: &Value) -> i64 {
-    object["metadata"]["generation"].as_i64().unwrap_or_default()
+    object["metadata"]["generation"]
+        .as_i64()
+        .unwrap_or_default()
 }
 
 #[must_use]
@@ -40,7 +42,12 @@ pub fn is_terminating(object: &Value) -> bool {
 
 #[must_use]
 pub fn finalizers(object: &Value) -> Vec<&str> {
-    object["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    object["metadata"]["finalizers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
 }
 
 #[must_use]
@@ -89,5 +96,7 @@ pub fn set(object: &mut Value, field: &str, value: impl Into<Value>) {
 /// Now, as a `Time`.
 #[must_use]
 pub fn now() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
 }

@@ -13,8 +13,8 @@ const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
 /// # Errors
 /// 400 when the patch is malformed, 422 when an operation fails.
 pub fn json_patch(object: &mut Value, patch: &[u8]) -> Result<(), Error> {
-    let patch: json_patch::Patch =
-        serde_json::from_slice(patch).map_err(|e| Error::bad_request(format!("error decoding patch: {e}")))?;
+    let patch: json_patch::Patch = serde_json::from_slice(patch)
+        .map_err(|e| Error::bad_request(format!("error decoding patch: {e}")))?;
     if patch.0.len() > MAX_JSON_PATCH_OPERATIONS {
         let message = format!(
             "The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPERATIONS}, got {}",
@@ -22,7 +22,12 @@ pub fn json_patch(object: &mut Value, patch: &[u8]) -> Result<(), Error> {
         );
         return Err(Error::new(Reason::RequestEntityTooLarge, message));
     }
-    json_patch::patch(object, &patch).map_err(|e| Error::new(Reason::Invalid, format!("the server rejected our request due to an error in our request: {e}")))
+    json_patch::patch(object, &patch).map_err(|e| {
+        Error::new(
+            Reason::Invalid,
+            format!("the server rejected our request due to an error in our request: {e}"),
+        )
+    })
 }
 
 /// Applies a merge patch.
@@ -38,8 +43,15 @@ pub fn merge_patch(object: &mut Value, patch: &[u8]) -> Result<(), Error> {
 ///
 /// # Errors
 /// 400 when the patch is not a JSON object, uses an unknown directive or lacks a merge key.
-pub fn strategic_merge_patch(schema: &Schema, ty: TypeId, object: &mut Value, patch: &[u8]) -> Result<(), Error> {
-    let Value::Object(patch) = parse_object(patch)? else { return Err(not_an_object()) };
+pub fn strategic_merge_patch(
+    schema: &Schema,
+    ty: TypeId,
+    object: &mut Value,
+    patch: &[u8],
+) -> Result<(), Error> {
+    let Value::Object(patch) = parse_object(patch)? else {
+        return Err(not_an_object());
+    };
     merge_object(schema, Some(ty), object, patch).map_err(Error::bad_request)
 }
 
@@ -60,8 +72,17 @@ const RETAIN_KEYS: &str = "$retainKeys";
 const DELETE_PRIMITIVE: &str = "$deleteFromPrimitiveList/";
 const ELEMENT_ORDER: &str = "$setElementOrder/";
 
-fn merge_object(schema: &Schema, ty: Option<TypeId>, target: &mut Value, mut patch: Map<String, Value>) -> Result<(), String> {
-    match patch.remove(DIRECTIVE).as_ref().map(|d| d.as_str().unwrap_or_default()) {
+fn merge_object(
+    schema: &Schema,
+    ty: Option<TypeId>,
+    target: &mut Value,
+    mut patch: Map<String, Value>,
+) -> Result<(), String> {
+    match patch
+        .remove(DIRECTIVE)
+        .as_ref()
+        .map(|d| d.as_str().unwrap_or_default())
+    {
         None | Some("merge") => {}
         Some("replace") => {
             *target = Value::Object(patch);
@@ -76,7 +97,9 @@ fn merge_object(schema: &Schema, ty: Option<TypeId>, target: &mut Value, mut pat
     if !target.is_object() {
         *target = Value::Object(Map::new());
     }
-    let Value::Object(map) = target else { return Ok(()) };
+    let Value::Object(map) = target else {
+        return Ok(());
+    };
     if let Some(keys) = patch.remove(RETAIN_KEYS) {
         let keys = keys.as_array().ok_or("$retainKeys must be a list")?.clone();
         map.retain(|k, _| keys.iter().any(|kept| kept == k));
@@ -88,7 +111,9 @@ fn merge_object(schema: &Schema, ty: Option<TypeId>, target: &mut Value, mut pat
             continue;
         }
         if let Some(list) = name.strip_prefix(DELETE_PRIMITIVE) {
-            let removed = value.as_array().ok_or("$deleteFromPrimitiveList must be a list")?;
+            let removed = value
+                .as_array()
+                .ok_or("$deleteFromPrimitiveList must be a list")?;
             if let Some(Value::Array(items)) = map.get_mut(list) {
                 items.retain(|i| !removed.contains(i));
             }
@@ -135,8 +160,12 @@ fn merge_field(
             }
         }
         Value::Array(patch) if field.is_some_and(|f| f.patch.merge) => {
-            let slot = map.entry(name.clone()).or_insert_with(|| Value::Array(Vec::new()));
-            let Value::Array(items) = slot else { return Err(format!("{name} is not a list")) };
+            let slot = map
+                .entry(name.clone())
+                .or_insert_with(|| Value::Array(Vec::new()));
+            let Value::Array(items) = slot else {
+                return Err(format!("{name} is not a list"));
+            };
             let field = field.filter(|f| f.patch.merge_key.is_some());
             match field {
                 Some(field) => merge_keyed_list(schema, field, items, patch),
@@ -158,7 +187,12 @@ fn merge_field(
 }
 
 /// A map's values are merged one by one under the type of its items.
-fn merge_map(schema: &Schema, item: Option<TypeId>, target: &mut Value, mut patch: Map<String, Value>) -> Result<(), String> {
+fn merge_map(
+    schema: &Schema,
+    item: Option<TypeId>,
+    target: &mut Value,
+    mut patch: Map<String, Value>,
+) -> Result<(), String> {
     if patch.get(DIRECTIVE).is_some_and(|d| d == "replace") {
         patch.remove(DIRECTIVE);
         *target = Value::Object(patch);
@@ -167,13 +201,17 @@ fn merge_map(schema: &Schema, item: Option<TypeId>, target: &mut Value, mut patc
     if !target.is_object() {
         *target = Value::Object(Map::new());
     }
-    let Value::Object(map) = target else { return Ok(()) };
+    let Value::Object(map) = target else {
+        return Ok(());
+    };
     for (key, value) in patch {
         match value {
             Value::Null => {
                 map.remove(&key);
             }
-            Value::Object(patch) => merge_object(schema, item, map.entry(key).or_insert(Value::Null), patch)?,
+            Value::Object(patch) => {
+                merge_object(schema, item, map.entry(key).or_insert(Value::Null), patch)?
+            }
             other => {
                 map.insert(key, other);
             }
@@ -182,7 +220,12 @@ fn merge_map(schema: &Schema, item: Option<TypeId>, target: &mut Value, mut patc
     Ok(())
 }
 
-fn merge_keyed_list(schema: &Schema, field: &Field, items: &mut Vec<Value>, patch: Vec<Value>) -> Result<(), String> {
+fn merge_keyed_list(
+    schema: &Schema,
+    field: &Field,
+    items: &mut Vec<Value>,
+    patch: Vec<Value>,
+) -> Result<(), String> {
     let key = field.patch.merge_key.as_deref().unwrap_or_default();
     let item_type = match &field.kind {
         Kind::List(item) => match **item {
@@ -191,18 +234,26 @@ fn merge_keyed_list(schema: &Schema, field: &Field, items: &mut Vec<Value>, patc
         },
         _ => None,
     };
-    if patch.iter().any(|p| p.get(DIRECTIVE).is_some_and(|d| d == "replace")) {
-        *items = patch.into_iter().filter(|p| p.get(DIRECTIVE).is_none()).collect();
+    if patch
+        .iter()
+        .any(|p| p.get(DIRECTIVE).is_some_and(|d| d == "replace"))
+    {
+        *items = patch
+            .into_iter()
+            .filter(|p| p.get(DIRECTIVE).is_none())
+            .collect();
         return Ok(());
     }
     for item in patch {
         let Value::Object(mut item) = item else {
             return Err(format!("list {} must hold objects", field.name));
         };
-        let identity = item
-            .get(key)
-            .cloned()
-            .ok_or_else(|| format!("map: {} does not contain declared merge key: {key}", Value::Object(item.clone())))?;
+        let identity = item.get(key).cloned().ok_or_else(|| {
+            format!(
+                "map: {} does not contain declared merge key: {key}",
+                Value::Object(item.clone())
+            )
+        })?;
         let present = items.iter().position(|i| i.get(key) == Some(&identity));
         if item.get(DIRECTIVE).is_some_and(|d| d == "delete") {
             items.retain(|i| i.get(key) != Some(&identity));
@@ -229,7 +280,11 @@ fn apply_order(items: &mut Vec<Value>, order: &[Value], key: Option<&str>) {
     };
     let wanted: Vec<Value> = order.iter().map(identity).collect();
     let rank = |item: &Value| wanted.iter().position(|w| *w == identity(item));
-    let mut named: Vec<Value> = items.iter().filter(|i| rank(i).is_some()).cloned().collect();
+    let mut named: Vec<Value> = items
+        .iter()
+        .filter(|i| rank(i).is_some())
+        .cloned()
+        .collect();
     named.sort_by_key(|i| rank(i));
     let mut named = named.into_iter();
     for item in items.iter_mut().filter(|i| rank(i).is_some()) {
@@ -248,7 +303,11 @@ fn without_directives(value: Value) -> Value {
             .collect(),
         Value::Object(mut map) => {
             map.remove(DIRECTIVE);
-            Value::Object(map.into_iter().map(|(k, v)| (k, without_directives(v))).collect())
+            Value::Object(
+                map.into_iter()
+                    .map(|(k, v)| (k, without_directives(v)))
+                    .collect(),
+            )
         }
         other => other,
     }
@@ -270,13 +329,22 @@ mod tests {
     #[test]
     fn lists_merge_by_key() {
         let pod = json!({"spec": {"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "1"}]}});
-        let patched = strategic(pod.clone(), json!({"spec": {"containers": [{"name": "b", "image": "2"}, {"name": "c"}]}}));
+        let patched = strategic(
+            pod.clone(),
+            json!({"spec": {"containers": [{"name": "b", "image": "2"}, {"name": "c"}]}}),
+        );
         assert_eq!(
             patched["spec"]["containers"],
             json!([{"name": "a", "image": "1"}, {"name": "b", "image": "2"}, {"name": "c"}])
         );
-        let deleted = strategic(pod, json!({"spec": {"containers": [{"name": "a", "$patch": "delete"}]}}));
-        assert_eq!(deleted["spec"]["containers"], json!([{"name": "b", "image": "1"}]));
+        let deleted = strategic(
+            pod,
+            json!({"spec": {"containers": [{"name": "a", "$patch": "delete"}]}}),
+        );
+        assert_eq!(
+            deleted["spec"]["containers"],
+            json!([{"name": "b", "image": "1"}])
+        );
     }
 
     #[test]
@@ -286,9 +354,18 @@ mod tests {
             pod.clone(),
             json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a/x"], "labels": {"$patch": "replace", "c": "3"}}}),
         );
-        assert_eq!(patched["metadata"], json!({"finalizers": ["b/y"], "labels": {"c": "3"}}));
-        let patched = strategic(pod, json!({"spec": {"volumes": [{"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/x"}}]}}));
-        assert_eq!(patched["spec"]["volumes"], json!([{"name": "v", "hostPath": {"path": "/x"}}]));
+        assert_eq!(
+            patched["metadata"],
+            json!({"finalizers": ["b/y"], "labels": {"c": "3"}})
+        );
+        let patched = strategic(
+            pod,
+            json!({"spec": {"volumes": [{"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/x"}}]}}),
+        );
+        assert_eq!(
+            patched["spec"]["volumes"],
+            json!([{"name": "v", "hostPath": {"path": "/x"}}])
+        );
     }
 
     #[test]
@@ -298,7 +375,10 @@ mod tests {
             pod,
             json!({"spec": {"$setElementOrder/containers": [{"name": "c"}, {"name": "b"}, {"name": "a"}], "containers": [{"name": "c"}]}}),
         );
-        assert_eq!(patched["spec"]["containers"], json!([{"name": "c"}, {"name": "b"}, {"name": "a"}]));
+        assert_eq!(
+            patched["spec"]["containers"],
+            json!([{"name": "c"}, {"name": "b"}, {"name": "a"}])
+        );
     }
 
     #[test]
@@ -306,17 +386,35 @@ mod tests {
         let schema = Schema::builtin();
         let ty = schema.find("io.k8s.api.core.v1.Pod").unwrap();
         let mut pod = json!({});
-        let error = strategic_merge_patch(schema, ty, &mut pod, br#"{"spec":{"containers":[{"image":"x"}]}}"#).unwrap_err();
-        assert!(error.message.contains("does not contain declared merge key: name"));
+        let error = strategic_merge_patch(
+            schema,
+            ty,
+            &mut pod,
+            br#"{"spec":{"containers":[{"image":"x"}]}}"#,
+        )
+        .unwrap_err();
+        assert!(
+            error
+                .message
+                .contains("does not contain declared merge key: name")
+        );
     }
 
     fn arbitrary_json() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![Just(Value::Null), any::<i32>().prop_map(Value::from), "[a-c]{0,2}".prop_map(Value::from)];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<i32>().prop_map(Value::from),
+            "[a-c]{0,2}".prop_map(Value::from)
+        ];
         leaf.prop_recursive(4, 24, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::btree_map("(spec|containers|name|metadata|labels|\\$patch)", inner, 0..4)
-                    .prop_map(|m| Value::Object(m.into_iter().collect())),
+                prop::collection::btree_map(
+                    "(spec|containers|name|metadata|labels|\\$patch)",
+                    inner,
+                    0..4
+                )
+                .prop_map(|m| Value::Object(m.into_iter().collect())),
             ]
         })
     }

@@ -33,27 +33,56 @@ pub enum Format {
 #[error("{}", PATTERN_MESSAGE)]
 pub struct ParseError;
 
-const BINARY: [(&str, u32); 6] = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40), ("Pi", 50), ("Ei", 60)];
-const DECIMAL: [(&str, i32); 10] =
-    [("n", -9), ("u", -6), ("m", -3), ("", 0), ("k", 3), ("M", 6), ("G", 9), ("T", 12), ("P", 15), ("E", 18)];
+const BINARY: [(&str, u32); 6] = [
+    ("Ki", 10),
+    ("Mi", 20),
+    ("Gi", 30),
+    ("Ti", 40),
+    ("Pi", 50),
+    ("Ei", 60),
+];
+const DECIMAL: [(&str, i32); 10] = [
+    ("n", -9),
+    ("u", -6),
+    ("m", -3),
+    ("", 0),
+    ("k", 3),
+    ("M", 6),
+    ("G", 9),
+    ("T", 12),
+    ("P", 15),
+    ("E", 18),
+];
 
 impl Quantity {
-    pub const ZERO: Self = Self { nanos: 0, format: Format::DecimalSi };
+    pub const ZERO: Self = Self {
+        nanos: 0,
+        format: Format::DecimalSi,
+    };
 
     #[must_use]
     pub fn from_units(units: i64) -> Self {
-        Self { nanos: i128::from(units) * NANO, format: Format::DecimalSi }
+        Self {
+            nanos: i128::from(units) * NANO,
+            format: Format::DecimalSi,
+        }
     }
 
     #[must_use]
     pub fn from_millis(millis: i64) -> Self {
-        Self { nanos: i128::from(millis) * (NANO / 1000), format: Format::DecimalSi }
+        Self {
+            nanos: i128::from(millis) * (NANO / 1000),
+            format: Format::DecimalSi,
+        }
     }
 
     /// A number of bytes, written with binary suffixes.
     #[must_use]
     pub fn from_bytes(bytes: i64) -> Self {
-        Self { nanos: i128::from(bytes) * NANO, format: Format::BinarySi }
+        Self {
+            nanos: i128::from(bytes) * NANO,
+            format: Format::BinarySi,
+        }
     }
 
     /// Whole units, rounded up.
@@ -81,15 +110,29 @@ impl Quantity {
     /// The sum, in the notation of the first operand unless that is zero.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
-        let format = if self.nanos == 0 { other.format } else { self.format };
-        Self { nanos: self.nanos.saturating_add(other.nanos), format }
+        let format = if self.nanos == 0 {
+            other.format
+        } else {
+            self.format
+        };
+        Self {
+            nanos: self.nanos.saturating_add(other.nanos),
+            format,
+        }
     }
 
     /// The difference, in the notation of the first operand unless that is zero.
     #[must_use]
     pub fn minus(self, other: Self) -> Self {
-        let format = if self.nanos == 0 { other.format } else { self.format };
-        Self { nanos: self.nanos.saturating_sub(other.nanos), format }
+        let format = if self.nanos == 0 {
+            other.format
+        } else {
+            self.format
+        };
+        Self {
+            nanos: self.nanos.saturating_sub(other.nanos),
+            format,
+        }
     }
 }
 
@@ -117,7 +160,9 @@ impl FromStr for Quantity {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let end = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
+        let end = text
+            .find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-'))
+            .unwrap_or(text.len());
         let (number, suffix) = text.split_at(end);
         let (negative, digits) = match number.as_bytes().first() {
             Some(b'-') => (true, &number[1..]),
@@ -126,13 +171,17 @@ impl FromStr for Quantity {
         };
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
         let all_digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
-        if (whole.is_empty() && fraction.is_empty()) || !all_digits(whole) || !all_digits(fraction) {
+        if (whole.is_empty() && fraction.is_empty()) || !all_digits(whole) || !all_digits(fraction)
+        {
             return Err(ParseError);
         }
         let (format, multiplier) = parse_suffix(suffix)?;
         let mantissa: i128 = parse_digits(whole, fraction)?;
         let nanos = scale(mantissa, fraction.len(), multiplier);
-        Ok(Self { nanos: if negative { -nanos } else { nanos }, format })
+        Ok(Self {
+            nanos: if negative { -nanos } else { nanos },
+            format,
+        })
     }
 }
 
@@ -149,7 +198,9 @@ fn parse_suffix(suffix: &str) -> Result<(Format, Multiplier), ParseError> {
         return Ok((Format::DecimalSi, Multiplier::PowerOfTen(*exponent)));
     }
     match suffix.strip_prefix(['e', 'E']).map(str::parse::<i32>) {
-        Some(Ok(exponent)) if exponent.abs() <= 40 => Ok((Format::DecimalExponent, Multiplier::PowerOfTen(exponent))),
+        Some(Ok(exponent)) if exponent.abs() <= 40 => {
+            Ok((Format::DecimalExponent, Multiplier::PowerOfTen(exponent)))
+        }
         _ => Err(ParseError),
     }
 }
@@ -160,7 +211,11 @@ fn parse_digits(whole: &str, fraction: &str) -> Result<i128, ParseError> {
     if digits.len() > 30 {
         return Err(ParseError);
     }
-    if digits.is_empty() { Ok(0) } else { digits.parse().map_err(|_| ParseError) }
+    if digits.is_empty() {
+        Ok(0)
+    } else {
+        digits.parse().map_err(|_| ParseError)
+    }
 }
 
 /// `mantissa · 10^-fraction · multiplier` in nanos, rounded up, saturating.
@@ -170,8 +225,14 @@ fn scale(mantissa: i128, fraction: usize, multiplier: Multiplier) -> i128 {
         Multiplier::PowerOfTwo(bits) => (mantissa.saturating_mul(1 << bits), 9 - fraction),
         Multiplier::PowerOfTen(exponent) => (mantissa, 9 + exponent - fraction),
     };
-    let power = 10_i128.checked_pow(exponent.unsigned_abs()).unwrap_or(i128::MAX);
-    if exponent >= 0 { mantissa.saturating_mul(power) } else { div_ceil(mantissa, power) }
+    let power = 10_i128
+        .checked_pow(exponent.unsigned_abs())
+        .unwrap_or(i128::MAX);
+    if exponent >= 0 {
+        mantissa.saturating_mul(power)
+    } else {
+        div_ceil(mantissa, power)
+    }
 }
 
 fn div_ceil(a: i128, b: i128) -> i128 {
@@ -187,10 +248,16 @@ impl fmt::Display for Quantity {
         if self.nanos == 0 {
             return f.write_str("0");
         }
-        if self.format == Format::BinarySi && self.nanos % NANO == 0 && (self.nanos / NANO).abs() >= 1024 {
+        if self.format == Format::BinarySi
+            && self.nanos % NANO == 0
+            && (self.nanos / NANO).abs() >= 1024
+        {
             let units = self.nanos / NANO;
-            let (suffix, bits) =
-                BINARY.iter().rev().find(|(_, bits)| units % (1 << bits) == 0).map_or(("", 0), |(s, b)| (*s, *b));
+            let (suffix, bits) = BINARY
+                .iter()
+                .rev()
+                .find(|(_, bits)| units % (1 << bits) == 0)
+                .map_or(("", 0), |(s, b)| (*s, *b));
             return write!(f, "{}{suffix}", units >> bits);
         }
         // The largest power of a thousand that leaves a whole number.
@@ -202,7 +269,10 @@ impl fmt::Display for Quantity {
         if self.format == Format::DecimalExponent && exponent != 0 {
             return write!(f, "{mantissa}e{exponent}");
         }
-        let suffix = DECIMAL.iter().find(|(_, e)| *e == exponent).map_or("", |(s, _)| s);
+        let suffix = DECIMAL
+            .iter()
+            .find(|(_, e)| *e == exponent)
+            .map_or("", |(s, _)| s);
         write!(f, "{mantissa}{suffix}")
     }
 }
@@ -219,9 +289,22 @@ mod tests {
     #[test]
     fn canonical_forms() {
         for (from, to) in [
-            ("0", "0"), ("100m", "100m"), ("1000m", "1"), ("1.5", "1500m"), ("1024Mi", "1Gi"), ("1.5Gi", "1536Mi"),
-            ("1000", "1k"), ("12e6", "12e6"), ("1Ki", "1Ki"), ("512", "512"), ("0.1Gi", "107374182400m"), ("-5", "-5"),
-            ("1e3", "1e3"), ("2000Ki", "2000Ki"), ("1500k", "1500k"), (".5", "500m"),
+            ("0", "0"),
+            ("100m", "100m"),
+            ("1000m", "1"),
+            ("1.5", "1500m"),
+            ("1024Mi", "1Gi"),
+            ("1.5Gi", "1536Mi"),
+            ("1000", "1k"),
+            ("12e6", "12e6"),
+            ("1Ki", "1Ki"),
+            ("512", "512"),
+            ("0.1Gi", "107374182400m"),
+            ("-5", "-5"),
+            ("1e3", "1e3"),
+            ("2000Ki", "2000Ki"),
+            ("1500k", "1500k"),
+            (".5", "500m"),
         ] {
             assert_eq!(canonical(from), to, "{from}");
         }

@@ -34,7 +34,16 @@ pub struct Subresource {
     pub verbs: Vec<&'static str>,
 }
 
-const ALL_VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const ALL_VERBS: [&str; 8] = [
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 
 impl Resource {
     /// `v1` or `apps/v1`.
@@ -46,7 +55,11 @@ impl Resource {
     /// `pods` or `deployments.apps`, as errors name it.
     #[must_use]
     pub fn group_resource(&self) -> String {
-        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
+        if self.group.is_empty() {
+            self.plural.to_owned()
+        } else {
+            format!("{}.{}", self.plural, self.group)
+        }
     }
 
     /// Kinds that are answered but never stored (reviews).
@@ -68,33 +81,51 @@ impl Resource {
 
 #[must_use]
 pub fn api_version(group: &str, version: &str) -> String {
-    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+    if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    }
 }
 
 /// Every built-in resource, in the table's order.
 pub fn builtin() -> &'static [Resource] {
     static TABLE: OnceLock<Vec<Resource>> = OnceLock::new();
     TABLE.get_or_init(|| {
-        include_str!("../schema/resources.txt").lines().filter(|l| !l.starts_with('#')).map(parse).collect()
+        include_str!("../schema/resources.txt")
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+            .map(parse)
+            .collect()
     })
 }
 
 /// The built-in resource at a path.
 #[must_use]
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
-    builtin().iter().find(|r| r.plural == plural && r.group == group && r.version == version)
+    builtin()
+        .iter()
+        .find(|r| r.plural == plural && r.group == group && r.version == version)
 }
 
 /// The built-in resource of a kind.
 #[must_use]
 pub fn find_kind(group: &str, version: &str, kind: &str) -> Option<&'static Resource> {
-    builtin().iter().find(|r| r.kind == kind && r.group == group && r.version == version)
+    builtin()
+        .iter()
+        .find(|r| r.kind == kind && r.group == group && r.version == version)
 }
 
 fn parse(line: &'static str) -> Resource {
     let mut words = line.split(' ');
     let mut next = || words.next().unwrap_or_default();
-    let list = |word: &'static str| if word == "-" { Vec::new() } else { word.split(',').collect() };
+    let list = |word: &'static str| {
+        if word == "-" {
+            Vec::new()
+        } else {
+            word.split(',').collect()
+        }
+    };
     let group = match next() {
         "core" => "",
         group => group,
@@ -129,7 +160,12 @@ fn parse_subresource(word: &'static str) -> Subresource {
         Some((gv, kind)) => (gv.split_once('/'), kind),
         None => (None, kind),
     };
-    Subresource { name, group_version, kind, verbs: verbs.split(',').collect() }
+    Subresource {
+        name,
+        group_version,
+        kind,
+        verbs: verbs.split(',').collect(),
+    }
 }
 
 /// The schema type of a kind: OpenAPI names its package after the first label of the group.
@@ -138,7 +174,9 @@ pub fn type_of(group: &str, version: &str, kind: &str) -> Option<TypeId> {
     let schema = Schema::builtin();
     let package = match group {
         "" => "io.k8s.api.core".to_owned(),
-        "apiextensions.k8s.io" => "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions".to_owned(),
+        "apiextensions.k8s.io" => {
+            "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions".to_owned()
+        }
         "apiregistration.k8s.io" => "io.k8s.kube-aggregator.pkg.apis.apiregistration".to_owned(),
         _ => format!("io.k8s.api.{}", group.split('.').next().unwrap_or_default()),
     };
@@ -154,7 +192,9 @@ fn storage(group: &str, plural: &'static str) -> &'static str {
         ("", "nodes") => "minions",
         ("", "replicationcontrollers") => "controllers",
         ("networking.k8s.io", "ingresses") => "ingress",
-        ("apiextensions.k8s.io", "customresourcedefinitions") => "apiextensions.k8s.io/customresourcedefinitions",
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            "apiextensions.k8s.io/customresourcedefinitions"
+        }
         ("apiregistration.k8s.io", "apiservices") => "apiregistration.k8s.io/apiservices",
         _ => plural,
     }
@@ -169,16 +209,31 @@ mod tests {
         let pods = find("", "v1", "pods").unwrap();
         assert_eq!(pods.short_names, ["po"]);
         assert!(pods.namespaced && pods.ty.is_some() && pods.supports("watch"));
-        assert_eq!(pods.subresource("eviction").unwrap().group_version, Some(("policy", "v1")));
+        assert_eq!(
+            pods.subresource("eviction").unwrap().group_version,
+            Some(("policy", "v1"))
+        );
         assert_eq!(find("", "v1", "nodes").unwrap().storage, "minions");
-        assert_eq!(find("apps", "v1", "deployments").unwrap().group_resource(), "deployments.apps");
-        assert!(find("authorization.k8s.io", "v1", "subjectaccessreviews").unwrap().is_virtual());
+        assert_eq!(
+            find("apps", "v1", "deployments").unwrap().group_resource(),
+            "deployments.apps"
+        );
+        assert!(
+            find("authorization.k8s.io", "v1", "subjectaccessreviews")
+                .unwrap()
+                .is_virtual()
+        );
     }
 
     #[test]
     fn every_resource_has_a_schema() {
         for resource in builtin() {
-            assert!(resource.ty.is_some(), "{} {}", resource.api_version(), resource.kind);
+            assert!(
+                resource.ty.is_some(),
+                "{} {}",
+                resource.api_version(),
+                resource.kind
+            );
         }
     }
 }

@@ -87,7 +87,10 @@ pub struct PatchStrategy {
 impl Type {
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.binary_search_by(|f| (*f.name).cmp(name)).ok().map(|i| &self.fields[i])
+        self.fields
+            .binary_search_by(|f| (*f.name).cmp(name))
+            .ok()
+            .map(|i| &self.fields[i])
     }
 }
 
@@ -116,16 +119,25 @@ impl Schema {
     /// Parses the generated table. The table is part of the program, so a malformed one is a defect and panics.
     fn parse(table: &str) -> Self {
         let mut schema = Self::default();
-        let names = table.lines().filter(|l| !l.starts_with([' ', '#']) && !l.is_empty());
+        let names = table
+            .lines()
+            .filter(|l| !l.starts_with([' ', '#']) && !l.is_empty());
         for (index, line) in names.enumerate() {
             let mut words = line.split(' ');
             let name: Box<str> = words.next().unwrap_or_default().into();
             let id = TypeId(u32::try_from(index).unwrap_or(u32::MAX));
             schema.by_name.insert(name.clone(), id);
-            schema.types.push(Type { name, fields: Vec::new(), atomic: words.any(|w| w == "map=atomic") });
+            schema.types.push(Type {
+                name,
+                fields: Vec::new(),
+                atomic: words.any(|w| w == "map=atomic"),
+            });
         }
         let mut current = None::<usize>;
-        for line in table.lines().filter(|l| !l.starts_with('#') && !l.is_empty()) {
+        for line in table
+            .lines()
+            .filter(|l| !l.starts_with('#') && !l.is_empty())
+        {
             if let Some(field) = line.strip_prefix("  ") {
                 let field = schema.parse_field(field);
                 let index = current.unwrap_or_default();
@@ -165,7 +177,11 @@ impl Schema {
                 ("map", _) => field.atomic = true,
                 ("list", "set") => field.list = ListType::Set,
                 ("list", keys) => {
-                    let keys = keys.trim_start_matches("map:").split(',').map(Into::into).collect();
+                    let keys = keys
+                        .trim_start_matches("map:")
+                        .split(',')
+                        .map(Into::into)
+                        .collect();
                     field.list = ListType::Map(keys);
                 }
                 ("patch", strategy) => field.patch = parse_patch_strategy(strategy),
@@ -201,7 +217,9 @@ impl Schema {
 
 /// `merge:KEY`, `merge`, `retainKeys`, or `merge,retainKeys:KEY`.
 fn parse_patch_strategy(text: &str) -> PatchStrategy {
-    let (strategies, key) = text.split_once(':').map_or((text, None), |(s, k)| (s, Some(k)));
+    let (strategies, key) = text
+        .split_once(':')
+        .map_or((text, None), |(s, k)| (s, Some(k)));
     PatchStrategy {
         merge: strategies.split(',').any(|s| s == "merge"),
         merge_key: key.map(Into::into),
@@ -229,7 +247,10 @@ pub fn description(type_name: &str, field: &str) -> Option<String> {
     let line = if field.is_empty() {
         block.lines().next()?
     } else {
-        block.lines().skip(1).find(|l| l.trim_start().split('\t').next() == Some(field))?
+        block
+            .lines()
+            .skip(1)
+            .find(|l| l.trim_start().split('\t').next() == Some(field))?
     };
     Some(line.split_once('\t')?.1.replace("\\n", "\n"))
 }
@@ -247,7 +268,10 @@ mod tests {
         assert_eq!(ports.patch.merge_key.as_deref(), Some("containerPort"));
         assert!(matches!(&ports.list, ListType::Map(keys) if keys.len() == 2));
         assert!(container.field("name").unwrap().required);
-        assert_eq!(container.field("terminationMessagePolicy").unwrap().default, Some("File".into()));
+        assert_eq!(
+            container.field("terminationMessagePolicy").unwrap().default,
+            Some("File".into())
+        );
     }
 
     #[test]
@@ -255,7 +279,12 @@ mod tests {
         let table = include_str!("../schema/types.txt");
         let schema = Schema::builtin();
         for line in table.lines().filter(|l| l.starts_with("  ")) {
-            let kind = line.trim().split(' ').nth(1).unwrap().trim_matches(['[', ']', '{', '}']);
+            let kind = line
+                .trim()
+                .split(' ')
+                .nth(1)
+                .unwrap()
+                .trim_matches(['[', ']', '{', '}']);
             if kind.starts_with("io.k8s.") {
                 assert!(schema.find(kind).is_some(), "{line}");
             }
@@ -264,7 +293,15 @@ mod tests {
 
     #[test]
     fn descriptions_are_found() {
-        assert!(description("io.k8s.api.core.v1.Pod", "").unwrap().starts_with("Pod is a collection"));
-        assert!(description("io.k8s.api.core.v1.Pod", "spec").unwrap().contains("desired behavior"));
+        assert!(
+            description("io.k8s.api.core.v1.Pod", "")
+                .unwrap()
+                .starts_with("Pod is a collection")
+        );
+        assert!(
+            description("io.k8s.api.core.v1.Pod", "spec")
+                .unwrap()
+                .contains("desired behavior")
+        );
     }
 }

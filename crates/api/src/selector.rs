@@ -29,7 +29,10 @@ pub enum Operator {
 impl LabelSelector {
     #[must_use]
     pub fn nothing() -> Self {
-        Self { requirements: Vec::new(), nothing: true }
+        Self {
+            requirements: Vec::new(),
+            nothing: true,
+        }
     }
 
     #[must_use]
@@ -53,7 +56,10 @@ impl LabelSelector {
             }
             requirements.push(parse_requirement(part)?);
         }
-        Ok(Self { requirements, nothing: false })
+        Ok(Self {
+            requirements,
+            nothing: false,
+        })
     }
 
     /// From a `metav1.LabelSelector`: null selects nothing, `{}` everything.
@@ -65,21 +71,40 @@ impl LabelSelector {
             return Ok(Self::nothing());
         }
         let mut result = Self::from_match_labels(selector["matchLabels"].as_object());
-        for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
+        for expression in selector["matchExpressions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
             let key = expression["key"].as_str().unwrap_or_default().to_owned();
-            let values: Vec<String> =
-                expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect();
+            let values: Vec<String> = expression["values"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .map(Into::into)
+                .collect();
             let operator = match expression["operator"].as_str().unwrap_or_default() {
                 "In" => Operator::In,
                 "NotIn" => Operator::NotIn,
                 "Exists" => Operator::Exists,
                 "DoesNotExist" => Operator::DoesNotExist,
-                other => return Err(format!("\"{other}\" is not a valid label selector operator")),
+                other => {
+                    return Err(format!(
+                        "\"{other}\" is not a valid label selector operator"
+                    ));
+                }
             };
             if matches!(operator, Operator::In | Operator::NotIn) == values.is_empty() {
-                return Err(format!("for 'in', 'notin' operators, values set can't be empty (key {key})"));
+                return Err(format!(
+                    "for 'in', 'notin' operators, values set can't be empty (key {key})"
+                ));
             }
-            result.requirements.push(Requirement { key, operator, values });
+            result.requirements.push(Requirement {
+                key,
+                operator,
+                values,
+            });
         }
         Ok(result)
     }
@@ -95,7 +120,10 @@ impl LabelSelector {
                 values: vec![value.as_str().unwrap_or_default().to_owned()],
             })
             .collect();
-        Self { requirements, nothing: false }
+        Self {
+            requirements,
+            nothing: false,
+        }
     }
 
     #[must_use]
@@ -140,11 +168,17 @@ impl Requirement {
             Operator::Exists => value.is_some(),
             Operator::DoesNotExist => value.is_none(),
             Operator::GreaterThan | Operator::LessThan => {
-                let (Some(have), Some(want)) = (value.and_then(number), self.values.first().and_then(|v| number(v)))
-                else {
+                let (Some(have), Some(want)) = (
+                    value.and_then(number),
+                    self.values.first().and_then(|v| number(v)),
+                ) else {
                     return false;
                 };
-                if self.operator == Operator::GreaterThan { have > want } else { have < want }
+                if self.operator == Operator::GreaterThan {
+                    have > want
+                } else {
+                    have < want
+                }
             }
         }
     }
@@ -176,39 +210,60 @@ fn parse_requirement(text: &str) -> Result<Requirement, String> {
         }
         for value in &values {
             if let Some(problem) = crate::validation::label_value(value).first() {
-                return Err(format!("values[0][{key}]: Invalid value: \"{value}\": {problem}"));
+                return Err(format!(
+                    "values[0][{key}]: Invalid value: \"{value}\": {problem}"
+                ));
             }
         }
-        Ok(Requirement { key: key.to_owned(), operator, values })
+        Ok(Requirement {
+            key: key.to_owned(),
+            operator,
+            values,
+        })
     };
     if let Some(key) = text.strip_prefix('!') {
         return make(key, Operator::DoesNotExist, Vec::new());
     }
     if let Some(open) = text.find('(') {
         let Some(list) = text[open + 1..].strip_suffix(')') else {
-            return Err(format!("unable to parse requirement: found '{text}', expected: ')'"));
+            return Err(format!(
+                "unable to parse requirement: found '{text}', expected: ')'"
+            ));
         };
         let values = list.split(',').map(|v| v.trim().to_owned()).collect();
         let mut head = text[..open].split_whitespace();
         return match (head.next(), head.next(), head.next()) {
             (Some(key), Some("in"), None) => make(key, Operator::In, values),
             (Some(key), Some("notin"), None) => make(key, Operator::NotIn, values),
-            _ => Err(format!("unable to parse requirement: found '{}', expected: in, notin", &text[..open].trim())),
+            _ => Err(format!(
+                "unable to parse requirement: found '{}', expected: in, notin",
+                &text[..open].trim()
+            )),
         };
     }
-    for (symbol, operator) in
-        [("!=", Operator::NotIn), ("==", Operator::In), ("=", Operator::In), (">", Operator::GreaterThan), ("<", Operator::LessThan)]
-    {
+    for (symbol, operator) in [
+        ("!=", Operator::NotIn),
+        ("==", Operator::In),
+        ("=", Operator::In),
+        (">", Operator::GreaterThan),
+        ("<", Operator::LessThan),
+    ] {
         if let Some((key, value)) = text.split_once(symbol) {
             let value = value.trim();
-            if matches!(operator, Operator::GreaterThan | Operator::LessThan) && value.parse::<i64>().is_err() {
-                return Err(format!("values[0]: Invalid value: \"{value}\": for 'Gt', 'Lt' operators, the value must be an integer"));
+            if matches!(operator, Operator::GreaterThan | Operator::LessThan)
+                && value.parse::<i64>().is_err()
+            {
+                return Err(format!(
+                    "values[0]: Invalid value: \"{value}\": for 'Gt', 'Lt' operators, the value must be an integer"
+                ));
             }
             return make(key, operator, vec![value.to_owned()]);
         }
     }
     if text.split_whitespace().count() > 1 {
-        return Err(format!("unable to parse requirement: found '{text}', expected: in, notin, =, ==, !=, gt, lt"));
+        return Err(format!(
+            "unable to parse requirement: found '{text}', expected: in, notin, =, ==, !=, gt, lt"
+        ));
     }
     make(text, Operator::Exists, Vec::new())
 }
@@ -244,9 +299,15 @@ impl FieldSelector {
             } else if let Some((f, v)) = part.split_once('=') {
                 (f, true, v)
             } else {
-                return Err(format!("invalid selector: '{text}'; can't understand '{part}'"));
+                return Err(format!(
+                    "invalid selector: '{text}'; can't understand '{part}'"
+                ));
             };
-            terms.push(FieldTerm { field: field.trim().into(), equal, value: unescape(value) });
+            terms.push(FieldTerm {
+                field: field.trim().into(),
+                equal,
+                value: unescape(value),
+            });
         }
         Ok(Self { terms })
     }
@@ -259,13 +320,18 @@ impl FieldSelector {
     /// The value that `field` must have, if the selector pins it.
     #[must_use]
     pub fn exact(&self, field: &str) -> Option<&str> {
-        self.terms.iter().find(|t| t.equal && t.field == field).map(|t| t.value.as_str())
+        self.terms
+            .iter()
+            .find(|t| t.equal && t.field == field)
+            .map(|t| t.value.as_str())
     }
 
     /// Matches against a lookup of the object's selectable fields.
     #[must_use]
     pub fn matches<'a>(&self, get: impl Fn(&str) -> std::borrow::Cow<'a, str>) -> bool {
-        self.terms.iter().all(|t| (get(&t.field) == t.value.as_str()) == t.equal)
+        self.terms
+            .iter()
+            .all(|t| (get(&t.field) == t.value.as_str()) == t.equal)
     }
 }
 
@@ -305,16 +371,34 @@ mod tests {
     use serde_json::json;
 
     fn matches(selector: &str, labels: Value) -> bool {
-        LabelSelector::parse(selector).unwrap().matches(labels.as_object())
+        LabelSelector::parse(selector)
+            .unwrap()
+            .matches(labels.as_object())
     }
 
     #[test]
     fn label_selectors() {
         let labels = json!({"app": "web", "tier": "front", "n": "5"});
-        for yes in ["", "app=web", "app==web,tier", "app in (a, web)", "x!=y", "x notin (y)", "!x", "n>4,n<6"] {
+        for yes in [
+            "",
+            "app=web",
+            "app==web,tier",
+            "app in (a, web)",
+            "x!=y",
+            "x notin (y)",
+            "!x",
+            "n>4,n<6",
+        ] {
             assert!(matches(yes, labels.clone()), "{yes}");
         }
-        for no in ["app=db", "x", "app notin (web,x)", "!app", "n>5", "app!=web"] {
+        for no in [
+            "app=db",
+            "x",
+            "app notin (web,x)",
+            "!app",
+            "n>5",
+            "app!=web",
+        ] {
             assert!(!matches(no, labels.clone()), "{no}");
         }
         for bad in ["a b", "a in b", "=x", "a=b,,c", "a in (b", "n>x", "-bad-=1"] {
@@ -328,7 +412,11 @@ mod tests {
         let selector = LabelSelector::from_json(&selector).unwrap();
         assert!(selector.matches(json!({"a": "b", "c": ""}).as_object()));
         assert!(!selector.matches(json!({"a": "b"}).as_object()));
-        assert!(!LabelSelector::from_json(&Value::Null).unwrap().matches(None));
+        assert!(
+            !LabelSelector::from_json(&Value::Null)
+                .unwrap()
+                .matches(None)
+        );
         assert!(LabelSelector::from_json(&json!({})).unwrap().matches(None));
     }
 
@@ -336,8 +424,16 @@ mod tests {
     fn field_selectors() {
         let selector = FieldSelector::parse(r"metadata.name=a\,b,spec.nodeName!=").unwrap();
         assert_eq!(selector.exact("metadata.name"), Some("a,b"));
-        assert!(selector.matches(|f| if f == "metadata.name" { "a,b".into() } else { "node".into() }));
-        assert!(!selector.matches(|f| if f == "metadata.name" { "a,b".into() } else { "".into() }));
+        assert!(selector.matches(|f| if f == "metadata.name" {
+            "a,b".into()
+        } else {
+            "node".into()
+        }));
+        assert!(!selector.matches(|f| if f == "metadata.name" {
+            "a,b".into()
+        } else {
+            "".into()
+        }));
         assert!(FieldSelector::parse("nonsense").is_err());
     }
 }

@@ -14,27 +14,46 @@ pub struct Errors(pub Vec<Cause>);
 
 impl Errors {
     fn push(&mut self, reason: &'static str, field: &str, message: String) {
-        self.0.push(Cause { reason, message, field: field.to_owned() });
+        self.0.push(Cause {
+            reason,
+            message,
+            field: field.to_owned(),
+        });
     }
 
     pub fn required(&mut self, field: &str, detail: &str) {
-        let message =
-            if detail.is_empty() { "Required value".to_owned() } else { format!("Required value: {detail}") };
+        let message = if detail.is_empty() {
+            "Required value".to_owned()
+        } else {
+            format!("Required value: {detail}")
+        };
         self.push("FieldValueRequired", field, message);
     }
 
     pub fn invalid(&mut self, field: &str, value: &Value, detail: &str) {
-        self.push("FieldValueInvalid", field, format!("Invalid value: {}: {detail}", render(value)));
+        self.push(
+            "FieldValueInvalid",
+            field,
+            format!("Invalid value: {}: {detail}", render(value)),
+        );
     }
 
     pub fn not_supported(&mut self, field: &str, value: &Value, supported: &[&str]) {
         let list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
-        let message = format!("Unsupported value: {}: supported values: {}", render(value), list.join(", "));
+        let message = format!(
+            "Unsupported value: {}: supported values: {}",
+            render(value),
+            list.join(", ")
+        );
         self.push("FieldValueNotSupported", field, message);
     }
 
     pub fn duplicate(&mut self, field: &str, value: &Value) {
-        self.push("FieldValueDuplicate", field, format!("Duplicate value: {}", render(value)));
+        self.push(
+            "FieldValueDuplicate",
+            field,
+            format!("Duplicate value: {}", render(value)),
+        );
     }
 
     pub fn forbidden(&mut self, field: &str, detail: &str) {
@@ -42,11 +61,19 @@ impl Errors {
     }
 
     pub fn not_found(&mut self, field: &str, value: &Value) {
-        self.push("FieldValueNotFound", field, format!("Not found: {}", render(value)));
+        self.push(
+            "FieldValueNotFound",
+            field,
+            format!("Not found: {}", render(value)),
+        );
     }
 
     pub fn too_long(&mut self, field: &str, max: usize) {
-        self.push("FieldValueTooLong", field, format!("Too long: may not be more than {max} bytes"));
+        self.push(
+            "FieldValueTooLong",
+            field,
+            format!("Too long: may not be more than {max} bytes"),
+        );
     }
 
     /// `value` must be one of `supported`; absent values pass.
@@ -86,7 +113,8 @@ fn render(value: &Value) -> String {
 static LABEL: LazyLock<Regex> = LazyLock::new(|| pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"));
 static SUBDOMAIN: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"));
-static QUALIFIED: LazyLock<Regex> = LazyLock::new(|| pattern("^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$"));
+static QUALIFIED: LazyLock<Regex> =
+    LazyLock::new(|| pattern("^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$"));
 static LABEL_1035: LazyLock<Regex> = LazyLock::new(|| pattern("^[a-z]([-a-z0-9]*[a-z0-9])?$"));
 static ENV_NAME: LazyLock<Regex> = LazyLock::new(|| pattern("^[-._a-zA-Z][-._a-zA-Z0-9]*$"));
 static CONFIG_KEY: LazyLock<Regex> = LazyLock::new(|| pattern("^[-._a-zA-Z0-9]+$"));
@@ -179,7 +207,11 @@ pub fn qualified_name(value: &str) -> Problems {
         if prefix.is_empty() {
             problems.push("prefix part must be non-empty".to_owned());
         } else {
-            problems.extend(dns_subdomain(prefix).into_iter().map(|p| format!("prefix part {p}")));
+            problems.extend(
+                dns_subdomain(prefix)
+                    .into_iter()
+                    .map(|p| format!("prefix part {p}")),
+            );
         }
     }
     if name.is_empty() {
@@ -195,7 +227,11 @@ pub fn qualified_name(value: &str) -> Problems {
 
 #[must_use]
 pub fn label_value(value: &str) -> Problems {
-    if value.is_empty() { Vec::new() } else { check(value, &QUALIFIED, 63, LABEL_VALUE_MESSAGE) }
+    if value.is_empty() {
+        Vec::new()
+    } else {
+        check(value, &QUALIFIED, 63, LABEL_VALUE_MESSAGE)
+    }
 }
 
 /// Validates a map of labels (or a selector's `matchLabels`).
@@ -212,13 +248,25 @@ pub fn labels(errors: &mut Errors, field: &str, labels: &Value) {
 
 /// A `metav1.LabelSelector`.
 pub fn label_selector(errors: &mut Errors, field: &str, selector: &Value) {
-    labels(errors, &format!("{field}.matchLabels"), &selector["matchLabels"]);
-    for (i, expression) in selector["matchExpressions"].as_array().into_iter().flatten().enumerate() {
+    labels(
+        errors,
+        &format!("{field}.matchLabels"),
+        &selector["matchLabels"],
+    );
+    for (i, expression) in selector["matchExpressions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         let at = format!("{field}.matchExpressions[{i}]");
         let values = expression["values"].as_array().map_or(0, Vec::len);
         match expression["operator"].as_str().unwrap_or_default() {
             "In" | "NotIn" if values == 0 => {
-                errors.required(&format!("{at}.values"), "must be specified when `operator` is 'In' or 'NotIn'");
+                errors.required(
+                    &format!("{at}.values"),
+                    "must be specified when `operator` is 'In' or 'NotIn'",
+                );
             }
             "Exists" | "DoesNotExist" if values > 0 => {
                 errors.forbidden(
@@ -227,7 +275,11 @@ pub fn label_selector(errors: &mut Errors, field: &str, selector: &Value) {
                 );
             }
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            _ => errors.invalid(&format!("{at}.operator"), &expression["operator"], "not a valid selector operator"),
+            _ => errors.invalid(
+                &format!("{at}.operator"),
+                &expression["operator"],
+                "not a valid selector operator",
+            ),
         }
         for problem in qualified_name(expression["key"].as_str().unwrap_or_default()) {
             errors.invalid(&format!("{at}.key"), &expression["key"], &problem);
@@ -238,11 +290,20 @@ pub fn label_selector(errors: &mut Errors, field: &str, selector: &Value) {
 const MAX_ANNOTATIONS: usize = 256 * 1024;
 
 /// `metadata` of a new or updated object; `name_rule` is the kind's.
-pub fn object_meta(errors: &mut Errors, object: &Value, namespaced: bool, name_rule: fn(&str) -> Problems) {
+pub fn object_meta(
+    errors: &mut Errors,
+    object: &Value,
+    namespaced: bool,
+    name_rule: fn(&str) -> Problems,
+) {
     let generate_name = meta::str(object, "generateName");
     if !generate_name.is_empty() {
         for problem in name_rule(generate_name.trim_end_matches('-')) {
-            errors.invalid("metadata.generateName", &object["metadata"]["generateName"], &problem);
+            errors.invalid(
+                "metadata.generateName",
+                &object["metadata"]["generateName"],
+                &problem,
+            );
         }
     }
     let name = meta::name(object);
@@ -263,7 +324,11 @@ pub fn object_meta(errors: &mut Errors, object: &Value, namespaced: bool, name_r
     }
     labels(errors, "metadata.labels", &object["metadata"]["labels"]);
     let mut total = 0;
-    for (key, value) in object["metadata"]["annotations"].as_object().into_iter().flatten() {
+    for (key, value) in object["metadata"]["annotations"]
+        .as_object()
+        .into_iter()
+        .flatten()
+    {
         for problem in qualified_name(&key.to_lowercase()) {
             errors.invalid("metadata.annotations", &key.as_str().into(), &problem);
         }
@@ -272,7 +337,12 @@ pub fn object_meta(errors: &mut Errors, object: &Value, namespaced: bool, name_r
     if total > MAX_ANNOTATIONS {
         errors.too_long("metadata.annotations", MAX_ANNOTATIONS);
     }
-    for (i, reference) in object["metadata"]["ownerReferences"].as_array().into_iter().flatten().enumerate() {
+    for (i, reference) in object["metadata"]["ownerReferences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         for field in ["apiVersion", "kind", "name", "uid"] {
             if reference[field].as_str().unwrap_or_default().is_empty() {
                 errors.invalid(
@@ -287,7 +357,9 @@ pub fn object_meta(errors: &mut Errors, object: &Value, namespaced: bool, name_r
         for problem in qualified_name(finalizer) {
             errors.invalid("metadata.finalizers", &finalizer.into(), &problem);
         }
-        if !finalizer.contains('/') && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer) {
+        if !finalizer.contains('/')
+            && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer)
+        {
             errors.invalid(
                 "metadata.finalizers",
                 &finalizer.into(),
@@ -300,11 +372,18 @@ pub fn object_meta(errors: &mut Errors, object: &Value, namespaced: bool, name_r
 /// What an update may not change in `metadata`.
 pub fn object_meta_update(errors: &mut Errors, object: &Value, old: &Value) {
     for field in ["name", "namespace", "uid", "creationTimestamp"] {
-        errors.immutable(&format!("metadata.{field}"), &object["metadata"][field], &old["metadata"][field]);
+        errors.immutable(
+            &format!("metadata.{field}"),
+            &object["metadata"][field],
+            &old["metadata"][field],
+        );
     }
     if meta::is_terminating(old) {
         let before = meta::finalizers(old);
-        let added: Vec<&str> = meta::finalizers(object).into_iter().filter(|f| !before.contains(f)).collect();
+        let added: Vec<&str> = meta::finalizers(object)
+            .into_iter()
+            .filter(|f| !before.contains(f))
+            .collect();
         if !added.is_empty() {
             errors.forbidden(
                 "metadata.finalizers",
@@ -321,7 +400,11 @@ mod tests {
 
     #[test]
     fn naming_rules() {
-        assert!(dns_label("web-1").is_empty() && !dns_label("Web").is_empty() && !dns_label(&"a".repeat(64)).is_empty());
+        assert!(
+            dns_label("web-1").is_empty()
+                && !dns_label("Web").is_empty()
+                && !dns_label(&"a".repeat(64)).is_empty()
+        );
         assert!(dns_subdomain("a.b-c").is_empty() && !dns_subdomain("a..b").is_empty());
         assert!(dns_1035_label("a1").is_empty() && !dns_1035_label("1a").is_empty());
         assert!(qualified_name("k8s.io/App_1").is_empty() && !qualified_name("/x").is_empty());
@@ -332,9 +415,18 @@ mod tests {
     #[test]
     fn metadata_is_validated() {
         let mut errors = Errors::default();
-        let object = json!({"metadata": {"name": "Bad", "labels": {"a b": "c"}, "finalizers": ["mine"]}});
+        let object =
+            json!({"metadata": {"name": "Bad", "labels": {"a b": "c"}, "finalizers": ["mine"]}});
         object_meta(&mut errors, &object, true, dns_subdomain);
         let fields: Vec<&str> = errors.0.iter().map(|c| c.field.as_str()).collect();
-        assert_eq!(fields, ["metadata.name", "metadata.namespace", "metadata.labels", "metadata.finalizers"]);
+        assert_eq!(
+            fields,
+            [
+                "metadata.name",
+                "metadata.namespace",
+                "metadata.labels",
+                "metadata.finalizers"
+            ]
+        );
     }
 }

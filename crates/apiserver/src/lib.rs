@@ -1,1 +1,31 @@
-//! apiserver
+//! kube-apiserver: one generic handler over the table of resources, reading from a watch cache and writing optimistic
+//! transactions. [`Server::handle`] is the way of a request, top to bottom.
+
+pub mod admission;
+mod aggregator;
+mod authn;
+mod authz;
+mod bootstrap;
+mod cache;
+pub mod dial;
+mod discovery;
+mod flags;
+mod handlers;
+mod health;
+mod http;
+mod listen;
+mod metrics;
+mod openapi;
+mod registry;
+mod request;
+mod server;
+mod user;
+
+pub use flags::{Args, run};
+pub use http::Body;
+pub use registry::ServiceNetwork;
+pub use server::{Config, Server};
+pub use user::{MASTERS, User};
+
+/// The version of Kubernetes whose API is served.
+pub const VERSION: &str = "v1.36.0";

@@ -17,19 +17,32 @@ impl Strategy for Role {
             let at = format!("rules[{i}]");
             let has = |field: &str| rule[field].as_array().is_some_and(|l| !l.is_empty());
             if !has("verbs") {
-                errors.required(&format!("{at}.verbs"), "verbs must contain at least one value");
+                errors.required(
+                    &format!("{at}.verbs"),
+                    "verbs must contain at least one value",
+                );
             }
             if has("nonResourceURLs") {
                 if has("apiGroups") || has("resources") || has("resourceNames") {
-                    errors.invalid(&format!("{at}.nonResourceURLs"), &rule["nonResourceURLs"], "rules cannot apply to both regular resources and non-resource URLs");
+                    errors.invalid(
+                        &format!("{at}.nonResourceURLs"),
+                        &rule["nonResourceURLs"],
+                        "rules cannot apply to both regular resources and non-resource URLs",
+                    );
                 }
                 continue;
             }
             if !has("apiGroups") {
-                errors.required(&format!("{at}.apiGroups"), "resource rules must supply at least one api group");
+                errors.required(
+                    &format!("{at}.apiGroups"),
+                    "resource rules must supply at least one api group",
+                );
             }
             if !has("resources") {
-                errors.required(&format!("{at}.resources"), "resource rules must supply at least one resource");
+                errors.required(
+                    &format!("{at}.resources"),
+                    "resource rules must supply at least one resource",
+                );
             }
         }
     }
@@ -58,12 +71,21 @@ impl Strategy for Binding {
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let role = &object["roleRef"];
-        errors.one_of("roleRef.apiGroup", &role["apiGroup"], &["rbac.authorization.k8s.io"]);
+        errors.one_of(
+            "roleRef.apiGroup",
+            &role["apiGroup"],
+            &["rbac.authorization.k8s.io"],
+        );
         errors.one_of("roleRef.kind", &role["kind"], &["ClusterRole", "Role"]);
         if role["name"].as_str().unwrap_or_default().is_empty() {
             errors.required("roleRef.name", "");
         }
-        for (i, subject) in object["subjects"].as_array().into_iter().flatten().enumerate() {
+        for (i, subject) in object["subjects"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
             let at = format!("subjects[{i}]");
             if subject["name"].as_str().unwrap_or_default().is_empty() {
                 errors.required(&format!("{at}.name"), "");
@@ -75,7 +97,11 @@ impl Strategy for Binding {
                     }
                 }
                 "User" | "Group" => {}
-                _ => errors.not_supported(&format!("{at}.kind"), &subject["kind"], &["Group", "ServiceAccount", "User"]),
+                _ => errors.not_supported(
+                    &format!("{at}.kind"),
+                    &subject["kind"],
+                    &["Group", "ServiceAccount", "User"],
+                ),
             }
         }
     }

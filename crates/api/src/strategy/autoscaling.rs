@@ -9,7 +9,9 @@ pub(super) struct HorizontalPodAutoscaler;
 
 impl Strategy for HorizontalPodAutoscaler {
     fn default(&self, object: &mut Value) {
-        let none = object["spec"]["metrics"].as_array().is_none_or(Vec::is_empty);
+        let none = object["spec"]["metrics"]
+            .as_array()
+            .is_none_or(Vec::is_empty);
         if none && object["spec"].is_object() {
             object["spec"]["metrics"] = serde_json::json!([{"type": "Resource", "resource":
                 {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]);
@@ -18,18 +20,37 @@ impl Strategy for HorizontalPodAutoscaler {
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let spec = &object["spec"];
-        let (min, max) = (spec["minReplicas"].as_i64().unwrap_or(1), spec["maxReplicas"].as_i64().unwrap_or(0));
+        let (min, max) = (
+            spec["minReplicas"].as_i64().unwrap_or(1),
+            spec["maxReplicas"].as_i64().unwrap_or(0),
+        );
         if min < 1 {
-            errors.invalid("spec.minReplicas", &spec["minReplicas"], "must be greater than or equal to 1");
+            errors.invalid(
+                "spec.minReplicas",
+                &spec["minReplicas"],
+                "must be greater than or equal to 1",
+            );
         }
         if max < 1 {
-            errors.invalid("spec.maxReplicas", &spec["maxReplicas"], "must be greater than 0");
+            errors.invalid(
+                "spec.maxReplicas",
+                &spec["maxReplicas"],
+                "must be greater than 0",
+            );
         }
         if max < min {
-            errors.invalid("spec.maxReplicas", &spec["maxReplicas"], "must be greater than or equal to `minReplicas`");
+            errors.invalid(
+                "spec.maxReplicas",
+                &spec["maxReplicas"],
+                "must be greater than or equal to `minReplicas`",
+            );
         }
         for field in ["kind", "name"] {
-            if spec["scaleTargetRef"][field].as_str().unwrap_or_default().is_empty() {
+            if spec["scaleTargetRef"][field]
+                .as_str()
+                .unwrap_or_default()
+                .is_empty()
+            {
                 errors.required(&format!("spec.scaleTargetRef.{field}"), "");
             }
         }

@@ -27,22 +27,38 @@ impl Strategy for CertificateSigningRequest {
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let spec = &object["spec"];
         if spec["request"].as_str().unwrap_or_default().is_empty() {
-            errors.invalid("spec.request", &spec["request"], "PEM block type must be CERTIFICATE REQUEST");
+            errors.invalid(
+                "spec.request",
+                &spec["request"],
+                "PEM block type must be CERTIFICATE REQUEST",
+            );
         }
         let signer = spec["signerName"].as_str().unwrap_or_default();
         if !signer.contains('/') {
-            errors.invalid("spec.signerName", &spec["signerName"], "must be a fully qualified domain and path of the form 'example.com/signer-name'");
+            errors.invalid(
+                "spec.signerName",
+                &spec["signerName"],
+                "must be a fully qualified domain and path of the form 'example.com/signer-name'",
+            );
         }
         if spec["usages"].as_array().is_none_or(Vec::is_empty) {
             errors.required("spec.usages", "usages must be provided");
         }
         if spec["expirationSeconds"].as_i64().is_some_and(|n| n < 600) {
-            errors.invalid("spec.expirationSeconds", &spec["expirationSeconds"], "may not specify a duration less than 600 seconds (10 minutes)");
+            errors.invalid(
+                "spec.expirationSeconds",
+                &spec["expirationSeconds"],
+                "may not specify a duration less than 600 seconds (10 minutes)",
+            );
         }
     }
 
     fn generation_of(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &["spec.signerName"]
     }
 
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {

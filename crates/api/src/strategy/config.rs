@@ -24,9 +24,17 @@ impl Strategy for ConfigMap {
                 total += value.as_str().map_or(0, str::len);
             }
         }
-        for key in object["binaryData"].as_object().into_iter().flat_map(Map::keys) {
+        for key in object["binaryData"]
+            .as_object()
+            .into_iter()
+            .flat_map(Map::keys)
+        {
             if object["data"].get(key).is_some() {
-                errors.invalid(&format!("data[{key}]"), &key.as_str().into(), "duplicate of key present in binaryData");
+                errors.invalid(
+                    &format!("data[{key}]"),
+                    &key.as_str().into(),
+                    "duplicate of key present in binaryData",
+                );
             }
         }
         if total > MAX_DATA {
@@ -63,10 +71,15 @@ impl Strategy for Secret {
     fn default(&self, object: &mut Value) {
         use base64::Engine as _;
         // `stringData` is write-only: it lands in `data`.
-        let Some(Value::Object(strings)) = object.as_object_mut().and_then(|m| m.remove("stringData")) else { return };
+        let Some(Value::Object(strings)) =
+            object.as_object_mut().and_then(|m| m.remove("stringData"))
+        else {
+            return;
+        };
         let data = crate::meta::child(object, "data");
         for (key, value) in strings {
-            let encoded = base64::engine::general_purpose::STANDARD.encode(value.as_str().unwrap_or_default());
+            let encoded = base64::engine::general_purpose::STANDARD
+                .encode(value.as_str().unwrap_or_default());
             data.insert(key, encoded.into());
         }
     }
@@ -97,7 +110,10 @@ impl Strategy for Secret {
         if object["type"] == "kubernetes.io/service-account-token"
             && crate::meta::annotation(object, "kubernetes.io/service-account.name").is_none()
         {
-            errors.required("metadata.annotations[kubernetes.io/service-account.name]", "");
+            errors.required(
+                "metadata.annotations[kubernetes.io/service-account.name]",
+                "",
+            );
         }
     }
 
@@ -108,6 +124,10 @@ impl Strategy for Secret {
 
     fn generation_of(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &["type"]
     }
 
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {
@@ -132,6 +152,27 @@ impl Strategy for Event {
 
     fn allow_create_on_update(&self) -> bool {
         true
+    }
+
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &[
+            "involvedObject.kind",
+            "involvedObject.namespace",
+            "involvedObject.name",
+            "involvedObject.uid",
+            "involvedObject.apiVersion",
+            "involvedObject.resourceVersion",
+            "involvedObject.fieldPath",
+            "regarding.kind",
+            "regarding.namespace",
+            "regarding.name",
+            "regarding.uid",
+            "reason",
+            "reportingComponent",
+            "reportingController",
+            "source",
+            "type",
+        ]
     }
 
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {
@@ -162,7 +203,11 @@ impl Strategy for Lease {
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let duration = &object["spec"]["leaseDurationSeconds"];
         if duration.as_i64().is_some_and(|n| n <= 0) {
-            errors.invalid("spec.leaseDurationSeconds", duration, "must be greater than 0");
+            errors.invalid(
+                "spec.leaseDurationSeconds",
+                duration,
+                "must be greater than 0",
+            );
         }
         errors.non_negative("spec.leaseTransitions", &object["spec"]["leaseTransitions"]);
     }
@@ -184,12 +229,19 @@ pub(super) struct LimitRange;
 
 impl Strategy for LimitRange {
     fn default(&self, object: &mut Value) {
-        for item in object["spec"]["limits"].as_array_mut().into_iter().flatten() {
+        for item in object["spec"]["limits"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+        {
             if item["type"] != "Container" {
                 continue;
             }
             // A container's default limit is its maximum, its default request the default limit, else its minimum.
-            for (target, sources) in [("default", ["max", "max"]), ("defaultRequest", ["default", "min"])] {
+            for (target, sources) in [
+                ("default", ["max", "max"]),
+                ("defaultRequest", ["default", "min"]),
+            ] {
                 for source in sources {
                     for (name, amount) in item[source].as_object().cloned().unwrap_or_default() {
                         super::default_at(item, &[target, &name], amount);
@@ -200,8 +252,16 @@ impl Strategy for LimitRange {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let parse = |v: &Value| v.as_str().and_then(|t| t.parse::<crate::quantity::Quantity>().ok());
-        for (i, item) in object["spec"]["limits"].as_array().into_iter().flatten().enumerate() {
+        let parse = |v: &Value| {
+            v.as_str()
+                .and_then(|t| t.parse::<crate::quantity::Quantity>().ok())
+        };
+        for (i, item) in object["spec"]["limits"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
             for (name, min) in item["min"].as_object().into_iter().flatten() {
                 if let (Some(low), Some(high)) = (parse(min), parse(&item["max"][name]))
                     && low > high
@@ -224,16 +284,32 @@ impl Strategy for ResourceQuota {
     fn validate(&self, object: &Value, errors: &mut Errors) {
         for (name, amount) in object["spec"]["hard"].as_object().into_iter().flatten() {
             for problem in validation::qualified_name(name.trim_start_matches("count/")) {
-                errors.invalid(&format!("spec.hard[{name}]"), &name.as_str().into(), &problem);
+                errors.invalid(
+                    &format!("spec.hard[{name}]"),
+                    &name.as_str().into(),
+                    &problem,
+                );
             }
-            if amount.as_str().and_then(|a| a.parse::<crate::quantity::Quantity>().ok()).is_some_and(|q| q.is_negative()) {
-                errors.invalid(&format!("spec.hard[{name}]"), amount, "must be greater than or equal to 0");
+            if amount
+                .as_str()
+                .and_then(|a| a.parse::<crate::quantity::Quantity>().ok())
+                .is_some_and(|q| q.is_negative())
+            {
+                errors.invalid(
+                    &format!("spec.hard[{name}]"),
+                    amount,
+                    "must be greater than or equal to 0",
+                );
             }
         }
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        errors.immutable("spec.scopes", &object["spec"]["scopes"], &old["spec"]["scopes"]);
+        errors.immutable(
+            "spec.scopes",
+            &object["spec"]["scopes"],
+            &old["spec"]["scopes"],
+        );
     }
 
     fn generation_of(&self) -> &'static [&'static str] {

@@ -23,19 +23,42 @@ impl Strategy for CronJob {
         match spec["schedule"].as_str().unwrap_or_default() {
             "" => errors.required("spec.schedule", ""),
             schedule if schedule.contains("TZ") => {
-                errors.invalid("spec.schedule", &spec["schedule"], "cannot use TZ or CRON_TZ in schedule, use timeZone field instead");
+                errors.invalid(
+                    "spec.schedule",
+                    &spec["schedule"],
+                    "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
+                );
             }
             schedule if !plausible_schedule(schedule) => {
                 let found = schedule.split_whitespace().count();
-                errors.invalid("spec.schedule", &spec["schedule"], &format!("expected exactly 5 fields, found {found}: {:?}", schedule.split_whitespace().collect::<Vec<_>>()));
+                errors.invalid(
+                    "spec.schedule",
+                    &spec["schedule"],
+                    &format!(
+                        "expected exactly 5 fields, found {found}: {:?}",
+                        schedule.split_whitespace().collect::<Vec<_>>()
+                    ),
+                );
             }
             _ => {}
         }
-        errors.one_of("spec.concurrencyPolicy", &spec["concurrencyPolicy"], &["Allow", "Forbid", "Replace"]);
-        for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
+        errors.one_of(
+            "spec.concurrencyPolicy",
+            &spec["concurrencyPolicy"],
+            &["Allow", "Forbid", "Replace"],
+        );
+        for field in [
+            "startingDeadlineSeconds",
+            "successfulJobsHistoryLimit",
+            "failedJobsHistoryLimit",
+        ] {
             errors.non_negative(&format!("spec.{field}"), &spec[field]);
         }
-        job::validate_spec(&spec["jobTemplate"]["spec"], "spec.jobTemplate.spec", errors);
+        job::validate_spec(
+            &spec["jobTemplate"]["spec"],
+            "spec.jobTemplate.spec",
+            errors,
+        );
     }
 }
 
@@ -43,7 +66,10 @@ fn plausible_schedule(schedule: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "*/,-?".contains(c);
     match schedule.strip_prefix('@') {
         Some(name) => {
-            ["yearly", "annually", "monthly", "weekly", "daily", "midnight", "hourly"].contains(&name)
+            [
+                "yearly", "annually", "monthly", "weekly", "daily", "midnight", "hourly",
+            ]
+            .contains(&name)
                 || name.starts_with("every ")
         }
         None => {

@@ -11,8 +11,16 @@ impl Strategy for Deployment {
     fn default(&self, object: &mut Value) {
         template::default_spec(&mut object["spec"]["template"]["spec"]);
         if object["spec"]["strategy"]["type"] == "RollingUpdate" {
-            default_at(object, &["spec", "strategy", "rollingUpdate", "maxUnavailable"], "25%");
-            default_at(object, &["spec", "strategy", "rollingUpdate", "maxSurge"], "25%");
+            default_at(
+                object,
+                &["spec", "strategy", "rollingUpdate", "maxUnavailable"],
+                "25%",
+            );
+            default_at(
+                object,
+                &["spec", "strategy", "rollingUpdate", "maxSurge"],
+                "25%",
+            );
         }
     }
 
@@ -23,7 +31,11 @@ impl Strategy for Deployment {
         errors.non_negative("spec.revisionHistoryLimit", &spec["revisionHistoryLimit"]);
         template::validate_selector(object, errors);
         template::validate_template(&spec["template"], "spec.template", &["Always"], errors);
-        errors.one_of("spec.strategy.type", &spec["strategy"]["type"], &["Recreate", "RollingUpdate"]);
+        errors.one_of(
+            "spec.strategy.type",
+            &spec["strategy"]["type"],
+            &["Recreate", "RollingUpdate"],
+        );
         if spec["strategy"]["type"] == "Recreate" && spec["strategy"]["rollingUpdate"].is_object() {
             errors.forbidden(
                 "spec.strategy.rollingUpdate",
@@ -39,13 +51,24 @@ impl Strategy for Deployment {
                 "may not be 0 when `maxSurge` is 0",
             );
         }
-        let (deadline, ready) = (&spec["progressDeadlineSeconds"], spec["minReadySeconds"].as_i64().unwrap_or(0));
+        let (deadline, ready) = (
+            &spec["progressDeadlineSeconds"],
+            spec["minReadySeconds"].as_i64().unwrap_or(0),
+        );
         if deadline.as_i64().is_some_and(|d| d <= ready) {
-            errors.invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds");
+            errors.invalid(
+                "spec.progressDeadlineSeconds",
+                deadline,
+                "must be greater than minReadySeconds",
+            );
         }
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        errors.immutable("spec.selector", &object["spec"]["selector"], &old["spec"]["selector"]);
+        errors.immutable(
+            "spec.selector",
+            &object["spec"]["selector"],
+            &old["spec"]["selector"],
+        );
     }
 }

@@ -11,7 +11,11 @@ impl Strategy for PodDisruptionBudget {
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let spec = &object["spec"];
         if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
-            errors.invalid("spec", &Value::Null, "minAvailable and maxUnavailable cannot be both set");
+            errors.invalid(
+                "spec",
+                &Value::Null,
+                "minAvailable and maxUnavailable cannot be both set",
+            );
         }
         errors.non_negative("spec.minAvailable", &spec["minAvailable"]);
         errors.non_negative("spec.maxUnavailable", &spec["maxUnavailable"]);

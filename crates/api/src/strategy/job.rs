@@ -20,8 +20,16 @@ pub(super) fn default_spec(spec: &mut Value) {
     }
     default_at(spec, &["parallelism"], 1);
     let per_index = !spec["backoffLimitPerIndex"].is_null();
-    default_at(spec, &["backoffLimit"], if per_index { i32::MAX } else { 6 });
-    let replacement = if spec["podFailurePolicy"].is_object() { "Failed" } else { "TerminatingOrFailed" };
+    default_at(
+        spec,
+        &["backoffLimit"],
+        if per_index { i32::MAX } else { 6 },
+    );
+    let replacement = if spec["podFailurePolicy"].is_object() {
+        "Failed"
+    } else {
+        "TerminatingOrFailed"
+    };
     default_at(spec, &["podReplacementPolicy"], replacement);
     if let Some(map) = spec.as_object_mut() {
         map.retain(|_, v| !v.is_null());
@@ -31,21 +39,47 @@ pub(super) fn default_spec(spec: &mut Value) {
 
 /// Validates a job's spec at `at`, as cron jobs share it.
 pub(super) fn validate_spec(spec: &Value, at: &str, errors: &mut Errors) {
-    for field in ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished"] {
+    for field in [
+        "parallelism",
+        "completions",
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "ttlSecondsAfterFinished",
+    ] {
         errors.non_negative(&format!("{at}.{field}"), &spec[field]);
     }
-    errors.one_of(&format!("{at}.completionMode"), &spec["completionMode"], &["Indexed", "NonIndexed"]);
+    errors.one_of(
+        &format!("{at}.completionMode"),
+        &spec["completionMode"],
+        &["Indexed", "NonIndexed"],
+    );
     if spec["completionMode"] == "Indexed" && spec["completions"].is_null() {
-        errors.required(&format!("{at}.completions"), "when completion mode is Indexed");
+        errors.required(
+            &format!("{at}.completions"),
+            "when completion mode is Indexed",
+        );
     }
     let policy = &spec["template"]["spec"]["restartPolicy"];
     if policy == "Always" {
-        errors.required(&format!("{at}.template.spec.restartPolicy"), "valid values: \"OnFailure\", \"Never\"");
+        errors.required(
+            &format!("{at}.template.spec.restartPolicy"),
+            "valid values: \"OnFailure\", \"Never\"",
+        );
         let mut rest = spec["template"].clone();
         rest["spec"]["restartPolicy"] = "Never".into();
-        template::validate_template(&rest, &format!("{at}.template"), &["OnFailure", "Never"], errors);
+        template::validate_template(
+            &rest,
+            &format!("{at}.template"),
+            &["OnFailure", "Never"],
+            errors,
+        );
     } else {
-        template::validate_template(&spec["template"], &format!("{at}.template"), &["OnFailure", "Never"], errors);
+        template::validate_template(
+            &spec["template"],
+            &format!("{at}.template"),
+            &["OnFailure", "Never"],
+            errors,
+        );
     }
 }
 
@@ -53,7 +87,11 @@ impl Strategy for Job {
     fn default(&self, object: &mut Value) {
         default_spec(&mut object["spec"]);
         let labels = object["spec"]["template"]["metadata"]["labels"].clone();
-        if labels.is_object() && object["metadata"]["labels"].as_object().is_none_or(serde_json::Map::is_empty) {
+        if labels.is_object()
+            && object["metadata"]["labels"]
+                .as_object()
+                .is_none_or(serde_json::Map::is_empty)
+        {
             object["metadata"]["labels"] = labels;
         }
     }
@@ -80,7 +118,8 @@ impl Strategy for Job {
         ] {
             labels.insert(key.into(), value.as_str().into());
         }
-        object["spec"]["selector"] = json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}});
+        object["spec"]["selector"] =
+            json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}});
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
@@ -88,16 +127,37 @@ impl Strategy for Job {
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        for field in ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex"] {
-            errors.immutable(&format!("spec.{field}"), &object["spec"][field], &old["spec"][field]);
+        for field in [
+            "selector",
+            "completionMode",
+            "podFailurePolicy",
+            "backoffLimitPerIndex",
+        ] {
+            errors.immutable(
+                &format!("spec.{field}"),
+                &object["spec"][field],
+                &old["spec"][field],
+            );
         }
         let suspended = old["spec"]["suspend"] == true;
         if !suspended {
-            errors.immutable("spec.template", &object["spec"]["template"], &old["spec"]["template"]);
+            errors.immutable(
+                "spec.template",
+                &object["spec"]["template"],
+                &old["spec"]["template"],
+            );
         }
         if object["spec"]["completionMode"] != "Indexed" {
-            errors.immutable("spec.completions", &object["spec"]["completions"], &old["spec"]["completions"]);
+            errors.immutable(
+                "spec.completions",
+                &object["spec"]["completions"],
+                &old["spec"]["completions"],
+            );
         }
+    }
+
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &["status.successful"]
     }
 
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {

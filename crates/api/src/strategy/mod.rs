@@ -66,6 +66,11 @@ pub trait Strategy: Sync + Send {
         &["spec"]
     }
 
+    /// The selectable fields besides `metadata.name` and `metadata.namespace`.
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The value of a selectable field besides `metadata.name` and `metadata.namespace`; `None` when the field cannot select.
     fn field<'a>(&self, _object: &'a Value, _field: &str) -> Option<Cow<'a, str>> {
         None
@@ -118,8 +123,12 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("networking.k8s.io", "Ingress") => &networking::Ingress,
         ("networking.k8s.io", "NetworkPolicy") => &networking::NetworkPolicy,
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => &authorization::Role,
-        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => &authorization::Binding,
-        ("certificates.k8s.io", "CertificateSigningRequest") => &certificates::CertificateSigningRequest,
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
+            &authorization::Binding
+        }
+        ("certificates.k8s.io", "CertificateSigningRequest") => {
+            &certificates::CertificateSigningRequest
+        }
         ("scheduling.k8s.io", "PriorityClass") => &scheduling::PriorityClass,
         ("storage.k8s.io", "StorageClass") => &storage::StorageClass,
         ("coordination.k8s.io", "Lease") => &config::Lease,
@@ -134,7 +143,9 @@ impl Strategy for Plain {}
 
 /// Sets `object[field]` to what `old` has, or removes it.
 pub(crate) fn copy_field(object: &mut Value, old: &Value, field: &str) {
-    let Some(map) = object.as_object_mut() else { return };
+    let Some(map) = object.as_object_mut() else {
+        return;
+    };
     match old.get(field) {
         Some(value) => {
             map.insert(field.to_owned(), value.clone());
@@ -149,8 +160,10 @@ pub(crate) fn copy_field(object: &mut Value, old: &Value, field: &str) {
 /// update of status may carry along.
 pub(crate) fn keep_all_but_status(object: &mut Value, old: &Value) {
     let status = object.get("status").cloned();
-    let (labels, annotations) =
-        (object["metadata"]["labels"].take(), object["metadata"]["annotations"].take());
+    let (labels, annotations) = (
+        object["metadata"]["labels"].take(),
+        object["metadata"]["annotations"].take(),
+    );
     let version = object["metadata"]["resourceVersion"].take();
     let managed = object["metadata"]["managedFields"].take();
     let mut kept = old.clone();
@@ -166,7 +179,9 @@ pub(crate) fn keep_all_but_status(object: &mut Value, old: &Value) {
 
 /// Inserts `value` at `path` when nothing is there.
 pub(crate) fn default_at(object: &mut Value, path: &[&str], value: impl Into<Value>) {
-    let Some((last, parents)) = path.split_last() else { return };
+    let Some((last, parents)) = path.split_last() else {
+        return;
+    };
     let mut at = object;
     for parent in parents {
         meta::child(at, parent);

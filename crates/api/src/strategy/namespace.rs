@@ -18,7 +18,11 @@ impl Strategy for Namespace {
     fn default(&self, object: &mut Value) {
         let name = meta::name(object).to_owned();
         if !name.is_empty() {
-            super::default_at(object, &["metadata", "labels", "kubernetes.io/metadata.name"], name);
+            super::default_at(
+                object,
+                &["metadata", "labels", "kubernetes.io/metadata.name"],
+                name,
+            );
         }
     }
 
@@ -34,6 +38,10 @@ impl Strategy for Namespace {
 
     fn generation_of(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &["status.phase", "name"]
     }
 
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {

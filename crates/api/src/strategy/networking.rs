@@ -10,10 +10,22 @@ pub(super) struct Endpoints;
 impl Strategy for Endpoints {
     fn validate(&self, object: &Value, errors: &mut Errors) {
         if object["kind"] == "EndpointSlice" || !object["addressType"].is_null() {
-            errors.one_of("addressType", &object["addressType"], &["FQDN", "IPv4", "IPv6"]);
-            for (i, endpoint) in object["endpoints"].as_array().into_iter().flatten().enumerate() {
+            errors.one_of(
+                "addressType",
+                &object["addressType"],
+                &["FQDN", "IPv4", "IPv6"],
+            );
+            for (i, endpoint) in object["endpoints"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .enumerate()
+            {
                 if endpoint["addresses"].as_array().is_none_or(Vec::is_empty) {
-                    errors.required(&format!("endpoints[{i}].addresses"), "must contain at least 1 address");
+                    errors.required(
+                        &format!("endpoints[{i}].addresses"),
+                        "must contain at least 1 address",
+                    );
                 }
             }
         }
@@ -47,18 +59,35 @@ impl Strategy for Ingress {
         let spec = &object["spec"];
         let no_rules = spec["rules"].as_array().is_none_or(Vec::is_empty);
         if no_rules && spec["defaultBackend"].is_null() {
-            errors.invalid("spec", &Value::Null, "either `defaultBackend` or `rules` must be specified");
+            errors.invalid(
+                "spec",
+                &Value::Null,
+                "either `defaultBackend` or `rules` must be specified",
+            );
         }
         for (i, rule) in spec["rules"].as_array().into_iter().flatten().enumerate() {
-            for (j, path) in rule["http"]["paths"].as_array().into_iter().flatten().enumerate() {
+            for (j, path) in rule["http"]["paths"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .enumerate()
+            {
                 let at = format!("spec.rules[{i}].http.paths[{j}]");
                 if path["pathType"].is_null() {
                     errors.required(&format!("{at}.pathType"), "pathType must be specified");
                 }
-                errors.one_of(&format!("{at}.pathType"), &path["pathType"], &["Exact", "ImplementationSpecific", "Prefix"]);
+                errors.one_of(
+                    &format!("{at}.pathType"),
+                    &path["pathType"],
+                    &["Exact", "ImplementationSpecific", "Prefix"],
+                );
                 let text = path["path"].as_str().unwrap_or_default();
                 if !text.starts_with('/') && path["pathType"] != "ImplementationSpecific" {
-                    errors.invalid(&format!("{at}.path"), &path["path"], "must be an absolute path");
+                    errors.invalid(
+                        &format!("{at}.path"),
+                        &path["path"],
+                        "must be an absolute path",
+                    );
                 }
             }
         }
@@ -70,8 +99,14 @@ pub(super) struct NetworkPolicy;
 impl Strategy for NetworkPolicy {
     fn default(&self, object: &mut Value) {
         if object["spec"].is_object() && object["spec"]["policyTypes"].is_null() {
-            let egress = object["spec"]["egress"].as_array().is_some_and(|e| !e.is_empty());
-            let types: &[&str] = if egress { &["Ingress", "Egress"] } else { &["Ingress"] };
+            let egress = object["spec"]["egress"]
+                .as_array()
+                .is_some_and(|e| !e.is_empty());
+            let types: &[&str] = if egress {
+                &["Ingress", "Egress"]
+            } else {
+                &["Ingress"]
+            };
             if let Some(spec) = object["spec"].as_object_mut() {
                 spec.insert("policyTypes".into(), types.to_vec().into());
             }

@@ -22,12 +22,19 @@ impl Strategy for Node {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        for (i, taint) in object["spec"]["taints"].as_array().into_iter().flatten().enumerate() {
+        for (i, taint) in object["spec"]["taints"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
             for problem in validation::qualified_name(taint["key"].as_str().unwrap_or_default()) {
                 errors.invalid(&format!("spec.taints[{i}].key"), &taint["key"], &problem);
             }
             let effect = &taint["effect"];
-            if !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect.as_str().unwrap_or_default()) {
+            if !["NoSchedule", "PreferNoSchedule", "NoExecute"]
+                .contains(&effect.as_str().unwrap_or_default())
+            {
                 errors.not_supported(
                     &format!("spec.taints[{i}].effect"),
                     effect,
@@ -41,13 +48,20 @@ impl Strategy for Node {
         for field in ["podCIDR", "providerID"] {
             let (new, before) = (&object["spec"][field], &old["spec"][field]);
             if before.as_str().is_some_and(|b| !b.is_empty()) && new != before {
-                errors.forbidden(&format!("spec.{field}"), "node updates may not change it once it is set");
+                errors.forbidden(
+                    &format!("spec.{field}"),
+                    "node updates may not change it once it is set",
+                );
             }
         }
     }
 
     fn generation_of(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &["spec.unschedulable"]
     }
 
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {

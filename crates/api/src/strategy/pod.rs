@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use serde_json::{Value, json};
 
 use super::{Strategy, copy_field, template, text};
-use crate::meta;
 use crate::quantity::Quantity;
 use crate::validation::Errors;
 
@@ -35,11 +34,32 @@ impl Strategy for Pod {
                 "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
             );
         }
-        let before = old["spec"]["tolerations"].as_array().map_or(&[][..], Vec::as_slice);
-        let after = object["spec"]["tolerations"].as_array().map_or(&[][..], Vec::as_slice);
+        let before = old["spec"]["tolerations"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice);
+        let after = object["spec"]["tolerations"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice);
         if before.iter().any(|t| !after.contains(t)) {
-            errors.forbidden("spec.tolerations", "existing toleration can not be modified except its tolerationSeconds");
+            errors.forbidden(
+                "spec.tolerations",
+                "existing toleration can not be modified except its tolerationSeconds",
+            );
         }
+    }
+
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &[
+            "spec.nodeName",
+            "spec.restartPolicy",
+            "spec.schedulerName",
+            "spec.serviceAccountName",
+            "spec.hostNetwork",
+            "status.phase",
+            "status.podIP",
+            "status.podIPs",
+            "status.nominatedNodeName",
+        ]
     }
 
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {
@@ -62,12 +82,20 @@ impl Strategy for Pod {
 
     fn grace_period(&self, object: &Value, requested: Option<i64>) -> Option<i64> {
         // A pod that never reached a node, or has ended, has nothing to shut down.
-        let unscheduled = object["spec"]["nodeName"].as_str().unwrap_or_default().is_empty();
-        let ended = matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+        let unscheduled = object["spec"]["nodeName"]
+            .as_str()
+            .unwrap_or_default()
+            .is_empty();
+        let ended = matches!(
+            object["status"]["phase"].as_str(),
+            Some("Succeeded" | "Failed")
+        );
         if unscheduled || ended {
             return Some(0);
         }
-        let own = object["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
+        let own = object["spec"]["terminationGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(30);
         Some(match requested.unwrap_or(own) {
             negative if negative < 0 => 1,
             seconds => seconds,
@@ -79,10 +107,17 @@ impl Strategy for Pod {
 fn frozen(pod: &Value) -> Value {
     let mut spec = pod["spec"].clone();
     if let Some(map) = spec.as_object_mut() {
-        for open in ["activeDeadlineSeconds", "tolerations", "ephemeralContainers", "schedulingGates"] {
+        for open in [
+            "activeDeadlineSeconds",
+            "tolerations",
+            "ephemeralContainers",
+            "schedulingGates",
+        ] {
             map.remove(open);
         }
-        let gated = pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty());
+        let gated = pod["spec"]["schedulingGates"]
+            .as_array()
+            .is_some_and(|g| !g.is_empty());
         if gated {
             map.remove("nodeSelector");
             map.remove("affinity");
@@ -102,8 +137,9 @@ fn frozen(pod: &Value) -> Value {
 #[must_use]
 pub fn qos_class(pod: &Value) -> &'static str {
     let spec = &pod["spec"];
-    let containers =
-        ["containers", "initContainers"].iter().flat_map(|list| spec[*list].as_array().into_iter().flatten());
+    let containers = ["containers", "initContainers"]
+        .iter()
+        .flat_map(|list| spec[*list].as_array().into_iter().flatten());
     let (mut any, mut guaranteed) = (false, true);
     for container in containers {
         for resource in ["cpu", "memory"] {
@@ -125,12 +161,6 @@ pub fn qos_class(pod: &Value) -> &'static str {
     }
 }
 
-/// Whether an object is a mirror of a static pod.
-#[must_use]
-pub fn is_mirror(pod: &Value) -> bool {
-    meta::annotation(pod, "kubernetes.io/config.mirror").is_some()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,7 +169,10 @@ mod tests {
     fn qos() {
         let pod = |resources: Value| json!({"spec": {"containers": [{"resources": resources}]}});
         assert_eq!(qos_class(&pod(json!({}))), "BestEffort");
-        assert_eq!(qos_class(&pod(json!({"requests": {"cpu": "1"}}))), "Burstable");
+        assert_eq!(
+            qos_class(&pod(json!({"requests": {"cpu": "1"}}))),
+            "Burstable"
+        );
         let both = json!({"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1000m", "memory": "1Gi"}});
         assert_eq!(qos_class(&pod(both)), "Guaranteed");
     }

@@ -18,11 +18,24 @@ impl Strategy for ReplicaSet {
         errors.non_negative("spec.replicas", &object["spec"]["replicas"]);
         errors.non_negative("spec.minReadySeconds", &object["spec"]["minReadySeconds"]);
         template::validate_selector(object, errors);
-        template::validate_template(&object["spec"]["template"], "spec.template", &["Always"], errors);
+        template::validate_template(
+            &object["spec"]["template"],
+            "spec.template",
+            &["Always"],
+            errors,
+        );
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        errors.immutable("spec.selector", &object["spec"]["selector"], &old["spec"]["selector"]);
+        errors.immutable(
+            "spec.selector",
+            &object["spec"]["selector"],
+            &old["spec"]["selector"],
+        );
+    }
+
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &["status.replicas"]
     }
 
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {
@@ -37,10 +50,16 @@ impl Strategy for ReplicationController {
         template::default_spec(&mut object["spec"]["template"]["spec"]);
         let labels = object["spec"]["template"]["metadata"]["labels"].clone();
         if labels.is_object() {
-            if object["spec"]["selector"].as_object().is_none_or(serde_json::Map::is_empty) {
+            if object["spec"]["selector"]
+                .as_object()
+                .is_none_or(serde_json::Map::is_empty)
+            {
                 object["spec"]["selector"] = labels.clone();
             }
-            if object["metadata"]["labels"].as_object().is_none_or(serde_json::Map::is_empty) {
+            if object["metadata"]["labels"]
+                .as_object()
+                .is_none_or(serde_json::Map::is_empty)
+            {
                 object["metadata"]["labels"] = labels;
             }
         }
@@ -53,10 +72,24 @@ impl Strategy for ReplicationController {
             errors.required("spec.selector", "");
         }
         let labels = &object["spec"]["template"]["metadata"]["labels"];
-        if !crate::selector::LabelSelector::from_match_labels(selector).matches(labels.as_object()) {
-            errors.invalid("spec.template.metadata.labels", labels, "`selector` does not match template `labels`");
+        if !crate::selector::LabelSelector::from_match_labels(selector).matches(labels.as_object())
+        {
+            errors.invalid(
+                "spec.template.metadata.labels",
+                labels,
+                "`selector` does not match template `labels`",
+            );
         }
-        template::validate_template(&object["spec"]["template"], "spec.template", &["Always"], errors);
+        template::validate_template(
+            &object["spec"]["template"],
+            "spec.template",
+            &["Always"],
+            errors,
+        );
+    }
+
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &["status.replicas"]
     }
 
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {

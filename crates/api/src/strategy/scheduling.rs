@@ -18,10 +18,23 @@ impl Strategy for PriorityClass {
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let system = meta::name(object).starts_with("system-");
-        if !system && object["value"].as_i64().is_some_and(|v| v > HIGHEST_USER_PRIORITY) {
-            errors.forbidden("value", &format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}"));
+        if !system
+            && object["value"]
+                .as_i64()
+                .is_some_and(|v| v > HIGHEST_USER_PRIORITY)
+        {
+            errors.forbidden(
+                "value",
+                &format!(
+                    "maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}"
+                ),
+            );
         }
-        errors.one_of("preemptionPolicy", &object["preemptionPolicy"], &["Never", "PreemptLowerPriority"]);
+        errors.one_of(
+            "preemptionPolicy",
+            &object["preemptionPolicy"],
+            &["Never", "PreemptLowerPriority"],
+        );
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {

@@ -20,13 +20,19 @@ impl Strategy for Service {
             return;
         }
         if spec["sessionAffinity"] == "ClientIP" {
-            default_at(spec, &["sessionAffinityConfig", "clientIP", "timeoutSeconds"], 10_800);
+            default_at(
+                spec,
+                &["sessionAffinityConfig", "clientIP", "timeoutSeconds"],
+                10_800,
+            );
         }
         let ty = spec["type"].as_str().unwrap_or_default().to_owned();
         if ty != "ExternalName" {
             default_at(spec, &["internalTrafficPolicy"], "Cluster");
         }
-        let external = spec["externalIPs"].as_array().is_some_and(|ips| !ips.is_empty());
+        let external = spec["externalIPs"]
+            .as_array()
+            .is_some_and(|ips| !ips.is_empty());
         if ty == "NodePort" || ty == "LoadBalancer" || (external && ty == "ClusterIP") {
             default_at(spec, &["externalTrafficPolicy"], "Cluster");
         }
@@ -48,7 +54,10 @@ impl Strategy for Service {
 
     fn prepare_update(&self, object: &mut Value, old: &Value) {
         copy_field(object, old, "status");
-        let ty = object["spec"]["type"].as_str().unwrap_or_default().to_owned();
+        let ty = object["spec"]["type"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         if ty == "ExternalName" {
             return;
         }
@@ -56,7 +65,10 @@ impl Strategy for Service {
         if old["spec"]["type"] != "ExternalName" {
             for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
                 let kept = old["spec"][field].clone();
-                if !kept.is_null() && object["spec"][field].as_str().is_none_or(str::is_empty) && object["spec"][field].as_array().is_none() {
+                if !kept.is_null()
+                    && object["spec"][field].as_str().is_none_or(str::is_empty)
+                    && object["spec"][field].as_array().is_none()
+                {
                     object["spec"][field] = kept;
                 }
             }
@@ -64,7 +76,9 @@ impl Strategy for Service {
         if ty == "NodePort" || ty == "LoadBalancer" {
             let before = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
             for port in object["spec"]["ports"].as_array_mut().into_iter().flatten() {
-                let same = before.iter().find(|b| b["port"] == port["port"] && b["protocol"] == port["protocol"]);
+                let same = before
+                    .iter()
+                    .find(|b| b["port"] == port["port"] && b["protocol"] == port["protocol"]);
                 if let Some(number) = same.and_then(|b| b["nodePort"].as_i64()) {
                     default_at(port, &["nodePort"], number);
                 }
@@ -75,13 +89,34 @@ impl Strategy for Service {
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let spec = &object["spec"];
         let ty = spec["type"].as_str().unwrap_or_default();
-        errors.one_of("spec.type", &spec["type"], &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]);
-        errors.one_of("spec.sessionAffinity", &spec["sessionAffinity"], &["ClientIP", "None"]);
-        errors.one_of("spec.externalTrafficPolicy", &spec["externalTrafficPolicy"], &["Cluster", "Local"]);
-        errors.one_of("spec.internalTrafficPolicy", &spec["internalTrafficPolicy"], &["Cluster", "Local"]);
+        errors.one_of(
+            "spec.type",
+            &spec["type"],
+            &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
+        );
+        errors.one_of(
+            "spec.sessionAffinity",
+            &spec["sessionAffinity"],
+            &["ClientIP", "None"],
+        );
+        errors.one_of(
+            "spec.externalTrafficPolicy",
+            &spec["externalTrafficPolicy"],
+            &["Cluster", "Local"],
+        );
+        errors.one_of(
+            "spec.internalTrafficPolicy",
+            &spec["internalTrafficPolicy"],
+            &["Cluster", "Local"],
+        );
         validation::labels(errors, "spec.selector", &spec["selector"]);
         if ty == "ExternalName" {
-            for problem in validation::dns_subdomain(spec["externalName"].as_str().unwrap_or_default().trim_end_matches('.')) {
+            for problem in validation::dns_subdomain(
+                spec["externalName"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .trim_end_matches('.'),
+            ) {
                 errors.invalid("spec.externalName", &spec["externalName"], &problem);
             }
             return;
@@ -92,7 +127,11 @@ impl Strategy for Service {
             errors.required("spec.ports", "");
         }
         if headless && ty != "ClusterIP" {
-            errors.invalid("spec.clusterIPs[0]", &"None".into(), "may not be set to 'None' for LoadBalancer services");
+            errors.invalid(
+                "spec.clusterIPs[0]",
+                &"None".into(),
+                "may not be set to 'None' for LoadBalancer services",
+            );
         }
         validate_ports(ports, ty, errors);
     }
@@ -100,13 +139,26 @@ impl Strategy for Service {
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
         let (new, before) = (&object["spec"], &old["spec"]);
         let exempt = new["type"] == "ExternalName" || before["type"] == "ExternalName";
-        if !exempt && before["clusterIP"].as_str().is_some_and(|ip| !ip.is_empty()) && new["clusterIP"] != before["clusterIP"] {
-            errors.invalid("spec.clusterIPs[0]", &new["clusterIP"], "may not change once set");
+        if !exempt
+            && before["clusterIP"]
+                .as_str()
+                .is_some_and(|ip| !ip.is_empty())
+            && new["clusterIP"] != before["clusterIP"]
+        {
+            errors.invalid(
+                "spec.clusterIPs[0]",
+                &new["clusterIP"],
+                "may not change once set",
+            );
         }
     }
 
     fn generation_of(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &["spec.clusterIP", "spec.type"]
     }
 
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {
@@ -126,26 +178,54 @@ fn validate_ports(ports: &[Value], ty: &str, errors: &mut Errors) {
         if name.is_empty() && ports.len() > 1 {
             errors.required(&format!("{at}.name"), "");
         }
-        for problem in if name.is_empty() { Vec::new() } else { validation::dns_label(name) } {
+        for problem in if name.is_empty() {
+            Vec::new()
+        } else {
+            validation::dns_label(name)
+        } {
             errors.invalid(&format!("{at}.name"), &port["name"], &problem);
         }
         if !name.is_empty() && names.contains(&name) {
             errors.duplicate(&format!("{at}.name"), &port["name"]);
         }
         names.push(name);
-        if !port["port"].as_i64().is_some_and(|n| (1..=65535).contains(&n)) {
-            errors.invalid(&format!("{at}.port"), &port["port"], "must be between 1 and 65535, inclusive");
+        if !port["port"]
+            .as_i64()
+            .is_some_and(|n| (1..=65535).contains(&n))
+        {
+            errors.invalid(
+                &format!("{at}.port"),
+                &port["port"],
+                "must be between 1 and 65535, inclusive",
+            );
         }
-        if port["targetPort"].as_i64().is_some_and(|n| !(1..=65535).contains(&n)) {
-            errors.invalid(&format!("{at}.targetPort"), &port["targetPort"], "must be between 1 and 65535, inclusive");
+        if port["targetPort"]
+            .as_i64()
+            .is_some_and(|n| !(1..=65535).contains(&n))
+        {
+            errors.invalid(
+                &format!("{at}.targetPort"),
+                &port["targetPort"],
+                "must be between 1 and 65535, inclusive",
+            );
         }
-        errors.one_of(&format!("{at}.protocol"), &port["protocol"], &["SCTP", "TCP", "UDP"]);
+        errors.one_of(
+            &format!("{at}.protocol"),
+            &port["protocol"],
+            &["SCTP", "TCP", "UDP"],
+        );
         if ty == "ClusterIP" && port["nodePort"].as_i64().is_some_and(|n| n != 0) {
-            errors.forbidden(&format!("{at}.nodePort"), "may not be used when `type` is 'ClusterIP'");
+            errors.forbidden(
+                &format!("{at}.nodePort"),
+                "may not be used when `type` is 'ClusterIP'",
+            );
         }
         let identity = (&port["protocol"], &port["port"]);
         if numbers.contains(&identity) {
-            errors.duplicate(&at, &serde_json::json!({"port": port["port"], "protocol": port["protocol"]}));
+            errors.duplicate(
+                &at,
+                &serde_json::json!({"port": port["port"], "protocol": port["protocol"]}),
+            );
         }
         numbers.push(identity);
     }

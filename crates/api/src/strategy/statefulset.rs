@@ -11,9 +11,17 @@ impl Strategy for StatefulSet {
     fn default(&self, object: &mut Value) {
         template::default_spec(&mut object["spec"]["template"]["spec"]);
         if object["spec"]["updateStrategy"]["type"] == "RollingUpdate" {
-            default_at(object, &["spec", "updateStrategy", "rollingUpdate", "partition"], 0);
+            default_at(
+                object,
+                &["spec", "updateStrategy", "rollingUpdate", "partition"],
+                0,
+            );
         }
-        for claim in object["spec"]["volumeClaimTemplates"].as_array_mut().into_iter().flatten() {
+        for claim in object["spec"]["volumeClaimTemplates"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+        {
             storage::default_claim(claim);
             default_at(claim, &["apiVersion"], "v1");
             default_at(claim, &["kind"], "PersistentVolumeClaim");
@@ -24,12 +32,23 @@ impl Strategy for StatefulSet {
         let spec = &object["spec"];
         errors.non_negative("spec.replicas", &spec["replicas"]);
         errors.non_negative("spec.minReadySeconds", &spec["minReadySeconds"]);
-        errors.one_of("spec.podManagementPolicy", &spec["podManagementPolicy"], &["OrderedReady", "Parallel"]);
-        errors.one_of("spec.updateStrategy.type", &spec["updateStrategy"]["type"], &["OnDelete", "RollingUpdate"]);
+        errors.one_of(
+            "spec.podManagementPolicy",
+            &spec["podManagementPolicy"],
+            &["OrderedReady", "Parallel"],
+        );
+        errors.one_of(
+            "spec.updateStrategy.type",
+            &spec["updateStrategy"]["type"],
+            &["OnDelete", "RollingUpdate"],
+        );
         template::validate_selector(object, errors);
         // Volumes of claim templates are known to the pods only once they are created.
         let mut with_claims = spec["template"].clone();
-        let claims = spec["volumeClaimTemplates"].as_array().into_iter().flatten();
+        let claims = spec["volumeClaimTemplates"]
+            .as_array()
+            .into_iter()
+            .flatten();
         let volumes: Vec<Value> = claims
             .map(|c| serde_json::json!({"name": c["metadata"]["name"], "persistentVolumeClaim": {"claimName": "x"}}))
             .chain(with_claims["spec"]["volumes"].as_array().into_iter().flatten().cloned())
@@ -45,8 +64,13 @@ impl Strategy for StatefulSet {
             let mut spec = o["spec"].clone();
             if let Some(map) = spec.as_object_mut() {
                 for open in [
-                    "replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit",
-                    "persistentVolumeClaimRetentionPolicy", "minReadySeconds",
+                    "replicas",
+                    "ordinals",
+                    "template",
+                    "updateStrategy",
+                    "revisionHistoryLimit",
+                    "persistentVolumeClaimRetentionPolicy",
+                    "minReadySeconds",
                 ] {
                     map.remove(open);
                 }

@@ -5,7 +5,12 @@ use serde_json::{Value, json};
 use super::{Strategy, default_at};
 use crate::validation::Errors;
 
-const ACCESS_MODES: [&str; 4] = ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"];
+const ACCESS_MODES: [&str; 4] = [
+    "ReadWriteOnce",
+    "ReadOnlyMany",
+    "ReadWriteMany",
+    "ReadWriteOncePod",
+];
 
 pub(super) struct PersistentVolume;
 
@@ -20,9 +25,30 @@ impl Strategy for PersistentVolume {
         if spec["capacity"]["storage"].is_null() {
             errors.required("spec.capacity", "must specify a storage capacity");
         }
-        errors.one_of("spec.persistentVolumeReclaimPolicy", &spec["persistentVolumeReclaimPolicy"], &["Delete", "Recycle", "Retain"]);
-        errors.one_of("spec.volumeMode", &spec["volumeMode"], &["Block", "Filesystem"]);
-        let known = ["hostPath", "local", "csi", "nfs", "iscsi", "fc", "azureDisk", "azureFile", "cephfs", "rbd", "glusterfs", "flexVolume"];
+        errors.one_of(
+            "spec.persistentVolumeReclaimPolicy",
+            &spec["persistentVolumeReclaimPolicy"],
+            &["Delete", "Recycle", "Retain"],
+        );
+        errors.one_of(
+            "spec.volumeMode",
+            &spec["volumeMode"],
+            &["Block", "Filesystem"],
+        );
+        let known = [
+            "hostPath",
+            "local",
+            "csi",
+            "nfs",
+            "iscsi",
+            "fc",
+            "azureDisk",
+            "azureFile",
+            "cephfs",
+            "rbd",
+            "glusterfs",
+            "flexVolume",
+        ];
         if !known.iter().any(|k| spec[*k].is_object()) {
             errors.required("spec", "must specify a volume type");
         }
@@ -55,7 +81,11 @@ impl Strategy for PersistentVolumeClaim {
         if spec["resources"]["requests"]["storage"].is_null() {
             errors.required("spec.resources[storage]", "");
         }
-        errors.one_of("spec.volumeMode", &spec["volumeMode"], &["Block", "Filesystem"]);
+        errors.one_of(
+            "spec.volumeMode",
+            &spec["volumeMode"],
+            &["Block", "Filesystem"],
+        );
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
@@ -65,7 +95,11 @@ impl Strategy for PersistentVolumeClaim {
                 map.remove("resources");
                 map.remove("volumeAttributesClassName");
                 // Binding sets the name, once.
-                if old["spec"]["volumeName"].as_str().unwrap_or_default().is_empty() {
+                if old["spec"]["volumeName"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .is_empty()
+                {
                     map.remove("volumeName");
                 }
                 if old["spec"]["storageClassName"].is_null() {
@@ -85,9 +119,14 @@ impl Strategy for PersistentVolumeClaim {
 }
 
 fn validate_access_modes(spec: &Value, at: &str, errors: &mut Errors) {
-    let modes = spec["accessModes"].as_array().map_or(&[][..], Vec::as_slice);
+    let modes = spec["accessModes"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
     if modes.is_empty() {
-        errors.required(&format!("{at}.accessModes"), "at least 1 access mode is required");
+        errors.required(
+            &format!("{at}.accessModes"),
+            "at least 1 access mode is required",
+        );
     }
     for mode in modes {
         errors.one_of(&format!("{at}.accessModes"), mode, &ACCESS_MODES);
@@ -98,15 +137,32 @@ pub(super) struct StorageClass;
 
 impl Strategy for StorageClass {
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        if object["provisioner"].as_str().unwrap_or_default().is_empty() {
+        if object["provisioner"]
+            .as_str()
+            .unwrap_or_default()
+            .is_empty()
+        {
             errors.required("provisioner", "");
         }
-        errors.one_of("reclaimPolicy", &object["reclaimPolicy"], &["Delete", "Retain"]);
-        errors.one_of("volumeBindingMode", &object["volumeBindingMode"], &["Immediate", "WaitForFirstConsumer"]);
+        errors.one_of(
+            "reclaimPolicy",
+            &object["reclaimPolicy"],
+            &["Delete", "Retain"],
+        );
+        errors.one_of(
+            "volumeBindingMode",
+            &object["volumeBindingMode"],
+            &["Immediate", "WaitForFirstConsumer"],
+        );
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        for field in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
+        for field in [
+            "parameters",
+            "provisioner",
+            "reclaimPolicy",
+            "volumeBindingMode",
+        ] {
             if object[field] != old[field] {
                 errors.forbidden(field, "updates to fields are forbidden.");
             }

@@ -25,8 +25,15 @@ pub(super) fn default_spec(spec: &mut Value) {
     if !spec.is_object() {
         return;
     }
-    for (one, other) in [("serviceAccountName", "serviceAccount"), ("serviceAccount", "serviceAccountName")] {
-        if let Some(name) = spec[one].as_str().filter(|n| !n.is_empty()).map(str::to_owned) {
+    for (one, other) in [
+        ("serviceAccountName", "serviceAccount"),
+        ("serviceAccount", "serviceAccountName"),
+    ] {
+        if let Some(name) = spec[one]
+            .as_str()
+            .filter(|n| !n.is_empty())
+            .map(str::to_owned)
+        {
             default_at(spec, &[other], name);
         }
     }
@@ -39,14 +46,22 @@ pub(super) fn default_spec(spec: &mut Value) {
     for volume in spec["volumes"].as_array_mut().into_iter().flatten() {
         default_volume(volume);
     }
-    for constraint in spec["topologySpreadConstraints"].as_array_mut().into_iter().flatten() {
+    for constraint in spec["topologySpreadConstraints"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+    {
         default_at(constraint, &["nodeAffinityPolicy"], "Honor");
         default_at(constraint, &["nodeTaintsPolicy"], "Ignore");
     }
 }
 
 fn default_container(container: &mut Value, host_network: bool) {
-    if container["imagePullPolicy"].as_str().unwrap_or_default().is_empty() {
+    if container["imagePullPolicy"]
+        .as_str()
+        .unwrap_or_default()
+        .is_empty()
+    {
         let policy = match tag(container["image"].as_str().unwrap_or_default()) {
             Some("latest") | None => "Always",
             Some(_) => "IfNotPresent",
@@ -59,7 +74,11 @@ fn default_container(container: &mut Value, host_network: bool) {
         }
     }
     for requirement in ["limits", "requests"] {
-        for amount in container["resources"][requirement].as_object_mut().into_iter().flat_map(|m| m.values_mut()) {
+        for amount in container["resources"][requirement]
+            .as_object_mut()
+            .into_iter()
+            .flat_map(|m| m.values_mut())
+        {
             if let Some(quantity) = amount.as_str().and_then(|a| a.parse::<Quantity>().ok()) {
                 *amount = quantity.to_string().into();
             }
@@ -88,7 +107,9 @@ fn tag(image: &str) -> Option<&str> {
 }
 
 fn default_volume(volume: &mut Value) {
-    let Some(map) = volume.as_object() else { return };
+    let Some(map) = volume.as_object() else {
+        return;
+    };
     if map.keys().all(|k| k == "name") {
         volume["emptyDir"] = json!({});
     }
@@ -113,14 +134,24 @@ pub(super) fn validate_spec(spec: &Value, at: &str, errors: &mut Errors) {
             names.push(name);
         }
     }
-    errors.one_of(&format!("{at}.restartPolicy"), &spec["restartPolicy"], &["Always", "OnFailure", "Never"]);
+    errors.one_of(
+        &format!("{at}.restartPolicy"),
+        &spec["restartPolicy"],
+        &["Always", "OnFailure", "Never"],
+    );
     errors.one_of(
         &format!("{at}.dnsPolicy"),
         &spec["dnsPolicy"],
         &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
     );
-    errors.non_negative(&format!("{at}.terminationGracePeriodSeconds"), &spec["terminationGracePeriodSeconds"]);
-    if spec["activeDeadlineSeconds"].as_i64().is_some_and(|n| n < 1) {
+    errors.non_negative(
+        &format!("{at}.terminationGracePeriodSeconds"),
+        &spec["terminationGracePeriodSeconds"],
+    );
+    if spec["activeDeadlineSeconds"]
+        .as_i64()
+        .is_some_and(|n| n < 1)
+    {
         errors.invalid(
             &format!("{at}.activeDeadlineSeconds"),
             &spec["activeDeadlineSeconds"],
@@ -141,15 +172,33 @@ pub(super) fn validate_spec(spec: &Value, at: &str, errors: &mut Errors) {
             }
         }
     }
-    for (i, toleration) in spec["tolerations"].as_array().into_iter().flatten().enumerate() {
+    for (i, toleration) in spec["tolerations"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         validate_toleration(toleration, &format!("{at}.tolerations[{i}]"), errors);
     }
-    for (i, constraint) in spec["topologySpreadConstraints"].as_array().into_iter().flatten().enumerate() {
+    for (i, constraint) in spec["topologySpreadConstraints"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         let at = format!("{at}.topologySpreadConstraints[{i}]");
         if constraint["maxSkew"].as_i64().is_none_or(|n| n <= 0) {
-            errors.invalid(&format!("{at}.maxSkew"), &constraint["maxSkew"], "must be greater than zero");
+            errors.invalid(
+                &format!("{at}.maxSkew"),
+                &constraint["maxSkew"],
+                "must be greater than zero",
+            );
         }
-        if constraint["topologyKey"].as_str().unwrap_or_default().is_empty() {
+        if constraint["topologyKey"]
+            .as_str()
+            .unwrap_or_default()
+            .is_empty()
+        {
             errors.required(&format!("{at}.topologyKey"), "can not be empty");
         }
         errors.one_of(
@@ -175,12 +224,24 @@ fn validate_toleration(toleration: &Value, at: &str, errors: &mut Errors) {
         );
     }
     if !["Exists", "Equal", ""].contains(&operator) {
-        errors.not_supported(&format!("{at}.operator"), &toleration["operator"], &["Equal", "Exists"]);
+        errors.not_supported(
+            &format!("{at}.operator"),
+            &toleration["operator"],
+            &["Equal", "Exists"],
+        );
     }
     if operator == "Exists" && !toleration["value"].as_str().unwrap_or_default().is_empty() {
-        errors.invalid(&format!("{at}.operator"), &toleration["value"], "value must be empty when `operator` is 'Exists'");
+        errors.invalid(
+            &format!("{at}.operator"),
+            &toleration["value"],
+            "value must be empty when `operator` is 'Exists'",
+        );
     }
-    errors.one_of(&format!("{at}.effect"), &toleration["effect"], &["", "NoSchedule", "PreferNoSchedule", "NoExecute"]);
+    errors.one_of(
+        &format!("{at}.effect"),
+        &toleration["effect"],
+        &["", "NoSchedule", "PreferNoSchedule", "NoExecute"],
+    );
 }
 
 fn validate_volumes<'a>(spec: &'a Value, at: &str, errors: &mut Errors) -> Vec<&'a str> {
@@ -191,7 +252,11 @@ fn validate_volumes<'a>(spec: &'a Value, at: &str, errors: &mut Errors) -> Vec<&
         if name.is_empty() {
             errors.required(&format!("{at}.name"), "");
         }
-        for problem in if name.is_empty() { Vec::new() } else { validation::dns_label(name) } {
+        for problem in if name.is_empty() {
+            Vec::new()
+        } else {
+            validation::dns_label(name)
+        } {
             errors.invalid(&format!("{at}.name"), &volume["name"], &problem);
         }
         if names.contains(&name) {
@@ -202,11 +267,19 @@ fn validate_volumes<'a>(spec: &'a Value, at: &str, errors: &mut Errors) -> Vec<&
         if sources > 1 {
             errors.forbidden(&at, "may not specify more than 1 volume type");
         }
-        if volume["hostPath"].is_object() && volume["hostPath"]["path"].as_str().unwrap_or_default().is_empty() {
+        if volume["hostPath"].is_object()
+            && volume["hostPath"]["path"]
+                .as_str()
+                .unwrap_or_default()
+                .is_empty()
+        {
             errors.required(&format!("{at}.hostPath.path"), "");
         }
         if volume["persistentVolumeClaim"].is_object()
-            && volume["persistentVolumeClaim"]["claimName"].as_str().unwrap_or_default().is_empty()
+            && volume["persistentVolumeClaim"]["claimName"]
+                .as_str()
+                .unwrap_or_default()
+                .is_empty()
         {
             errors.required(&format!("{at}.persistentVolumeClaim.claimName"), "");
         }
@@ -226,13 +299,26 @@ fn validate_container(container: &Value, at: &str, volumes: &[&str], errors: &mu
     match container["image"].as_str().unwrap_or_default() {
         "" => errors.required(&format!("{at}.image"), ""),
         image if image.trim() != image => {
-            errors.invalid(&format!("{at}.image"), &container["image"], "must not have leading or trailing whitespace");
+            errors.invalid(
+                &format!("{at}.image"),
+                &container["image"],
+                "must not have leading or trailing whitespace",
+            );
         }
         _ => {}
     }
-    errors.one_of(&format!("{at}.imagePullPolicy"), &container["imagePullPolicy"], &["Always", "IfNotPresent", "Never"]);
+    errors.one_of(
+        &format!("{at}.imagePullPolicy"),
+        &container["imagePullPolicy"],
+        &["Always", "IfNotPresent", "Never"],
+    );
     validate_ports(container, at, errors);
-    for (i, env) in container["env"].as_array().into_iter().flatten().enumerate() {
+    for (i, env) in container["env"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         match env["name"].as_str().unwrap_or_default() {
             "" => errors.required(&format!("{at}.env[{i}].name"), ""),
             name => {
@@ -242,11 +328,20 @@ fn validate_container(container: &Value, at: &str, volumes: &[&str], errors: &mu
             }
         }
         if env["valueFrom"].is_object() && !env["value"].as_str().unwrap_or_default().is_empty() {
-            errors.invalid(&format!("{at}.env[{i}].valueFrom"), &"".into(), "may not be specified when `value` is not empty");
+            errors.invalid(
+                &format!("{at}.env[{i}].valueFrom"),
+                &"".into(),
+                "may not be specified when `value` is not empty",
+            );
         }
     }
     let mut paths = Vec::new();
-    for (i, mount) in container["volumeMounts"].as_array().into_iter().flatten().enumerate() {
+    for (i, mount) in container["volumeMounts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         let at = format!("{at}.volumeMounts[{i}]");
         let volume = mount["name"].as_str().unwrap_or_default();
         if volume.is_empty() {
@@ -257,12 +352,23 @@ fn validate_container(container: &Value, at: &str, volumes: &[&str], errors: &mu
         match mount["mountPath"].as_str().unwrap_or_default() {
             "" => errors.required(&format!("{at}.mountPath"), ""),
             path if paths.contains(&path) => {
-                errors.invalid(&format!("{at}.mountPath"), &mount["mountPath"], "must be unique");
+                errors.invalid(
+                    &format!("{at}.mountPath"),
+                    &mount["mountPath"],
+                    "must be unique",
+                );
             }
             path => paths.push(path),
         }
-        if mount["subPath"].as_str().is_some_and(|p| p.starts_with('/') || p.split('/').any(|s| s == "..")) {
-            errors.invalid(&format!("{at}.subPath"), &mount["subPath"], "must be a relative path without '..'");
+        if mount["subPath"]
+            .as_str()
+            .is_some_and(|p| p.starts_with('/') || p.split('/').any(|s| s == ".."))
+        {
+            errors.invalid(
+                &format!("{at}.subPath"),
+                &mount["subPath"],
+                "must be a relative path without '..'",
+            );
         }
     }
     validate_resources(&container["resources"], &format!("{at}.resources"), errors);
@@ -273,28 +379,55 @@ fn validate_container(container: &Value, at: &str, volumes: &[&str], errors: &mu
     }
     for hook in ["postStart", "preStop"] {
         if container["lifecycle"][hook].is_object() {
-            validate_handler(&container["lifecycle"][hook], &format!("{at}.lifecycle.{hook}"), errors);
+            validate_handler(
+                &container["lifecycle"][hook],
+                &format!("{at}.lifecycle.{hook}"),
+                errors,
+            );
         }
     }
 }
 
 fn validate_ports(container: &Value, at: &str, errors: &mut Errors) {
     let mut names = Vec::new();
-    for (i, port) in container["ports"].as_array().into_iter().flatten().enumerate() {
+    for (i, port) in container["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         let at = format!("{at}.ports[{i}]");
         match port["containerPort"].as_i64() {
             None | Some(0) => errors.required(&format!("{at}.containerPort"), ""),
             Some(number) if !(1..=65535).contains(&number) => {
-                errors.invalid(&format!("{at}.containerPort"), &port["containerPort"], "must be between 1 and 65535, inclusive");
+                errors.invalid(
+                    &format!("{at}.containerPort"),
+                    &port["containerPort"],
+                    "must be between 1 and 65535, inclusive",
+                );
             }
             Some(_) => {}
         }
-        if port["hostPort"].as_i64().is_some_and(|n| !(0..=65535).contains(&n)) {
-            errors.invalid(&format!("{at}.hostPort"), &port["hostPort"], "must be between 1 and 65535, inclusive");
+        if port["hostPort"]
+            .as_i64()
+            .is_some_and(|n| !(0..=65535).contains(&n))
+        {
+            errors.invalid(
+                &format!("{at}.hostPort"),
+                &port["hostPort"],
+                "must be between 1 and 65535, inclusive",
+            );
         }
-        errors.one_of(&format!("{at}.protocol"), &port["protocol"], &["SCTP", "TCP", "UDP"]);
+        errors.one_of(
+            &format!("{at}.protocol"),
+            &port["protocol"],
+            &["SCTP", "TCP", "UDP"],
+        );
         if let Some(name) = port["name"].as_str().filter(|n| !n.is_empty()) {
-            if name.len() > 15 || !validation::dns_label(name).is_empty() || !name.bytes().any(|b| b.is_ascii_lowercase()) {
+            if name.len() > 15
+                || !validation::dns_label(name).is_empty()
+                || !name.bytes().any(|b| b.is_ascii_lowercase())
+            {
                 errors.invalid(
                     &format!("{at}.name"),
                     &port["name"],
@@ -322,7 +455,11 @@ fn validate_resources(resources: &Value, at: &str, errors: &mut Errors) {
         }
     }
     for (name, request) in resources["requests"].as_object().into_iter().flatten() {
-        let (Some(request_amount), Some(limit)) = (parse(request), parse(&resources["limits"][name])) else { continue };
+        let (Some(request_amount), Some(limit)) =
+            (parse(request), parse(&resources["limits"][name]))
+        else {
+            continue;
+        };
         if request_amount > limit {
             errors.invalid(
                 &format!("{at}.requests"),
@@ -335,11 +472,21 @@ fn validate_resources(resources: &Value, at: &str, errors: &mut Errors) {
 
 fn validate_probe(probe: &Value, at: &str, which: &str, errors: &mut Errors) {
     validate_handler(probe, at, errors);
-    for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+    for field in [
+        "initialDelaySeconds",
+        "timeoutSeconds",
+        "periodSeconds",
+        "successThreshold",
+        "failureThreshold",
+    ] {
         errors.non_negative(&format!("{at}.{field}"), &probe[field]);
     }
     if which != "readinessProbe" && probe["successThreshold"].as_i64().is_some_and(|n| n != 1) {
-        errors.invalid(&format!("{at}.successThreshold"), &probe["successThreshold"], "must be 1");
+        errors.invalid(
+            &format!("{at}.successThreshold"),
+            &probe["successThreshold"],
+            "must be 1",
+        );
     }
 }
 
@@ -356,7 +503,9 @@ fn validate_handler(handler: &Value, at: &str, errors: &mut Errors) {
 pub(super) fn validate_selector(object: &Value, errors: &mut Errors) {
     let selector = &object["spec"]["selector"];
     let empty = |field: &str| {
-        selector[field].as_object().is_none_or(serde_json::Map::is_empty)
+        selector[field]
+            .as_object()
+            .is_none_or(serde_json::Map::is_empty)
             && selector[field].as_array().is_none_or(Vec::is_empty)
     };
     if selector.is_null() {
@@ -365,24 +514,48 @@ pub(super) fn validate_selector(object: &Value, errors: &mut Errors) {
     }
     validation::label_selector(errors, "spec.selector", selector);
     if empty("matchLabels") && empty("matchExpressions") {
-        errors.invalid("spec.selector", selector, "empty selector is invalid for deployment");
+        errors.invalid(
+            "spec.selector",
+            selector,
+            "empty selector is invalid for deployment",
+        );
         return;
     }
     let labels = &object["spec"]["template"]["metadata"]["labels"];
     if let Ok(parsed) = crate::selector::LabelSelector::from_json(selector)
         && !parsed.matches(labels.as_object())
     {
-        errors.invalid("spec.template.metadata.labels", labels, "`selector` does not match template `labels`");
+        errors.invalid(
+            "spec.template.metadata.labels",
+            labels,
+            "`selector` does not match template `labels`",
+        );
     }
 }
 
 /// A workload's template: labels and pod spec, with the restart policies that the workload allows.
-pub(super) fn validate_template(template: &Value, at: &str, restart_policies: &[&str], errors: &mut Errors) {
-    validation::labels(errors, &format!("{at}.metadata.labels"), &template["metadata"]["labels"]);
+pub(super) fn validate_template(
+    template: &Value,
+    at: &str,
+    restart_policies: &[&str],
+    errors: &mut Errors,
+) {
+    validation::labels(
+        errors,
+        &format!("{at}.metadata.labels"),
+        &template["metadata"]["labels"],
+    );
     validate_spec(&template["spec"], &format!("{at}.spec"), errors);
     let policy = &template["spec"]["restartPolicy"];
-    if policy.as_str().is_some_and(|p| !restart_policies.contains(&p)) {
-        errors.not_supported(&format!("{at}.spec.restartPolicy"), policy, restart_policies);
+    if policy
+        .as_str()
+        .is_some_and(|p| !restart_policies.contains(&p))
+    {
+        errors.not_supported(
+            &format!("{at}.spec.restartPolicy"),
+            policy,
+            restart_policies,
+        );
     }
 }
 
@@ -399,7 +572,10 @@ mod tests {
     #[test]
     fn pull_policy_follows_the_tag() {
         for (image, policy) in [
-            ("a", "Always"), ("a:latest", "Always"), ("a:1", "IfNotPresent"), ("r:5000/a", "Always"),
+            ("a", "Always"),
+            ("a:latest", "Always"),
+            ("a:1", "IfNotPresent"),
+            ("r:5000/a", "Always"),
             ("r:5000/a@sha256:0", "IfNotPresent"),
         ] {
             let mut spec = json!({"containers": [{"image": image}]});
@@ -424,8 +600,11 @@ mod tests {
         assert_eq!(
             fields(spec),
             [
-                "spec.containers[0].name", "spec.containers[0].image", "spec.containers[0].ports[0].containerPort",
-                "spec.containers[0].volumeMounts[0].name", "spec.containers[0].resources.requests",
+                "spec.containers[0].name",
+                "spec.containers[0].image",
+                "spec.containers[0].ports[0].containerPort",
+                "spec.containers[0].volumeMounts[0].name",
+                "spec.containers[0].resources.requests",
                 "spec.containers[0].livenessProbe",
             ]
         );

@@ -23,7 +23,8 @@ pub(super) static NODE: &[Column] = &[
         let labels = meta::labels(o).into_iter().flat_map(Map::iter);
         let mut roles: Vec<&str> = labels
             .filter_map(|(key, value)| {
-                key.strip_prefix("node-role.kubernetes.io/").or((key == "kubernetes.io/role").then(|| value.as_str().unwrap_or_default()))
+                key.strip_prefix("node-role.kubernetes.io/")
+                    .or((key == "kubernetes.io/role").then(|| value.as_str().unwrap_or_default()))
             })
             .filter(|r| !r.is_empty())
             .collect();
@@ -31,25 +32,45 @@ pub(super) static NODE: &[Column] = &[
         or(roles.join(","), "<none>")
     }),
     AGE,
-    column("Version", "string", |o| string(o, "/status/nodeInfo/kubeletVersion").into()),
+    column("Version", "string", |o| {
+        string(o, "/status/nodeInfo/kubeletVersion").into()
+    }),
     wide("Internal-IP", "string", |o| address(o, "InternalIP")),
     wide("External-IP", "string", |o| address(o, "ExternalIP")),
-    wide("OS-Image", "string", |o| or(string(o, "/status/nodeInfo/osImage"), "<unknown>")),
-    wide("Kernel-Version", "string", |o| or(string(o, "/status/nodeInfo/kernelVersion"), "<unknown>")),
-    wide("Container-Runtime", "string", |o| or(string(o, "/status/nodeInfo/containerRuntimeVersion"), "<unknown>")),
+    wide("OS-Image", "string", |o| {
+        or(string(o, "/status/nodeInfo/osImage"), "<unknown>")
+    }),
+    wide("Kernel-Version", "string", |o| {
+        or(string(o, "/status/nodeInfo/kernelVersion"), "<unknown>")
+    }),
+    wide("Container-Runtime", "string", |o| {
+        or(
+            string(o, "/status/nodeInfo/containerRuntimeVersion"),
+            "<unknown>",
+        )
+    }),
 ];
 
 fn address(node: &Value, ty: &str) -> Value {
     let found = items(node, "/status/addresses").find(|a| a["type"] == ty);
-    or(found.map(|a| string(a, "/address")).unwrap_or_default(), "<none>")
+    or(
+        found.map(|a| string(a, "/address")).unwrap_or_default(),
+        "<none>",
+    )
 }
 
-pub(super) static NAMESPACE: &[Column] = &[NAME, column("Status", "string", |o| string(o, "/status/phase").into()), AGE];
+pub(super) static NAMESPACE: &[Column] = &[
+    NAME,
+    column("Status", "string", |o| string(o, "/status/phase").into()),
+    AGE,
+];
 
 pub(super) static SERVICE: &[Column] = &[
     NAME,
     column("Type", "string", |o| string(o, "/spec/type").into()),
-    column("Cluster-IP", "string", |o| or(string(o, "/spec/clusterIP"), "<none>")),
+    column("Cluster-IP", "string", |o| {
+        or(string(o, "/spec/clusterIP"), "<none>")
+    }),
     column("External-IP", "string", external_ip),
     column("Port(s)", "string", |o| {
         let ports: Vec<String> = items(o, "/spec/ports")
@@ -65,15 +86,21 @@ pub(super) static SERVICE: &[Column] = &[
 ];
 
 fn external_ip(service: &Value) -> Value {
-    let external: Vec<String> = items(service, "/spec/externalIPs").filter_map(|v| v.as_str().map(Into::into)).collect();
+    let external: Vec<String> = items(service, "/spec/externalIPs")
+        .filter_map(|v| v.as_str().map(Into::into))
+        .collect();
     match service["spec"]["type"].as_str().unwrap_or_default() {
         "ExternalName" => string(service, "/spec/externalName").into(),
         "LoadBalancer" => {
-            let ingress = items(service, "/status/loadBalancer/ingress").map(|i| match string(i, "/ip") {
-                ip if ip.is_empty() => string(i, "/hostname"),
-                ip => ip,
-            });
-            or(ingress.chain(external).collect::<Vec<_>>().join(","), "<pending>")
+            let ingress =
+                items(service, "/status/loadBalancer/ingress").map(|i| match string(i, "/ip") {
+                    ip if ip.is_empty() => string(i, "/hostname"),
+                    ip => ip,
+                });
+            or(
+                ingress.chain(external).collect::<Vec<_>>().join(","),
+                "<pending>",
+            )
         }
         _ => or(external.join(","), "<none>"),
     }
@@ -95,7 +122,9 @@ pub(super) static ENDPOINTS: &[Column] = &[
         for subset in items(o, "/subsets") {
             for address in items(subset, "/addresses") {
                 let ip = string(address, "/ip");
-                let ports: Vec<i64> = items(subset, "/ports").map(|p| number(p, "/port")).collect();
+                let ports: Vec<i64> = items(subset, "/ports")
+                    .map(|p| number(p, "/port"))
+                    .collect();
                 if ports.is_empty() {
                     list.push(ip.clone());
                 }
@@ -109,37 +138,68 @@ pub(super) static ENDPOINTS: &[Column] = &[
 
 pub(super) static ENDPOINT_SLICE: &[Column] = &[
     NAME,
-    column("AddressType", "string", |o| string(o, "/addressType").into()),
+    column("AddressType", "string", |o| {
+        string(o, "/addressType").into()
+    }),
     column("Ports", "string", |o| {
         let ports: Vec<String> = items(o, "/ports").map(|p| string(p, "/port")).collect();
-        if ports.is_empty() { "<unset>".into() } else { shortened(&ports) }
+        if ports.is_empty() {
+            "<unset>".into()
+        } else {
+            shortened(&ports)
+        }
     }),
     column("Endpoints", "string", |o| {
-        let addresses: Vec<String> =
-            items(o, "/endpoints").flat_map(|e| items(e, "/addresses")).filter_map(|a| a.as_str().map(Into::into)).collect();
-        if addresses.is_empty() { "<unset>".into() } else { shortened(&addresses) }
+        let addresses: Vec<String> = items(o, "/endpoints")
+            .flat_map(|e| items(e, "/addresses"))
+            .filter_map(|a| a.as_str().map(Into::into))
+            .collect();
+        if addresses.is_empty() {
+            "<unset>".into()
+        } else {
+            shortened(&addresses)
+        }
     }),
     AGE,
 ];
 
 pub(super) static EVENT: &[Column] = &[
     column("Last Seen", "string", |o| {
-        let last = ["lastTimestamp", "eventTime"].iter().map(|f| &o[*f]).find(|t| t.is_string());
+        let last = ["lastTimestamp", "eventTime"]
+            .iter()
+            .map(|f| &o[*f])
+            .find(|t| t.is_string());
         age(last.unwrap_or(&o["metadata"]["creationTimestamp"])).into()
     }),
     column("Type", "string", |o| string(o, "/type").into()),
     column("Reason", "string", |o| string(o, "/reason").into()),
     column("Object", "string", |o| {
-        format!("{}/{}", string(o, "/involvedObject/kind").to_lowercase(), string(o, "/involvedObject/name")).into()
+        format!(
+            "{}/{}",
+            string(o, "/involvedObject/kind").to_lowercase(),
+            string(o, "/involvedObject/name")
+        )
+        .into()
     }),
-    wide("Subobject", "string", |o| string(o, "/involvedObject/fieldPath").into()),
+    wide("Subobject", "string", |o| {
+        string(o, "/involvedObject/fieldPath").into()
+    }),
     wide("Source", "string", |o| {
         let parts = [string(o, "/source/component"), string(o, "/source/host")];
-        parts.iter().filter(|p| !p.is_empty()).cloned().collect::<Vec<_>>().join(", ").into()
+        parts
+            .iter()
+            .filter(|p| !p.is_empty())
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ")
+            .into()
     }),
     column("Message", "string", |o| string(o, "/message").trim().into()),
     wide("First Seen", "string", |o| {
-        let first = ["firstTimestamp", "eventTime"].iter().map(|f| &o[*f]).find(|t| t.is_string());
+        let first = ["firstTimestamp", "eventTime"]
+            .iter()
+            .map(|f| &o[*f])
+            .find(|t| t.is_string());
         age(first.unwrap_or(&o["metadata"]["creationTimestamp"])).into()
     }),
     wide("Count", "string", |o| number(o, "/count").max(1).into()),
@@ -150,8 +210,13 @@ fn size(object: &Value, part: &str) -> usize {
     object[part].as_object().map_or(0, Map::len)
 }
 
-pub(super) static CONFIG_MAP: &[Column] =
-    &[NAME, column("Data", "string", |o| (size(o, "data") + size(o, "binaryData")).into()), AGE];
+pub(super) static CONFIG_MAP: &[Column] = &[
+    NAME,
+    column("Data", "string", |o| {
+        (size(o, "data") + size(o, "binaryData")).into()
+    }),
+    AGE,
+];
 
 pub(super) static SECRET: &[Column] = &[
     NAME,
@@ -160,8 +225,11 @@ pub(super) static SECRET: &[Column] = &[
     AGE,
 ];
 
-pub(super) static SERVICE_ACCOUNT: &[Column] =
-    &[NAME, column("Secrets", "string", |o| items(o, "/secrets").count().into()), AGE];
+pub(super) static SERVICE_ACCOUNT: &[Column] = &[
+    NAME,
+    column("Secrets", "string", |o| items(o, "/secrets").count().into()),
+    AGE,
+];
 
 fn access_modes(object: &Value, pointer: &str) -> Value {
     let short = |mode: &Value| match mode.as_str() {
@@ -171,19 +239,33 @@ fn access_modes(object: &Value, pointer: &str) -> Value {
         Some("ReadWriteOncePod") => "RWOP",
         _ => "",
     };
-    items(object, pointer).map(short).collect::<Vec<_>>().join(",").into()
+    items(object, pointer)
+        .map(short)
+        .collect::<Vec<_>>()
+        .join(",")
+        .into()
 }
 
 /// A terminating volume or claim says so instead of its phase.
 fn phase(object: &Value) -> Value {
-    if meta::is_terminating(object) { "Terminating".into() } else { string(object, "/status/phase").into() }
+    if meta::is_terminating(object) {
+        "Terminating".into()
+    } else {
+        string(object, "/status/phase").into()
+    }
 }
 
 pub(super) static PERSISTENT_VOLUME: &[Column] = &[
     NAME,
-    column("Capacity", "string", |o| string(o, "/spec/capacity/storage").into()),
-    column("Access Modes", "string", |o| access_modes(o, "/spec/accessModes")),
-    column("Reclaim Policy", "string", |o| string(o, "/spec/persistentVolumeReclaimPolicy").into()),
+    column("Capacity", "string", |o| {
+        string(o, "/spec/capacity/storage").into()
+    }),
+    column("Access Modes", "string", |o| {
+        access_modes(o, "/spec/accessModes")
+    }),
+    column("Reclaim Policy", "string", |o| {
+        string(o, "/spec/persistentVolumeReclaimPolicy").into()
+    }),
     column("Status", "string", phase),
     column("Claim", "string", |o| {
         let claim = &o["spec"]["claimRef"];
@@ -193,67 +275,122 @@ pub(super) static PERSISTENT_VOLUME: &[Column] = &[
             format!("{}/{}", string(claim, "/namespace"), string(claim, "/name")).into()
         }
     }),
-    column("StorageClass", "string", |o| string(o, "/spec/storageClassName").into()),
-    column("VolumeAttributesClass", "string", |o| or(string(o, "/spec/volumeAttributesClassName"), "<unset>")),
+    column("StorageClass", "string", |o| {
+        string(o, "/spec/storageClassName").into()
+    }),
+    column("VolumeAttributesClass", "string", |o| {
+        or(string(o, "/spec/volumeAttributesClassName"), "<unset>")
+    }),
     column("Reason", "string", |o| string(o, "/status/reason").into()),
     AGE,
-    wide("VolumeMode", "string", |o| or(string(o, "/spec/volumeMode"), "<unset>")),
+    wide("VolumeMode", "string", |o| {
+        or(string(o, "/spec/volumeMode"), "<unset>")
+    }),
 ];
 
 pub(super) static PERSISTENT_VOLUME_CLAIM: &[Column] = &[
     NAME,
     column("Status", "string", phase),
     column("Volume", "string", |o| string(o, "/spec/volumeName").into()),
-    column("Capacity", "string", |o| string(o, "/status/capacity/storage").into()),
-    column("Access Modes", "string", |o| access_modes(o, "/status/accessModes")),
-    column("StorageClass", "string", |o| string(o, "/spec/storageClassName").into()),
-    column("VolumeAttributesClass", "string", |o| or(string(o, "/spec/volumeAttributesClassName"), "<unset>")),
+    column("Capacity", "string", |o| {
+        string(o, "/status/capacity/storage").into()
+    }),
+    column("Access Modes", "string", |o| {
+        access_modes(o, "/status/accessModes")
+    }),
+    column("StorageClass", "string", |o| {
+        string(o, "/spec/storageClassName").into()
+    }),
+    column("VolumeAttributesClass", "string", |o| {
+        or(string(o, "/spec/volumeAttributesClassName"), "<unset>")
+    }),
     AGE,
-    wide("VolumeMode", "string", |o| or(string(o, "/spec/volumeMode"), "<unset>")),
+    wide("VolumeMode", "string", |o| {
+        or(string(o, "/spec/volumeMode"), "<unset>")
+    }),
 ];
 
 pub(super) static STORAGE_CLASS: &[Column] = &[
     column("Name", "string", |o| {
-        let default = meta::annotation(o, "storageclass.kubernetes.io/is-default-class") == Some("true");
+        let default =
+            meta::annotation(o, "storageclass.kubernetes.io/is-default-class") == Some("true");
         let suffix = if default { " (default)" } else { "" };
         format!("{}{suffix}", meta::name(o)).into()
     }),
-    column("Provisioner", "string", |o| string(o, "/provisioner").into()),
-    column("ReclaimPolicy", "string", |o| string(o, "/reclaimPolicy").into()),
-    column("VolumeBindingMode", "string", |o| string(o, "/volumeBindingMode").into()),
-    column("AllowVolumeExpansion", "string", |o| (o["allowVolumeExpansion"] == true).into()),
+    column("Provisioner", "string", |o| {
+        string(o, "/provisioner").into()
+    }),
+    column("ReclaimPolicy", "string", |o| {
+        string(o, "/reclaimPolicy").into()
+    }),
+    column("VolumeBindingMode", "string", |o| {
+        string(o, "/volumeBindingMode").into()
+    }),
+    column("AllowVolumeExpansion", "string", |o| {
+        (o["allowVolumeExpansion"] == true).into()
+    }),
     AGE,
 ];
 
 pub(super) static INGRESS: &[Column] = &[
     NAME,
-    column("Class", "string", |o| or(string(o, "/spec/ingressClassName"), "<none>")),
+    column("Class", "string", |o| {
+        or(string(o, "/spec/ingressClassName"), "<none>")
+    }),
     column("Hosts", "string", |o| {
-        let hosts: Vec<String> = items(o, "/spec/rules").map(|r| string(r, "/host")).filter(|h| !h.is_empty()).collect();
-        if hosts.is_empty() { "*".into() } else { shortened(&hosts) }
+        let hosts: Vec<String> = items(o, "/spec/rules")
+            .map(|r| string(r, "/host"))
+            .filter(|h| !h.is_empty())
+            .collect();
+        if hosts.is_empty() {
+            "*".into()
+        } else {
+            shortened(&hosts)
+        }
     }),
     column("Address", "string", |o| {
-        items(o, "/status/loadBalancer/ingress").map(|i| string(i, "/ip")).collect::<Vec<_>>().join(",").into()
+        items(o, "/status/loadBalancer/ingress")
+            .map(|i| string(i, "/ip"))
+            .collect::<Vec<_>>()
+            .join(",")
+            .into()
     }),
-    column("Ports", "string", |o| if items(o, "/spec/tls").next().is_some() { "80, 443".into() } else { "80".into() }),
+    column("Ports", "string", |o| {
+        if items(o, "/spec/tls").next().is_some() {
+            "80, 443".into()
+        } else {
+            "80".into()
+        }
+    }),
     AGE,
 ];
 
 pub(super) static INGRESS_CLASS: &[Column] = &[
     NAME,
-    column("Controller", "string", |o| string(o, "/spec/controller").into()),
-    column("Parameters", "string", |o| or(string(o, "/spec/parameters/name"), "<none>")),
+    column("Controller", "string", |o| {
+        string(o, "/spec/controller").into()
+    }),
+    column("Parameters", "string", |o| {
+        or(string(o, "/spec/parameters/name"), "<none>")
+    }),
     AGE,
 ];
 
-pub(super) static NETWORK_POLICY: &[Column] =
-    &[NAME, column("Pod-Selector", "string", |o| selector(o, "/spec/podSelector")), AGE];
+pub(super) static NETWORK_POLICY: &[Column] = &[
+    NAME,
+    column("Pod-Selector", "string", |o| {
+        selector(o, "/spec/podSelector")
+    }),
+    AGE,
+];
 
 fn subjects(binding: &Value, kind: &str) -> Value {
     items(binding, "/subjects")
         .filter(|s| s["kind"] == kind)
         .map(|s| match string(s, "/namespace") {
-            ns if kind == "ServiceAccount" && !ns.is_empty() => format!("{ns}/{}", string(s, "/name")),
+            ns if kind == "ServiceAccount" && !ns.is_empty() => {
+                format!("{ns}/{}", string(s, "/name"))
+            }
             _ => string(s, "/name"),
         })
         .collect::<Vec<_>>()
@@ -263,24 +400,39 @@ fn subjects(binding: &Value, kind: &str) -> Value {
 
 pub(super) static ROLE_BINDING: &[Column] = &[
     NAME,
-    column("Role", "string", |o| format!("{}/{}", string(o, "/roleRef/kind"), string(o, "/roleRef/name")).into()),
+    column("Role", "string", |o| {
+        format!(
+            "{}/{}",
+            string(o, "/roleRef/kind"),
+            string(o, "/roleRef/name")
+        )
+        .into()
+    }),
     AGE,
     wide("Users", "string", |o| subjects(o, "User")),
     wide("Groups", "string", |o| subjects(o, "Group")),
-    wide("ServiceAccounts", "string", |o| subjects(o, "ServiceAccount")),
+    wide("ServiceAccounts", "string", |o| {
+        subjects(o, "ServiceAccount")
+    }),
 ];
 
 pub(super) static CERTIFICATE_SIGNING_REQUEST: &[Column] = &[
     NAME,
     AGE,
-    column("SignerName", "string", |o| string(o, "/spec/signerName").into()),
-    column("Requestor", "string", |o| string(o, "/spec/username").into()),
+    column("SignerName", "string", |o| {
+        string(o, "/spec/signerName").into()
+    }),
+    column("Requestor", "string", |o| {
+        string(o, "/spec/username").into()
+    }),
     column("RequestedDuration", "string", |o| {
         let seconds = o["spec"]["expirationSeconds"].as_i64();
         seconds.map_or("<none>".into(), |s| super::human_duration(s).into())
     }),
     column("Condition", "string", |o| {
-        let mut words: Vec<&str> = items(o, "/status/conditions").filter_map(|c| c["type"].as_str()).collect();
+        let mut words: Vec<&str> = items(o, "/status/conditions")
+            .filter_map(|c| c["type"].as_str())
+            .collect();
         if words.is_empty() {
             words.push("Pending");
         }
@@ -291,15 +443,24 @@ pub(super) static CERTIFICATE_SIGNING_REQUEST: &[Column] = &[
     }),
 ];
 
-pub(super) static LEASE: &[Column] =
-    &[NAME, column("Holder", "string", |o| string(o, "/spec/holderIdentity").into()), AGE];
+pub(super) static LEASE: &[Column] = &[
+    NAME,
+    column("Holder", "string", |o| {
+        string(o, "/spec/holderIdentity").into()
+    }),
+    AGE,
+];
 
 pub(super) static PRIORITY_CLASS: &[Column] = &[
     NAME,
     column("Value", "integer", |o| number(o, "/value").into()),
-    column("Global-Default", "boolean", |o| (o["globalDefault"] == true).into()),
+    column("Global-Default", "boolean", |o| {
+        (o["globalDefault"] == true).into()
+    }),
     AGE,
-    wide("PreemptionPolicy", "string", |o| string(o, "/preemptionPolicy").into()),
+    wide("PreemptionPolicy", "string", |o| {
+        string(o, "/preemptionPolicy").into()
+    }),
 ];
 
 pub(super) static API_SERVICE: &[Column] = &[
@@ -309,7 +470,12 @@ pub(super) static API_SERVICE: &[Column] = &[
         if service.is_null() {
             "Local".into()
         } else {
-            format!("{}/{}", string(service, "/namespace"), string(service, "/name")).into()
+            format!(
+                "{}/{}",
+                string(service, "/namespace"),
+                string(service, "/name")
+            )
+            .into()
         }
     }),
     column("Available", "string", |o| {

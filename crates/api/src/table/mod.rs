@@ -19,17 +19,34 @@ pub struct Column {
 }
 
 const fn column(name: &'static str, ty: &'static str, cell: fn(&Value) -> Value) -> Column {
-    Column { name, ty, priority: 0, cell }
+    Column {
+        name,
+        ty,
+        priority: 0,
+        cell,
+    }
 }
 
 const fn wide(name: &'static str, ty: &'static str, cell: fn(&Value) -> Value) -> Column {
-    Column { name, ty, priority: 1, cell }
+    Column {
+        name,
+        ty,
+        priority: 1,
+        cell,
+    }
 }
 
 const NAME: Column = column("Name", "string", |o| meta::name(o).into());
-const AGE: Column = column("Age", "string", |o| age(&o["metadata"]["creationTimestamp"]).into());
+const AGE: Column = column("Age", "string", |o| {
+    age(&o["metadata"]["creationTimestamp"]).into()
+});
 
-static PLAIN: &[Column] = &[NAME, column("Created At", "date", |o| o["metadata"]["creationTimestamp"].clone())];
+static PLAIN: &[Column] = &[
+    NAME,
+    column("Created At", "date", |o| {
+        o["metadata"]["creationTimestamp"].clone()
+    }),
+];
 
 /// The columns of a kind.
 #[must_use]
@@ -62,8 +79,12 @@ pub fn columns(group: &str, kind: &str) -> &'static [Column] {
         ("networking.k8s.io", "Ingress") => cluster::INGRESS,
         ("networking.k8s.io", "IngressClass") => cluster::INGRESS_CLASS,
         ("networking.k8s.io", "NetworkPolicy") => cluster::NETWORK_POLICY,
-        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => cluster::ROLE_BINDING,
-        ("certificates.k8s.io", "CertificateSigningRequest") => cluster::CERTIFICATE_SIGNING_REQUEST,
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
+            cluster::ROLE_BINDING
+        }
+        ("certificates.k8s.io", "CertificateSigningRequest") => {
+            cluster::CERTIFICATE_SIGNING_REQUEST
+        }
         ("coordination.k8s.io", "Lease") => cluster::LEASE,
         ("scheduling.k8s.io", "PriorityClass") => cluster::PRIORITY_CLASS,
         ("apiregistration.k8s.io", "APIService") => cluster::API_SERVICE,
@@ -136,22 +157,36 @@ pub(crate) fn number(object: &Value, pointer: &str) -> i64 {
 
 /// `text`, or a placeholder when it is empty.
 pub(crate) fn or(text: String, placeholder: &str) -> Value {
-    if text.is_empty() { placeholder.into() } else { text.into() }
+    if text.is_empty() {
+        placeholder.into()
+    } else {
+        text.into()
+    }
 }
 
 /// The items of a list at `pointer`.
-pub(crate) fn items<'a>(object: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
-    object.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+pub(crate) fn items<'a>(
+    object: &'a Value,
+    pointer: &str,
+) -> impl Iterator<Item = &'a Value> + use<'a> {
+    object
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
 }
 
 /// A label selector at `pointer`, in kubectl's words.
 pub(crate) fn selector(object: &Value, pointer: &str) -> Value {
-    let Some(selector) = object.pointer(pointer) else { return "<none>".into() };
-    let parsed = if selector.get("matchLabels").is_some() || selector.get("matchExpressions").is_some() {
-        crate::selector::LabelSelector::from_json(selector).unwrap_or_default()
-    } else {
-        crate::selector::LabelSelector::from_match_labels(selector.as_object())
+    let Some(selector) = object.pointer(pointer) else {
+        return "<none>".into();
     };
+    let parsed =
+        if selector.get("matchLabels").is_some() || selector.get("matchExpressions").is_some() {
+            crate::selector::LabelSelector::from_json(selector).unwrap_or_default()
+        } else {
+            crate::selector::LabelSelector::from_match_labels(selector.as_object())
+        };
     or(parsed.to_string(), "<none>")
 }
 
@@ -162,8 +197,18 @@ mod tests {
     #[test]
     fn durations() {
         for (seconds, text) in [
-            (0, "0s"), (119, "119s"), (120, "2m"), (150, "2m30s"), (600, "10m"), (10_800, "3h"), (11_000, "3h3m"),
-            (100_000, "27h"), (172_800, "2d"), (180_000, "2d2h"), (800_000, "9d"), (365 * 86_400 * 3, "3y"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (150, "2m30s"),
+            (600, "10m"),
+            (10_800, "3h"),
+            (11_000, "3h3m"),
+            (100_000, "27h"),
+            (172_800, "2d"),
+            (180_000, "2d2h"),
+            (800_000, "9d"),
+            (365 * 86_400 * 3, "3y"),
         ] {
             assert_eq!(human_duration(seconds), text);
         }
@@ -173,7 +218,11 @@ mod tests {
     fn every_table_starts_with_a_name_or_time() {
         for resource in crate::resources::builtin() {
             let columns = columns(resource.group, resource.kind);
-            assert!(columns[0].name == "Name" || resource.kind == "Event", "{}", resource.kind);
+            assert!(
+                columns[0].name == "Name" || resource.kind == "Event",
+                "{}",
+                resource.kind
+            );
             let cells = cells(columns, &json!({"metadata": {"name": "x"}}));
             assert_eq!(cells.as_array().unwrap().len(), columns.len());
         }

@@ -12,14 +12,21 @@ pub(super) static POD: &[Column] = &[
     column("Restarts", "string", restarts),
     AGE,
     wide("IP", "string", |o| or(string(o, "/status/podIP"), "<none>")),
-    wide("Node", "string", |o| or(string(o, "/spec/nodeName"), "<none>")),
-    wide("Nominated Node", "string", |o| or(string(o, "/status/nominatedNodeName"), "<none>")),
+    wide("Node", "string", |o| {
+        or(string(o, "/spec/nodeName"), "<none>")
+    }),
+    wide("Nominated Node", "string", |o| {
+        or(string(o, "/status/nominatedNodeName"), "<none>")
+    }),
     wide("Readiness Gates", "string", readiness_gates),
 ];
 
 /// Init containers that keep running count with the main ones.
 fn sidecars(pod: &Value) -> Vec<&str> {
-    items(pod, "/spec/initContainers").filter(|c| c["restartPolicy"] == "Always").filter_map(|c| c["name"].as_str()).collect()
+    items(pod, "/spec/initContainers")
+        .filter(|c| c["restartPolicy"] == "Always")
+        .filter_map(|c| c["name"].as_str())
+        .collect()
 }
 
 fn running_statuses(pod: &Value) -> Vec<&Value> {
@@ -32,7 +39,10 @@ fn running_statuses(pod: &Value) -> Vec<&Value> {
 
 fn ready(pod: &Value) -> Value {
     let total = items(pod, "/spec/containers").count() + sidecars(pod).len();
-    let ready = running_statuses(pod).iter().filter(|s| s["ready"] == true && s["state"]["running"].is_object()).count();
+    let ready = running_statuses(pod)
+        .iter()
+        .filter(|s| s["ready"] == true && s["state"]["running"].is_object())
+        .count();
     format!("{ready}/{total}").into()
 }
 
@@ -44,7 +54,10 @@ fn restarts(pod: &Value) -> Value {
         running_statuses(pod)
     };
     let count: i64 = statuses.iter().map(|s| number(s, "/restartCount")).sum();
-    let last = statuses.iter().filter_map(|s| s.pointer("/lastState/terminated/finishedAt")?.as_str()).max();
+    let last = statuses
+        .iter()
+        .filter_map(|s| s.pointer("/lastState/terminated/finishedAt")?.as_str())
+        .max();
     match last {
         Some(time) if count > 0 => format!("{count} ({} ago)", super::age(&time.into())).into(),
         _ => count.to_string().into(),
@@ -61,7 +74,9 @@ fn init_status(pod: &Value) -> Option<String> {
         if terminated.is_object() && number(terminated, "/exitCode") == 0 {
             continue;
         }
-        let sidecar = status["name"].as_str().is_some_and(|n| sidecars.contains(&n));
+        let sidecar = status["name"]
+            .as_str()
+            .is_some_and(|n| sidecars.contains(&n));
         if sidecar && status["started"] == true {
             continue;
         }
@@ -87,8 +102,9 @@ fn status(pod: &Value) -> String {
         empty if empty.is_empty() => phase.clone(),
         reason => reason,
     };
-    let gated = items(pod, "/status/conditions")
-        .any(|c| c["type"] == "PodScheduled" && c["reason"] == "SchedulingGated" && c["status"] == "False");
+    let gated = items(pod, "/status/conditions").any(|c| {
+        c["type"] == "PodScheduled" && c["reason"] == "SchedulingGated" && c["status"] == "False"
+    });
     if gated {
         reason = "SchedulingGated".into();
     }
@@ -99,7 +115,8 @@ fn status(pod: &Value) -> String {
             let statuses: Vec<&Value> = items(pod, "/status/containerStatuses").collect();
             for status in statuses.into_iter().rev() {
                 let state = &status["state"];
-                let (waiting, terminated) = (string(state, "/waiting/reason"), &state["terminated"]);
+                let (waiting, terminated) =
+                    (string(state, "/waiting/reason"), &state["terminated"]);
                 if !waiting.is_empty() {
                     reason = waiting;
                 } else if terminated.is_object() {
@@ -113,8 +130,13 @@ fn status(pod: &Value) -> String {
                 }
             }
             if reason == "Completed" && running {
-                let ready = items(pod, "/status/conditions").any(|c| c["type"] == "Ready" && c["status"] == "True");
-                reason = if ready { "Running".into() } else { "NotReady".into() };
+                let ready = items(pod, "/status/conditions")
+                    .any(|c| c["type"] == "Ready" && c["status"] == "True");
+                reason = if ready {
+                    "Running".into()
+                } else {
+                    "NotReady".into()
+                };
             }
         }
     }
@@ -137,7 +159,8 @@ fn readiness_gates(pod: &Value) -> Value {
     let passed = gates
         .iter()
         .filter(|g| {
-            items(pod, "/status/conditions").any(|c| c["type"] == g["conditionType"] && c["status"] == "True")
+            items(pod, "/status/conditions")
+                .any(|c| c["type"] == g["conditionType"] && c["status"] == "True")
         })
         .count();
     format!("{passed}/{}", gates.len()).into()
@@ -157,15 +180,21 @@ mod tests {
         }
         assert_eq!(status_of(json!({"phase": "Pending"})), "Pending");
         assert_eq!(
-            status_of(json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]})),
+            status_of(
+                json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]})
+            ),
             "Init:0/1"
         );
         assert_eq!(
-            status_of(json!({"phase": "Running", "containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]})),
+            status_of(
+                json!({"phase": "Running", "containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]})
+            ),
             "CrashLoopBackOff"
         );
         assert_eq!(
-            status_of(json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]})),
+            status_of(
+                json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]})
+            ),
             "ExitCode:3"
         );
         let deleted = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {"phase": "Running"}});

@@ -2,10 +2,16 @@
 
 use serde_json::Value;
 
-use super::{AGE, Column, NAME, age, column, human_duration, items, number, or, selector, string, wide};
+use super::{
+    AGE, Column, NAME, age, column, human_duration, items, number, or, selector, string, wide,
+};
 
 fn joined(object: &Value, pointer: &str, field: &str) -> Value {
-    items(object, pointer).filter_map(|c| c[field].as_str()).collect::<Vec<_>>().join(",").into()
+    items(object, pointer)
+        .filter_map(|c| c[field].as_str())
+        .collect::<Vec<_>>()
+        .join(",")
+        .into()
 }
 
 const TEMPLATE: &str = "/spec/template/spec/containers";
@@ -16,10 +22,19 @@ const SELECTOR: Column = wide("Selector", "string", |o| selector(o, "/spec/selec
 pub(super) static DEPLOYMENT: &[Column] = &[
     NAME,
     column("Ready", "string", |o| {
-        format!("{}/{}", number(o, "/status/readyReplicas"), number(o, "/spec/replicas")).into()
+        format!(
+            "{}/{}",
+            number(o, "/status/readyReplicas"),
+            number(o, "/spec/replicas")
+        )
+        .into()
     }),
-    column("Up-to-date", "string", |o| number(o, "/status/updatedReplicas").into()),
-    column("Available", "string", |o| number(o, "/status/availableReplicas").into()),
+    column("Up-to-date", "string", |o| {
+        number(o, "/status/updatedReplicas").into()
+    }),
+    column("Available", "string", |o| {
+        number(o, "/status/availableReplicas").into()
+    }),
     AGE,
     CONTAINERS,
     IMAGES,
@@ -29,8 +44,12 @@ pub(super) static DEPLOYMENT: &[Column] = &[
 pub(super) static REPLICA_SET: &[Column] = &[
     NAME,
     column("Desired", "integer", |o| number(o, "/spec/replicas").into()),
-    column("Current", "integer", |o| number(o, "/status/replicas").into()),
-    column("Ready", "integer", |o| number(o, "/status/readyReplicas").into()),
+    column("Current", "integer", |o| {
+        number(o, "/status/replicas").into()
+    }),
+    column("Ready", "integer", |o| {
+        number(o, "/status/readyReplicas").into()
+    }),
     AGE,
     CONTAINERS,
     IMAGES,
@@ -41,12 +60,24 @@ pub(super) static REPLICATION_CONTROLLER: &[Column] = REPLICA_SET;
 
 pub(super) static DAEMON_SET: &[Column] = &[
     NAME,
-    column("Desired", "integer", |o| number(o, "/status/desiredNumberScheduled").into()),
-    column("Current", "integer", |o| number(o, "/status/currentNumberScheduled").into()),
-    column("Ready", "integer", |o| number(o, "/status/numberReady").into()),
-    column("Up-to-date", "integer", |o| number(o, "/status/updatedNumberScheduled").into()),
-    column("Available", "integer", |o| number(o, "/status/numberAvailable").into()),
-    column("Node Selector", "string", |o| selector(o, "/spec/template/spec/nodeSelector")),
+    column("Desired", "integer", |o| {
+        number(o, "/status/desiredNumberScheduled").into()
+    }),
+    column("Current", "integer", |o| {
+        number(o, "/status/currentNumberScheduled").into()
+    }),
+    column("Ready", "integer", |o| {
+        number(o, "/status/numberReady").into()
+    }),
+    column("Up-to-date", "integer", |o| {
+        number(o, "/status/updatedNumberScheduled").into()
+    }),
+    column("Available", "integer", |o| {
+        number(o, "/status/numberAvailable").into()
+    }),
+    column("Node Selector", "string", |o| {
+        selector(o, "/spec/template/spec/nodeSelector")
+    }),
     AGE,
     CONTAINERS,
     IMAGES,
@@ -56,7 +87,12 @@ pub(super) static DAEMON_SET: &[Column] = &[
 pub(super) static STATEFUL_SET: &[Column] = &[
     NAME,
     column("Ready", "string", |o| {
-        format!("{}/{}", number(o, "/status/readyReplicas"), number(o, "/spec/replicas")).into()
+        format!(
+            "{}/{}",
+            number(o, "/status/readyReplicas"),
+            number(o, "/spec/replicas")
+        )
+        .into()
     }),
     AGE,
     CONTAINERS,
@@ -68,7 +104,10 @@ pub(super) static CONTROLLER_REVISION: &[Column] = &[
     column("Controller", "string", |o| {
         let owner = items(o, "/metadata/ownerReferences").find(|r| r["controller"] == true);
         owner.map_or("<none>".into(), |r| {
-            let group = r["apiVersion"].as_str().and_then(|v| v.split_once('/')).map_or("", |(g, _)| g);
+            let group = r["apiVersion"]
+                .as_str()
+                .and_then(|v| v.split_once('/'))
+                .map_or("", |(g, _)| g);
             let kind = r["kind"].as_str().unwrap_or_default().to_lowercase();
             format!("{kind}.{group}/{}", r["name"].as_str().unwrap_or_default()).into()
         })
@@ -79,9 +118,15 @@ pub(super) static CONTROLLER_REVISION: &[Column] = &[
 
 pub(super) static POD_TEMPLATE: &[Column] = &[
     NAME,
-    column("Containers", "string", |o| joined(o, "/template/spec/containers", "name")),
-    column("Images", "string", |o| joined(o, "/template/spec/containers", "image")),
-    column("Pod Labels", "string", |o| selector(o, "/template/metadata/labels")),
+    column("Containers", "string", |o| {
+        joined(o, "/template/spec/containers", "name")
+    }),
+    column("Images", "string", |o| {
+        joined(o, "/template/spec/containers", "image")
+    }),
+    column("Pod Labels", "string", |o| {
+        selector(o, "/template/metadata/labels")
+    }),
 ];
 
 pub(super) static JOB: &[Column] = &[
@@ -89,7 +134,10 @@ pub(super) static JOB: &[Column] = &[
     column("Status", "string", |o| job_status(o).into()),
     column("Completions", "string", |o| {
         let done = number(o, "/status/succeeded");
-        match (o["spec"]["completions"].as_i64(), o["spec"]["parallelism"].as_i64()) {
+        match (
+            o["spec"]["completions"].as_i64(),
+            o["spec"]["parallelism"].as_i64(),
+        ) {
             (Some(wanted), _) => format!("{done}/{wanted}").into(),
             (None, Some(parallel)) if parallel > 1 => format!("{done}/1 of {parallel}").into(),
             _ => format!("{done}/1").into(),
@@ -112,7 +160,9 @@ pub(super) static JOB: &[Column] = &[
 ];
 
 fn job_status(job: &Value) -> &'static str {
-    let is = |ty: &str| items(job, "/status/conditions").any(|c| c["type"] == ty && c["status"] == "True");
+    let is = |ty: &str| {
+        items(job, "/status/conditions").any(|c| c["type"] == ty && c["status"] == "True")
+    };
     if is("Complete") {
         "Complete"
     } else if is("Failed") {
@@ -133,28 +183,63 @@ fn job_status(job: &Value) -> &'static str {
 pub(super) static CRON_JOB: &[Column] = &[
     NAME,
     column("Schedule", "string", |o| string(o, "/spec/schedule").into()),
-    column("Timezone", "string", |o| or(string(o, "/spec/timeZone"), "<none>")),
-    column("Suspend", "string", |o| if o["spec"]["suspend"] == true { "True".into() } else { "False".into() }),
-    column("Active", "integer", |o| items(o, "/status/active").count().into()),
+    column("Timezone", "string", |o| {
+        or(string(o, "/spec/timeZone"), "<none>")
+    }),
+    column("Suspend", "string", |o| {
+        if o["spec"]["suspend"] == true {
+            "True".into()
+        } else {
+            "False".into()
+        }
+    }),
+    column("Active", "integer", |o| {
+        items(o, "/status/active").count().into()
+    }),
     column("Last Schedule", "string", |o| {
         let last = &o["status"]["lastScheduleTime"];
-        if last.is_string() { age(last).into() } else { "<none>".into() }
+        if last.is_string() {
+            age(last).into()
+        } else {
+            "<none>".into()
+        }
     }),
     AGE,
-    wide("Containers", "string", |o| joined(o, "/spec/jobTemplate/spec/template/spec/containers", "name")),
-    wide("Images", "string", |o| joined(o, "/spec/jobTemplate/spec/template/spec/containers", "image")),
-    wide("Selector", "string", |o| selector(o, "/spec/jobTemplate/spec/selector")),
+    wide("Containers", "string", |o| {
+        joined(o, "/spec/jobTemplate/spec/template/spec/containers", "name")
+    }),
+    wide("Images", "string", |o| {
+        joined(
+            o,
+            "/spec/jobTemplate/spec/template/spec/containers",
+            "image",
+        )
+    }),
+    wide("Selector", "string", |o| {
+        selector(o, "/spec/jobTemplate/spec/selector")
+    }),
 ];
 
 pub(super) static HORIZONTAL_POD_AUTOSCALER: &[Column] = &[
     NAME,
     column("Reference", "string", |o| {
-        format!("{}/{}", string(o, "/spec/scaleTargetRef/kind"), string(o, "/spec/scaleTargetRef/name")).into()
+        format!(
+            "{}/{}",
+            string(o, "/spec/scaleTargetRef/kind"),
+            string(o, "/spec/scaleTargetRef/name")
+        )
+        .into()
     }),
     column("Targets", "string", targets),
-    column("MinPods", "string", |o| or(string(o, "/spec/minReplicas"), "<unset>")),
-    column("MaxPods", "integer", |o| number(o, "/spec/maxReplicas").into()),
-    column("Replicas", "integer", |o| number(o, "/status/currentReplicas").into()),
+    column("MinPods", "string", |o| {
+        or(string(o, "/spec/minReplicas"), "<unset>")
+    }),
+    column("MaxPods", "integer", |o| {
+        number(o, "/spec/maxReplicas").into()
+    }),
+    column("Replicas", "integer", |o| {
+        number(o, "/status/currentReplicas").into()
+    }),
     AGE,
 ];
 
@@ -173,9 +258,14 @@ fn targets(hpa: &Value) -> Value {
                     format!("{name}: {now}/{wanted}%")
                 }
                 None => {
-                    let now = now.map(|n| string(n, "/averageValue")).filter(|n| !n.is_empty());
+                    let now = now
+                        .map(|n| string(n, "/averageValue"))
+                        .filter(|n| !n.is_empty());
                     let wanted = string(resource, "/target/averageValue");
-                    format!("{name}: {}/{wanted}", now.unwrap_or_else(|| "<unknown>".into()))
+                    format!(
+                        "{name}: {}/{wanted}",
+                        now.unwrap_or_else(|| "<unknown>".into())
+                    )
                 }
             }
         })
@@ -185,8 +275,14 @@ fn targets(hpa: &Value) -> Value {
 
 pub(super) static POD_DISRUPTION_BUDGET: &[Column] = &[
     NAME,
-    column("Min Available", "string", |o| or(string(o, "/spec/minAvailable"), "N/A")),
-    column("Max Unavailable", "string", |o| or(string(o, "/spec/maxUnavailable"), "N/A")),
-    column("Allowed Disruptions", "integer", |o| number(o, "/status/disruptionsAllowed").into()),
+    column("Min Available", "string", |o| {
+        or(string(o, "/spec/minAvailable"), "N/A")
+    }),
+    column("Max Unavailable", "string", |o| {
+        or(string(o, "/spec/maxUnavailable"), "N/A")
+    }),
+    column("Allowed Disruptions", "integer", |o| {
+        number(o, "/status/disruptionsAllowed").into()
+    }),
     AGE,
 ];

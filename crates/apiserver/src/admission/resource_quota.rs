@@ -1,0 +1,335 @@
+//! Resource quotas: a create or update is charged to every quota of its namespace before it is stored.
+
+use async_trait::async_trait;
+use fluyt_api::quantity::Quantity;
+use fluyt_api::{Error, meta, resources, strategy};
+use fluyt_etcd::{Compare, CompareOp, Keys, Op, Put, Target, Txn};
+use serde_json::{Map, Value};
+
+use super::{Attributes, Operation, Plugin};
+use crate::cache::{Caches, REGISTRY};
+
+/// Attempts at charging a quota that other requests charge at the same time.
+const ATTEMPTS: usize = 10;
+
+pub(super) struct ResourceQuota;
+
+#[async_trait]
+impl Plugin for ResourceQuota {
+    async fn validate(
+        &self,
+        caches: &Caches,
+        attributes: &Attributes<'_>,
+        object: &Value,
+    ) -> Result<(), Error> {
+        let at = attributes.at;
+        let chargeable = attributes.operation == Operation::Create
+            || (attributes.operation == Operation::Update
+                && ["pods", "services", "persistentvolumeclaims"].contains(&at.resource.plural));
+        if !at.resource.namespaced
+            || !at.subresource.is_empty()
+            || !chargeable
+            || at.resource.is_virtual()
+        {
+            return Ok(());
+        }
+        let Some(quotas) = resources::find("", "v1", "resourcequotas") else {
+            return Ok(());
+        };
+        let mut usage = usage(attributes, object);
+        if let Some(old) = attributes.old {
+            for (name, amount) in self::usage(attributes, old) {
+                let entry = usage.entry(name).or_insert(Quantity::ZERO);
+                *entry = entry.minus(amount);
+            }
+        }
+        let prefix = format!("{}/", at.namespace);
+        let keys: Vec<String> = caches
+            .of(quotas)
+            .snapshot()
+            .entries
+            .keys()
+            .filter(|k| k.starts_with(&prefix))
+            .map(|k| k.to_string())
+            .collect();
+        for key in keys {
+            charge(caches, attributes, object, &usage, &key).await?;
+        }
+        Ok(())
+    }
+}
+
+type Usage = std::collections::BTreeMap<String, Quantity>;
+
+/// What one object counts for, by quota resource name.
+fn usage(attributes: &Attributes<'_>, object: &Value) -> Usage {
+    let resource = attributes.at.resource;
+    let mut usage = Usage::new();
+    let one = Quantity::from_units(1);
+    usage.insert(format!("count/{}", resource.group_resource()), one);
+    if resource.group.is_empty() {
+        let counted = [
+            "pods",
+            "services",
+            "secrets",
+            "configmaps",
+            "persistentvolumeclaims",
+            "replicationcontrollers",
+            "resourcequotas",
+        ];
+        if counted.contains(&resource.plural) {
+            usage.insert(resource.plural.to_owned(), one);
+        }
+    }
+    let quantity = |v: &Value| v.as_str().and_then(|t| t.parse::<Quantity>().ok());
+    match resource.plural {
+        "pods"
+            if matches!(
+                object["status"]["phase"].as_str(),
+                Some("Succeeded" | "Failed")
+            ) =>
+        {
+            usage.clear()
+        }
+        "pods" => {
+            for (prefix, requirement) in [("requests.", "requests"), ("limits.", "limits")] {
+                for (name, amount) in pod_total(object, requirement) {
+                    if requirement == "requests"
+                        && ["cpu", "memory", "ephemeral-storage"].contains(&name.as_str())
+                    {
+                        usage.insert(name.clone(), amount);
+                    }
+                    usage.insert(format!("{prefix}{name}"), amount);
+                }
+            }
+        }
+        "services" => {
+            let ports = i64::try_from(object["spec"]["ports"].as_array().map_or(0, Vec::len))
+                .unwrap_or(i64::MAX);
+            match object["spec"]["type"].as_str() {
+                Some("NodePort") => {
+                    usage.insert("services.nodeports".into(), Quantity::from_units(ports));
+                }
+                Some("LoadBalancer") => {
+                    usage.insert("services.nodeports".into(), Quantity::from_units(ports));
+                    usage.insert("services.loadbalancers".into(), one);
+                }
+                _ => {}
+            }
+        }
+        "persistentvolumeclaims" => {
+            let storage = quantity(&object["spec"]["resources"]["requests"]["storage"])
+                .unwrap_or(Quantity::ZERO);
+            usage.insert("requests.storage".into(), storage);
+            if let Some(class) = object["spec"]["storageClassName"].as_str() {
+                let prefix = format!("{class}.storageclass.storage.k8s.io");
+                usage.insert(format!("{prefix}/requests.storage"), storage);
+                usage.insert(format!("{prefix}/persistentvolumeclaims"), one);
+            }
+        }
+        _ => {}
+    }
+    usage
+}
+
+/// What a pod needs at once: the sum of its containers, or its largest init container.
+fn pod_total(pod: &Value, requirement: &str) -> Usage {
+    let of = |container: &Value| -> Usage {
+        let map = container["resources"][requirement]
+            .as_object()
+            .into_iter()
+            .flatten();
+        map.filter_map(|(n, v)| Some((n.clone(), v.as_str()?.parse().ok()?)))
+            .collect()
+    };
+    let mut total = Usage::new();
+    for container in pod["spec"]["containers"].as_array().into_iter().flatten() {
+        for (name, amount) in of(container) {
+            let sum = total.entry(name).or_insert(Quantity::ZERO);
+            *sum = sum.plus(amount);
+        }
+    }
+    for container in pod["spec"]["initContainers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        for (name, amount) in of(container) {
+            let present = total.entry(name).or_insert(amount);
+            *present = (*present).max(amount);
+        }
+    }
+    total
+}
+
+/// Whether the quota's scopes select the object.
+fn in_scope(quota: &Value, object: &Value) -> bool {
+    let holds = |scope: &str| match scope {
+        "Terminating" => !object["spec"]["activeDeadlineSeconds"].is_null(),
+        "NotTerminating" => object["spec"]["activeDeadlineSeconds"].is_null(),
+        "BestEffort" => strategy::qos_class(object) == "BestEffort",
+        "NotBestEffort" => strategy::qos_class(object) != "BestEffort",
+        _ => true,
+    };
+    let scopes = quota["spec"]["scopes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str);
+    let plain = scopes.into_iter().all(holds);
+    let selected = quota["spec"]["scopeSelector"]["matchExpressions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .all(|e| {
+            if e["scopeName"] != "PriorityClass" {
+                return holds(e["scopeName"].as_str().unwrap_or_default());
+            }
+            let class = object["spec"]["priorityClassName"]
+                .as_str()
+                .unwrap_or_default();
+            let listed = e["values"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|v| v == class);
+            match e["operator"].as_str() {
+                Some("In") => listed,
+                Some("NotIn") => !listed,
+                Some("Exists") => !class.is_empty(),
+                _ => class.is_empty(),
+            }
+        });
+    plain && selected
+}
+
+async fn charge(
+    caches: &Caches,
+    attributes: &Attributes<'_>,
+    object: &Value,
+    usage: &Usage,
+    key: &str,
+) -> Result<(), Error> {
+    let Some(quotas) = resources::find("", "v1", "resourcequotas") else {
+        return Ok(());
+    };
+    for _ in 0..ATTEMPTS {
+        let Some(entry) = caches.of(quotas).get(key) else {
+            return Ok(());
+        };
+        let mut quota = entry.object();
+        let has_scopes =
+            quota["spec"]["scopes"].is_array() || quota["spec"]["scopeSelector"].is_object();
+        if has_scopes && (attributes.at.resource.plural != "pods" || !in_scope(&quota, object)) {
+            return Ok(());
+        }
+        let hard = quota["spec"]["hard"]
+            .as_object()
+            .cloned()
+            .unwrap_or_default();
+        require_requests(attributes, &quota, &hard, usage)?;
+        let (mut charged, mut exceeded) = (false, Vec::new());
+        for (name, amount) in usage {
+            let Some(limit) = hard
+                .get(name)
+                .and_then(Value::as_str)
+                .and_then(|t| t.parse::<Quantity>().ok())
+            else {
+                continue;
+            };
+            let used = quota["status"]["used"][name]
+                .as_str()
+                .and_then(|t| t.parse::<Quantity>().ok())
+                .unwrap_or(Quantity::ZERO);
+            let after = used.plus(*amount);
+            if after > limit && *amount > Quantity::ZERO {
+                exceeded.push((name.clone(), *amount, used, limit));
+            }
+            if !amount.is_zero() {
+                charged = true;
+                let status = meta::child(&mut quota, "status");
+                status.insert("hard".into(), hard.clone().into());
+                let slot = status
+                    .entry("used")
+                    .or_insert_with(|| Value::Object(Map::new()));
+                slot[name] = after.to_string().into();
+            }
+        }
+        if !exceeded.is_empty() {
+            let list = |pick: fn(&(String, Quantity, Quantity, Quantity)) -> Quantity| {
+                exceeded
+                    .iter()
+                    .map(|e| format!("{}={}", e.0, pick(e)))
+                    .collect::<Vec<_>>()
+                    .join(",")
+            };
+            let why = format!(
+                "exceeded quota: {}, requested: {}, used: {}, limited: {}",
+                meta::name(&quota),
+                list(|e| e.1),
+                list(|e| e.2),
+                list(|e| e.3)
+            );
+            return Err(attributes.forbidden(why));
+        }
+        if !charged || attributes.cx.dry_run {
+            return Ok(());
+        }
+        meta::set(&mut quota, "resourceVersion", Value::Null);
+        let store_key = format!("{REGISTRY}resourcequotas/{key}");
+        let value = serde_json::to_vec(&quota).map_err(Error::internal)?;
+        let txn = Txn {
+            compares: vec![Compare {
+                keys: Keys::One(store_key.clone().into()),
+                target: Target::Mod(entry.revision),
+                op: CompareOp::Equal,
+            }],
+            success: vec![Op::Put(Put::new(store_key, value))],
+            failure: Vec::new(),
+        };
+        let result = caches.store().txn(txn).await.map_err(Error::internal)?;
+        caches.wait_for(result.revision).await?;
+        if result.succeeded {
+            return Ok(());
+        }
+    }
+    Err(Error::conflict(
+        "",
+        "resourcequotas",
+        key,
+        "the quota is being changed by too many requests at once",
+    ))
+}
+
+/// A quota of a compute resource can only be kept if every pod says what it needs of it.
+fn require_requests(
+    attributes: &Attributes<'_>,
+    quota: &Value,
+    hard: &Map<String, Value>,
+    usage: &Usage,
+) -> Result<(), Error> {
+    if attributes.at.resource.plural != "pods" || attributes.operation != Operation::Create {
+        return Ok(());
+    }
+    let compute = [
+        "cpu",
+        "memory",
+        "requests.cpu",
+        "requests.memory",
+        "limits.cpu",
+        "limits.memory",
+    ];
+    let mut missing: Vec<&str> = compute
+        .into_iter()
+        .filter(|name| hard.contains_key(*name) && !usage.contains_key(*name))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    missing.sort_unstable();
+    Err(attributes.forbidden(format!(
+        "failed quota: {}: must specify {}",
+        meta::name(quota),
+        missing.join(",")
+    )))
+}

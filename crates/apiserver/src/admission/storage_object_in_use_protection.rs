@@ -1,0 +1,37 @@
+//! Volumes and claims carry a finalizer so that they outlive their users.
+
+use async_trait::async_trait;
+use fluyt_api::{Error, meta};
+use serde_json::Value;
+
+use super::{Attributes, Operation, Plugin};
+use crate::cache::Caches;
+
+pub(super) struct StorageObjectInUseProtection;
+
+#[async_trait]
+impl Plugin for StorageObjectInUseProtection {
+    async fn admit(
+        &self,
+        _caches: &Caches,
+        attributes: &Attributes<'_>,
+        object: &mut Value,
+    ) -> Result<(), Error> {
+        let finalizer = if attributes.is("persistentvolumeclaims", Operation::Create) {
+            "kubernetes.io/pvc-protection"
+        } else if attributes.is("persistentvolumes", Operation::Create) {
+            "kubernetes.io/pv-protection"
+        } else {
+            return Ok(());
+        };
+        let mut finalizers: Vec<String> = meta::finalizers(object)
+            .into_iter()
+            .map(Into::into)
+            .collect();
+        if !finalizers.iter().any(|f| f == finalizer) {
+            finalizers.push(finalizer.into());
+            meta::set(object, "finalizers", finalizers);
+        }
+        Ok(())
+    }
+}

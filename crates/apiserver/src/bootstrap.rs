@@ -1,0 +1,374 @@
+//! What an API server keeps in place: the system namespaces, the default roles and priority classes, the `kubernetes`
+//! service and its endpoints, and the configuration that extension servers read.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use fluyt_api::{Error, Reason, meta, resources};
+use serde_json::{Map, Value, json};
+
+use crate::Server;
+use crate::registry::{Change, Location, WriteContext};
+use crate::user::{MASTERS, User};
+
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+const ROLES: &str = include_str!("rbac_bootstrap.txt");
+
+/// Creates what is missing and repairs what was changed.
+///
+/// # Errors
+/// When the store refuses.
+pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
+    for name in NAMESPACES {
+        create(
+            server,
+            "",
+            "namespaces",
+            "",
+            json!({"metadata": {"name": name}}),
+        )
+        .await?;
+    }
+    for object in rbac_objects() {
+        reconcile(server, object).await?;
+    }
+    for (name, value) in [
+        ("system-cluster-critical", 2_000_000_000),
+        ("system-node-critical", 2_000_001_000),
+    ] {
+        let description = if name.contains("node") {
+            "Used for system critical pods that must not be moved from their current node."
+        } else {
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."
+        };
+        let class = json!({"metadata": {"name": name}, "value": value, "description": description});
+        create(server, "scheduling.k8s.io", "priorityclasses", "", class).await?;
+    }
+    kubernetes_service(server).await?;
+    extension_configuration(server).await
+}
+
+fn context() -> WriteContext {
+    WriteContext {
+        user: User::new("system:apiserver", &[MASTERS]),
+        dry_run: false,
+    }
+}
+
+/// Creates an object unless it is there; whether it was created.
+async fn create(
+    server: &Arc<Server>,
+    group: &str,
+    plural: &str,
+    namespace: &str,
+    mut object: Value,
+) -> Result<bool, Error> {
+    let resource = resources::find(group, "v1", plural).ok_or_else(Error::no_route)?;
+    let name = meta::name(&object).to_owned();
+    let at = Location {
+        resource,
+        namespace,
+        name: &name,
+        subresource: "",
+    };
+    if server.caches.of(resource).get(&at.key()).is_some() {
+        return Ok(false);
+    }
+    object["apiVersion"] = resource.api_version().into();
+    object["kind"] = resource.kind.into();
+    match server.registry.create(&context(), at, object).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.reason == Reason::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Creates a default role or binding, or adds back what it must have.
+async fn reconcile(server: &Arc<Server>, object: Value) -> Result<(), Error> {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let plural = format!("{}s", kind.to_lowercase());
+    let resource =
+        resources::find("rbac.authorization.k8s.io", "v1", &plural).ok_or_else(Error::no_route)?;
+    let (namespace, name) = (
+        meta::namespace(&object).to_owned(),
+        meta::name(&object).to_owned(),
+    );
+    let at = Location {
+        resource,
+        namespace: &namespace,
+        name: &name,
+        subresource: "",
+    };
+    if create(
+        server,
+        resource.group,
+        resource.plural,
+        &namespace,
+        object.clone(),
+    )
+    .await?
+    {
+        return Ok(());
+    }
+    let add_back: Change<'_> = Box::new(|current: &Value| {
+        let mut merged = current.clone();
+        if meta::annotation(current, AUTO_UPDATE) == Some("false") {
+            return Ok(merged);
+        }
+        for list in ["rules", "subjects"] {
+            for wanted in object[list].as_array().into_iter().flatten() {
+                match merged[list].as_array_mut() {
+                    Some(present) if present.contains(wanted) => {}
+                    Some(present) => present.push(wanted.clone()),
+                    None => merged[list] = json!([wanted]),
+                }
+            }
+        }
+        Ok(merged)
+    });
+    server
+        .registry
+        .update(&context(), at, add_back)
+        .await
+        .map(drop)
+}
+
+const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
+
+/// The objects of the default policy.
+fn rbac_objects() -> Vec<Value> {
+    let mut objects: Vec<Value> = Vec::new();
+    for line in ROLES
+        .lines()
+        .filter(|l| !l.starts_with('#') && !l.is_empty())
+    {
+        if let Some(rule) = line.strip_prefix("  ") {
+            if let Some(rules) = objects.last_mut().and_then(|o| o["rules"].as_array_mut()) {
+                rules.push(parse_rule(rule));
+            }
+        } else if let Some(role) = line.strip_prefix("role ") {
+            objects.push(parse_role(role));
+        } else if let Some(binding) = line.strip_prefix("binding ") {
+            objects.push(parse_binding(binding));
+        }
+    }
+    objects
+}
+
+fn rbac_object(kind: &str, name: &str) -> Value {
+    let (namespace, name) = name
+        .split_once('/')
+        .map_or((None, name), |(ns, name)| (Some(ns), name));
+    let kind = if namespace.is_some() {
+        kind.to_owned()
+    } else {
+        format!("Cluster{kind}")
+    };
+    let mut metadata = json!({
+        "name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}, "annotations": {AUTO_UPDATE: "true"},
+    });
+    if let Some(namespace) = namespace {
+        metadata["namespace"] = namespace.into();
+    }
+    json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": metadata})
+}
+
+fn parse_role(line: &str) -> Value {
+    let mut words = line.split(' ');
+    let mut role = rbac_object("Role", words.next().unwrap_or_default());
+    role["rules"] = json!([]);
+    for word in words {
+        let qualified = |label: &str| format!("rbac.authorization.k8s.io/{label}");
+        match word.split_once('=') {
+            Some(("label", label)) => role["metadata"]["labels"][qualified(label)] = "true".into(),
+            Some(("aggregate", labels)) => {
+                let selectors: Vec<Value> = labels
+                    .split(',')
+                    .map(|l| json!({"matchLabels": {qualified(l): "true"}}))
+                    .collect();
+                role["aggregationRule"] = json!({"clusterRoleSelectors": selectors});
+            }
+            _ => {}
+        }
+    }
+    role
+}
+
+fn parse_rule(line: &str) -> Value {
+    let words: Vec<&str> = line.split(' ').collect();
+    let list = |word: &str| -> Vec<String> {
+        word.split(',')
+            .map(|w| {
+                if w == "core" {
+                    String::new()
+                } else {
+                    w.to_owned()
+                }
+            })
+            .collect()
+    };
+    match words.as_slice() {
+        [verbs, urls] => {
+            json!({"verbs": list(verbs), "nonResourceURLs": list(urls.trim_start_matches("url="))})
+        }
+        [verbs, groups, resources, rest @ ..] => {
+            let mut rule = json!({"verbs": list(verbs), "apiGroups": list(groups), "resources": list(resources)});
+            if let Some(names) = rest.first().and_then(|w| w.strip_prefix("names=")) {
+                rule["resourceNames"] = json!(list(names));
+            }
+            rule
+        }
+        _ => Value::Null,
+    }
+}
+
+fn parse_binding(line: &str) -> Value {
+    let mut words = line.split(' ').filter(|w| !w.is_empty());
+    let mut binding = rbac_object("RoleBinding", words.next().unwrap_or_default());
+    if binding["kind"] == "ClusterRoleBinding" || binding["kind"] == "RoleBinding" {
+        let role = words.next().unwrap_or_default();
+        let (kind, name) = role
+            .split_once('/')
+            .map_or(("ClusterRole", role), |(_, name)| ("Role", name));
+        binding["roleRef"] =
+            json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
+    }
+    let subjects: Vec<Value> = words
+        .map(|word| match word.split_once(':') {
+            Some(("S", account)) => {
+                let (namespace, name) = account.split_once('/').unwrap_or(("", account));
+                json!({"kind": "ServiceAccount", "namespace": namespace, "name": name})
+            }
+            Some(("U", user)) => json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}),
+            _ => json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": word.trim_start_matches("G:")}),
+        })
+        .collect();
+    binding["subjects"] = subjects.into();
+    binding
+}
+
+/// The service under which pods find this server, and its endpoints.
+async fn kubernetes_service(server: &Arc<Server>) -> Result<(), Error> {
+    let config = &server.config;
+    let network = &config.service_network.cluster_ips;
+    let Some(address) = network.hosts().next() else {
+        return Ok(());
+    };
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let service = json!({
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+        "spec": {"type": "ClusterIP", "clusterIP": address.to_string(), "ports": [
+            {"name": "https", "protocol": "TCP", "port": 443, "targetPort": config.advertise.port()}]},
+    });
+    create(server, "", "services", "default", service).await?;
+    let SocketAddr::V4(advertise) = config.advertise else {
+        return Ok(());
+    };
+    let ports = json!([{"name": "https", "port": advertise.port(), "protocol": "TCP"}]);
+    let endpoints = json!({
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": [{"ip": advertise.ip().to_string()}], "ports": ports}],
+    });
+    let slice = json!({
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": "IPv4", "ports": ports,
+        "endpoints": [{"addresses": [advertise.ip().to_string()], "conditions": {"ready": true}}],
+    });
+    replace(server, "", "endpoints", endpoints, &["subsets"]).await?;
+    replace(
+        server,
+        "discovery.k8s.io",
+        "endpointslices",
+        slice,
+        &["ports", "endpoints"],
+    )
+    .await
+}
+
+/// Creates an object in `default` or sets the given parts of it.
+async fn replace(
+    server: &Arc<Server>,
+    group: &str,
+    plural: &str,
+    object: Value,
+    parts: &[&str],
+) -> Result<(), Error> {
+    let namespace = meta::namespace(&object).to_owned();
+    if create(server, group, plural, &namespace, object.clone()).await? {
+        return Ok(());
+    }
+    let resource = resources::find(group, "v1", plural).ok_or_else(Error::no_route)?;
+    let name = meta::name(&object).to_owned();
+    let at = Location {
+        resource,
+        namespace: &namespace,
+        name: &name,
+        subresource: "",
+    };
+    let set: Change<'_> = Box::new(|current: &Value| {
+        let mut updated = current.clone();
+        for part in parts {
+            updated[*part] = object[*part].clone();
+        }
+        Ok(updated)
+    });
+    server.registry.update(&context(), at, set).await.map(drop)
+}
+
+async fn extension_configuration(server: &Arc<Server>) -> Result<(), Error> {
+    let mut data = Map::new();
+    data.insert(
+        "client-ca-file".into(),
+        server.config.client_ca_pem.clone().into(),
+    );
+    if let Some(pem) = &server.config.requestheader_ca_pem {
+        data.insert("requestheader-client-ca-file".into(), pem.clone().into());
+        for (key, list) in [
+            ("requestheader-allowed-names", "[\"front-proxy-client\"]"),
+            ("requestheader-username-headers", "[\"X-Remote-User\"]"),
+            ("requestheader-group-headers", "[\"X-Remote-Group\"]"),
+            (
+                "requestheader-extra-headers-prefix",
+                "[\"X-Remote-Extra-\"]",
+            ),
+        ] {
+            data.insert(key.into(), list.into());
+        }
+    }
+    let map = json!({"metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"}, "data": data});
+    replace(server, "", "configmaps", map, &["data"]).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_policy_parses() {
+        let objects = rbac_objects();
+        let find = |kind: &str, name: &str| {
+            objects
+                .iter()
+                .find(|o| o["kind"] == kind && meta::name(o) == name)
+                .unwrap()
+        };
+        assert_eq!(
+            find("ClusterRole", "cluster-admin")["rules"][1]["nonResourceURLs"],
+            json!(["*"])
+        );
+        assert_eq!(
+            find("ClusterRoleBinding", "cluster-admin")["subjects"][0]["name"],
+            "system:masters"
+        );
+        assert!(find("ClusterRole", "view")["aggregationRule"]["clusterRoleSelectors"].is_array());
+        let lock = find("RoleBinding", "system::leader-locking-kube-scheduler");
+        assert_eq!(lock["metadata"]["namespace"], "kube-system");
+        assert_eq!(lock["roleRef"]["kind"], "Role");
+        assert!(
+            objects
+                .iter()
+                .all(|o| o["rules"].is_array() || o["subjects"].is_array())
+        );
+    }
+}

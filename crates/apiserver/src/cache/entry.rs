@@ -1,0 +1,103 @@
+//! One object as the cache holds it: its encoded form and what selectors look at.
+
+use bytes::Bytes;
+use fluyt_api::resources::Resource;
+use fluyt_api::{meta, strategy};
+use serde_json::{Map, Value};
+
+/// An immutable object version.
+#[derive(Debug)]
+pub struct Entry {
+    /// `namespace/name`, or `name` for cluster-scoped objects.
+    pub key: Box<str>,
+    pub revision: i64,
+    pub labels: Option<Box<Map<String, Value>>>,
+    /// Selectable fields that are not empty.
+    fields: Box<[(&'static str, Box<str>)]>,
+    /// The object in its stored version, with `resourceVersion`.
+    pub json: Bytes,
+}
+
+impl Entry {
+    /// From a stored value.
+    ///
+    /// # Errors
+    /// When the value is not JSON.
+    pub fn decode(
+        resource: &Resource,
+        key: &str,
+        revision: i64,
+        stored: &[u8],
+    ) -> Result<Self, serde_json::Error> {
+        let mut object: Value = serde_json::from_slice(stored)?;
+        meta::set(&mut object, "resourceVersion", revision.to_string());
+        Ok(Self::new(resource, key, revision, &object))
+    }
+
+    /// From an object that has its `resourceVersion`.
+    #[must_use]
+    pub fn new(resource: &Resource, key: &str, revision: i64, object: &Value) -> Self {
+        let strategy = strategy::of(resource.group, resource.kind);
+        let fields = strategy
+            .selectable_fields()
+            .iter()
+            .filter_map(|name| {
+                let value = strategy.field(object, name)?;
+                (!value.is_empty()).then(|| (*name, value.into()))
+            })
+            .collect();
+        Self {
+            key: key.into(),
+            revision,
+            labels: meta::labels(object).cloned().map(Box::new),
+            fields,
+            json: serde_json::to_vec(object).unwrap_or_default().into(),
+        }
+    }
+
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.key.split_once('/').map_or("", |(ns, _)| ns)
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.key
+            .rsplit_once('/')
+            .map_or(&self.key, |(_, name)| name)
+    }
+
+    /// A selectable field; empty when it is not set.
+    #[must_use]
+    pub fn field(&self, name: &str) -> &str {
+        match name {
+            "metadata.name" => self.name(),
+            "metadata.namespace" => self.namespace(),
+            name => self
+                .fields
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map_or("", |(_, v)| v),
+        }
+    }
+
+    /// The parsed object.
+    #[must_use]
+    pub fn object(&self) -> Value {
+        serde_json::from_slice(&self.json).unwrap_or_default()
+    }
+
+    /// The same object as of a later revision: what a watch reports of a deletion.
+    #[must_use]
+    pub fn at_revision(&self, revision: i64) -> Self {
+        let mut object = self.object();
+        meta::set(&mut object, "resourceVersion", revision.to_string());
+        Self {
+            key: self.key.clone(),
+            revision,
+            labels: self.labels.clone(),
+            fields: self.fields.clone(),
+            json: serde_json::to_vec(&object).unwrap_or_default().into(),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! kube-apiserver alone: `fluyt kube-apiserver`, with upstream's flags.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use fluyt_etcd::DynStore;
+use fluyt_etcd::embedded::Embedded;
+use ipnet::Ipv4Net;
+use tokio_util::sync::CancellationToken;
+
+use crate::dial::Direct;
+use crate::{Config, Server, ServiceNetwork};
+
+/// Flags of kube-apiserver.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Directory of the embedded store.
+    #[arg(long, default_value = "/var/lib/fluyt/apiserver")]
+    data_dir: PathBuf,
+    #[arg(long, default_value = "0.0.0.0")]
+    bind_address: IpAddr,
+    #[arg(long, default_value_t = 6443)]
+    secure_port: u16,
+    /// Address that pods reach through the kubernetes service.
+    #[arg(long)]
+    advertise_address: Option<IpAddr>,
+    #[arg(long, default_value = "10.0.0.0/24")]
+    service_cluster_ip_range: Ipv4Net,
+    #[arg(long, default_value = "30000-32767")]
+    service_node_port_range: String,
+    #[arg(long)]
+    client_ca_file: PathBuf,
+    #[arg(long)]
+    tls_cert_file: PathBuf,
+    #[arg(long)]
+    tls_private_key_file: PathBuf,
+    /// P-256 key in PKCS #8 that signs and verifies service-account tokens.
+    #[arg(long)]
+    service_account_signing_key_file: PathBuf,
+    #[arg(long, default_value = "https://kubernetes.default.svc.cluster.local")]
+    service_account_issuer: String,
+    /// Defaults to the issuer.
+    #[arg(long, value_delimiter = ',')]
+    api_audiences: Vec<String>,
+    #[arg(long, requires = "kubelet_client_key")]
+    kubelet_client_certificate: Option<PathBuf>,
+    #[arg(long)]
+    kubelet_client_key: Option<PathBuf>,
+    #[arg(long)]
+    kubelet_certificate_authority: Option<PathBuf>,
+    #[arg(long, requires = "proxy_client_key_file")]
+    proxy_client_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    proxy_client_key_file: Option<PathBuf>,
+    #[arg(long)]
+    requestheader_client_ca_file: Option<PathBuf>,
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| path.display().to_string())
+}
+
+fn pair(
+    certificate: Option<&PathBuf>,
+    key: Option<&PathBuf>,
+) -> anyhow::Result<Option<(String, String)>> {
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Ok(Some((read(certificate)?, read(key)?))),
+        _ => Ok(None),
+    }
+}
+
+/// Runs until shutdown.
+///
+/// # Errors
+/// When a file cannot be read, the store cannot be opened, or the port is taken.
+pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let Some((low, high)) = args.service_node_port_range.split_once('-') else {
+        bail!(
+            "--service-node-port-range: `{}` is not FIRST-LAST",
+            args.service_node_port_range
+        );
+    };
+    let node_ports = (
+        low.parse().context("--service-node-port-range")?,
+        high.parse().context("--service-node-port-range")?,
+    );
+    let listener = tokio::net::TcpListener::bind((args.bind_address, args.secure_port))
+        .await
+        .with_context(|| {
+            format!(
+                "cannot listen on {}:{}",
+                args.bind_address, args.secure_port
+            )
+        })?;
+    let advertise = args.advertise_address.unwrap_or_else(|| {
+        if args.bind_address.is_unspecified() {
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
+        } else {
+            args.bind_address
+        }
+    });
+    let store: DynStore = Arc::new(Embedded::open(&args.data_dir)?);
+    let audiences = if args.api_audiences.is_empty() {
+        vec![args.service_account_issuer.clone()]
+    } else {
+        args.api_audiences
+    };
+    let config = Config {
+        store,
+        dialer: Arc::new(Direct),
+        advertise: SocketAddr::new(advertise, args.secure_port),
+        service_network: ServiceNetwork {
+            cluster_ips: args.service_cluster_ip_range,
+            node_ports,
+        },
+        client_ca_pem: read(&args.client_ca_file)?,
+        tls_certificate_pem: read(&args.tls_cert_file)?,
+        tls_key_pem: read(&args.tls_private_key_file)?,
+        service_account_key_pem: read(&args.service_account_signing_key_file)?,
+        service_account_issuer: args.service_account_issuer,
+        api_audiences: audiences,
+        kubelet_client: pair(
+            args.kubelet_client_certificate.as_ref(),
+            args.kubelet_client_key.as_ref(),
+        )?,
+        kubelet_ca_pem: args
+            .kubelet_certificate_authority
+            .as_deref()
+            .map(read)
+            .transpose()?,
+        proxy_client: pair(
+            args.proxy_client_cert_file.as_ref(),
+            args.proxy_client_key_file.as_ref(),
+        )?,
+        requestheader_ca_pem: args
+            .requestheader_client_ca_file
+            .as_deref()
+            .map(read)
+            .transpose()?,
+        shutdown,
+    };
+    let server = Server::start(config).await?;
+    server.listen(listener).await
+}

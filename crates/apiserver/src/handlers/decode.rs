@@ -1,0 +1,171 @@
+//! Request bodies into objects of a kind, with upstream's field validation.
+
+use bytes::Bytes;
+use fluyt_api::decode::{conform, parse_json};
+use fluyt_api::resources::{api_version, type_of};
+use fluyt_api::schema::Schema;
+use fluyt_api::{Error, Reason};
+use http::{HeaderMap, HeaderValue};
+use serde_json::Value;
+
+use crate::http::content_type;
+use crate::request::Query;
+
+/// A decoded object and the warnings that its sender should get.
+#[derive(Debug)]
+pub struct Decoded {
+    pub object: Value,
+    pub warnings: Vec<String>,
+}
+
+/// What to do about fields that nobody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FieldValidation {
+    Ignore,
+    Warn,
+    Strict,
+}
+
+/// Parses a body as JSON or YAML.
+///
+/// # Errors
+/// 415 for another content type, 400 for malformed text.
+pub fn parse(headers: &HeaderMap, body: &Bytes) -> Result<(Value, Vec<String>), Error> {
+    match content_type(headers) {
+        "" | "application/json" => parse_json(body).map_err(Error::bad_request),
+        "application/yaml" | "application/x-yaml" | "text/yaml" => {
+            let text = std::str::from_utf8(body).map_err(|e| Error::bad_request(e.to_string()))?;
+            let value = serde_saphyr::from_str(text)
+                .map_err(|e| Error::bad_request(format!("error converting YAML to JSON: {e}")))?;
+            Ok((value, Vec::new()))
+        }
+        other => Err(Error::new(
+            Reason::UnsupportedMediaType,
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml (got {other})"
+            ),
+        )),
+    }
+}
+
+/// Parses a body that must be an object of the given kind.
+///
+/// # Errors
+/// 400 when it is malformed, of another kind, or has unknown fields under strict validation.
+pub fn object(
+    headers: &HeaderMap,
+    body: &Bytes,
+    query: &Query,
+    (group, version, kind): (&str, &str, &str),
+) -> Result<Decoded, Error> {
+    let (object, duplicates) = parse(headers, body)?;
+    typed(object, duplicates, query, (group, version, kind))
+}
+
+/// Checks an object against the schema of its kind.
+///
+/// # Errors
+/// 400 as for [`object`].
+pub fn typed(
+    mut object: Value,
+    duplicates: Vec<String>,
+    query: &Query,
+    (group, version, kind): (&str, &str, &str),
+) -> Result<Decoded, Error> {
+    let expected = api_version(group, version);
+    if !object.is_object() {
+        return Err(Error::bad_request(format!(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct",
+            kind_of(&object)
+        )));
+    }
+    match (
+        object["apiVersion"].as_str().unwrap_or_default(),
+        object["kind"].as_str().unwrap_or_default(),
+    ) {
+        ("", "") => {}
+        (v, k) if (v == expected || v.is_empty()) && (k == kind || k.is_empty()) => {}
+        (v, k) => {
+            return Err(Error::bad_request(format!(
+                "{k} in version \"{}\" cannot be handled as a {kind}: the API version in the data ({v}) does not match the expected API version ({expected})",
+                v.rsplit('/').next().unwrap_or_default()
+            )));
+        }
+    }
+    let cannot = |why: String| {
+        Error::bad_request(format!(
+            "{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"
+        ))
+    };
+    let mut unknown = Vec::new();
+    if let Some(ty) = type_of(group, version, kind) {
+        unknown = conform(Schema::builtin(), ty, &mut object)
+            .map_err(cannot)?
+            .unknown;
+    }
+    if let Some(map) = object.as_object_mut() {
+        map.insert("apiVersion".into(), expected.into());
+        map.insert("kind".into(), kind.into());
+    }
+    let problems: Vec<String> = unknown
+        .iter()
+        .map(|f| format!("unknown field \"{f}\""))
+        .chain(
+            duplicates
+                .iter()
+                .map(|f| format!("duplicate field \"{f}\"")),
+        )
+        .collect();
+    match field_validation(query)? {
+        FieldValidation::Strict if !problems.is_empty() => Err(cannot(format!(
+            "strict decoding error: {}",
+            problems.join(", ")
+        ))),
+        FieldValidation::Warn => Ok(Decoded {
+            object,
+            warnings: problems,
+        }),
+        _ => Ok(Decoded {
+            object,
+            warnings: Vec::new(),
+        }),
+    }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+fn field_validation(query: &Query) -> Result<FieldValidation, Error> {
+    match query.get("fieldValidation") {
+        None | Some("" | "Warn") => Ok(FieldValidation::Warn),
+        Some("Ignore") => Ok(FieldValidation::Ignore),
+        Some("Strict") => Ok(FieldValidation::Strict),
+        Some(other) => {
+            let mut errors = fluyt_api::validation::Errors::default();
+            errors.not_supported(
+                "fieldValidation",
+                &other.into(),
+                &["Ignore", "Strict", "Warn"],
+            );
+            Err(Error::invalid("meta.k8s.io", "CreateOptions", "", errors.0))
+        }
+    }
+}
+
+/// Adds `Warning: 299` headers.
+pub fn warn(headers: &mut HeaderMap, warnings: &[String]) {
+    for warning in warnings {
+        let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
+            headers.append(http::header::WARNING, value);
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! Requests that somebody else answers: a kubelet (logs, exec, attach, port-forward), or whatever a pod, service or node
+//! serves (proxy). Upgraded connections are passed through byte by byte, whatever protocol they speak.
+
+use std::net::{IpAddr, SocketAddr};
+
+use fluyt_api::{Error, Reason, resources};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::BodyExt;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::Call;
+use crate::dial::connect_tls;
+use crate::http::Body;
+use crate::registry::Location;
+
+const KUBELET_PORT: u16 = 10250;
+
+/// Headers that belong to one hop, or that say who the client is; neither goes on.
+const HOP_HEADERS: [header::HeaderName; 5] = [
+    header::HOST,
+    header::AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::PROXY_AUTHORIZATION,
+];
+
+pub(super) async fn handle(call: Call) -> Result<Response<Body>, Error> {
+    match (call.resource.plural, call.target.subresource.as_str()) {
+        ("pods", "log") => log(call).await,
+        ("pods", "exec") => stream(call, "exec").await,
+        ("pods", "attach") => stream(call, "attach").await,
+        ("pods", "portforward") => stream(call, "portForward").await,
+        ("pods", "proxy") => pod_proxy(call).await,
+        ("services", "proxy") => service_proxy(call).await,
+        ("nodes", "proxy") => node_proxy(call).await,
+        _ => Err(Error::no_route()),
+    }
+}
+
+async fn pod(call: &Call, name: &str) -> Result<Value, Error> {
+    let at = Location {
+        name,
+        subresource: "",
+        ..call.location()
+    };
+    Ok(call.server.registry.get(at).await?.object())
+}
+
+/// The container that the query names, or the only one.
+fn container(call: &Call, pod: &Value) -> Result<String, Error> {
+    let names = |list: &str| -> Vec<String> {
+        let items = pod["spec"][list].as_array().into_iter().flatten();
+        items
+            .filter_map(|c| c["name"].as_str().map(Into::into))
+            .collect()
+    };
+    let (containers, init, ephemeral) = (
+        names("containers"),
+        names("initContainers"),
+        names("ephemeralContainers"),
+    );
+    if let Some(name) = call.info.query.get("container").filter(|c| !c.is_empty()) {
+        let known = containers
+            .iter()
+            .chain(&init)
+            .chain(&ephemeral)
+            .any(|c| c == name);
+        return if known {
+            Ok(name.to_owned())
+        } else {
+            Err(Error::bad_request(format!(
+                "container {name} is not valid for pod {}",
+                call.target.name
+            )))
+        };
+    }
+    if let Some(default) =
+        fluyt_api::meta::annotation(pod, "kubectl.kubernetes.io/default-container")
+        && containers.iter().any(|c| c == default)
+    {
+        return Ok(default.to_owned());
+    }
+    match containers.as_slice() {
+        [one] => Ok(one.clone()),
+        many => {
+            let mut message = format!(
+                "a container name must be specified for pod {}, choose one of: [{}]",
+                call.target.name,
+                many.join(" ")
+            );
+            if !init.is_empty() {
+                message.push_str(&format!(
+                    " or one of the init containers: [{}]",
+                    init.join(" ")
+                ));
+            }
+            Err(Error::bad_request(message))
+        }
+    }
+}
+
+/// Address of the kubelet of a node.
+async fn kubelet(call: &Call, node: &str) -> Result<SocketAddr, Error> {
+    let nodes = resources::find("", "v1", "nodes").ok_or_else(Error::no_route)?;
+    let at = Location {
+        resource: nodes,
+        namespace: "",
+        name: node,
+        subresource: "",
+    };
+    let node = call.server.registry.get(at).await?.object();
+    let addresses = node["status"]["addresses"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let address = ["InternalIP", "ExternalIP"].iter().find_map(|ty| {
+        addresses.iter().find(|a| a["type"] == *ty)?["address"]
+            .as_str()?
+            .parse::<IpAddr>()
+            .ok()
+    });
+    let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
+        .as_u64()
+        .and_then(|p| u16::try_from(p).ok());
+    let address = address
+        .ok_or_else(|| Error::internal("no preferred addresses found; known addresses: []"))?;
+    Ok(SocketAddr::new(address, port.unwrap_or(KUBELET_PORT)))
+}
+
+async fn log(call: Call) -> Result<Response<Body>, Error> {
+    let pod = pod(&call, &call.target.name).await?;
+    let container = container(&call, &pod)?;
+    for name in ["tailLines", "limitBytes", "sinceSeconds"] {
+        if let Some(value) = call.info.query.get(name)
+            && value.parse::<i64>().map_or(true, |n| n < 0)
+        {
+            let mut errors = fluyt_api::validation::Errors::default();
+            errors.invalid(name, &value.into(), "must be greater than or equal to 0");
+            return Err(Error::invalid("", "PodLogOptions", "", errors.0));
+        }
+    }
+    let node = pod["spec"]["nodeName"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    if node.is_empty() {
+        // Not on a node yet: there is nothing to read.
+        return Ok(crate::http::text(StatusCode::OK, ""));
+    }
+    let query: Vec<String> = [
+        "follow",
+        "previous",
+        "tailLines",
+        "limitBytes",
+        "sinceSeconds",
+        "sinceTime",
+        "timestamps",
+        "stream",
+    ]
+    .iter()
+    .filter_map(|name| {
+        call.info
+            .query
+            .get(name)
+            .map(|value| format!("{name}={}", encode(value)))
+    })
+    .collect();
+    let path = format!(
+        "/containerLogs/{}/{}/{container}?{}",
+        call.target.namespace,
+        call.target.name,
+        query.join("&")
+    );
+    to_kubelet(call, &node, Method::GET, &path).await
+}
+
+/// exec, attach and port-forward.
+async fn stream(call: Call, operation: &str) -> Result<Response<Body>, Error> {
+    let pod = pod(&call, &call.target.name).await?;
+    let node = pod["spec"]["nodeName"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    if node.is_empty() {
+        return Err(Error::bad_request(format!(
+            "pod {} does not have a host assigned",
+            call.target.name
+        )));
+    }
+    let base = format!(
+        "/{operation}/{}/{}",
+        call.target.namespace, call.target.name
+    );
+    let path = if operation == "portForward" {
+        let ports: Vec<String> = call
+            .info
+            .query
+            .all("ports")
+            .map(|p| format!("port={}", encode(p)))
+            .collect();
+        format!("{base}?{}", ports.join("&"))
+    } else {
+        let container = container(&call, &pod)?;
+        let mut query: Vec<String> = call
+            .info
+            .query
+            .all("command")
+            .map(|c| format!("command={}", encode(c)))
+            .collect();
+        for (ours, theirs) in [
+            ("stdin", "input"),
+            ("stdout", "output"),
+            ("stderr", "error"),
+            ("tty", "tty"),
+        ] {
+            if call.info.query.flag(ours) {
+                query.push(format!("{theirs}=1"));
+            }
+        }
+        format!("{base}/{container}?{}", query.join("&"))
+    };
+    let method = call.parts.method.clone();
+    to_kubelet(call, &node, method, &path).await
+}
+
+async fn node_proxy(call: Call) -> Result<Response<Body>, Error> {
+    let node = call
+        .target
+        .name
+        .split(':')
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    let (path, method) = (rest_and_query(&call), call.parts.method.clone());
+    to_kubelet(call, &node, method, &path).await
+}
+
+async fn to_kubelet(
+    call: Call,
+    node: &str,
+    method: Method,
+    path: &str,
+) -> Result<Response<Body>, Error> {
+    let address = kubelet(&call, node).await?;
+    let stream = connect_tls(
+        &*call.server.dialer,
+        call.server.kubelet_tls.clone(),
+        address,
+        None,
+    )
+    .await
+    .map_err(|e| Error::internal(format!("error dialing backend: dial tcp {address}: {e}")))?;
+    forward(
+        call.into_request(),
+        method,
+        path,
+        &address.to_string(),
+        HeaderMap::new(),
+        stream,
+    )
+    .await
+}
+
+/// What follows the subresource, with the query.
+fn rest_and_query(call: &Call) -> String {
+    let path = if call.target.rest.is_empty() {
+        "/"
+    } else {
+        &call.target.rest
+    };
+    match call.parts.uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    }
+}
+
+/// `[scheme:]name[:port]`.
+fn split_target(target: &str) -> (&str, &str, &str) {
+    let parts: Vec<&str> = target.split(':').collect();
+    match parts.as_slice() {
+        [name] => ("http", name, ""),
+        [name, port] => ("http", name, port),
+        [scheme, name, port, ..] => (if scheme.is_empty() { "http" } else { scheme }, name, port),
+        [] => ("http", "", ""),
+    }
+}
+
+async fn pod_proxy(call: Call) -> Result<Response<Body>, Error> {
+    let (scheme, name, port) = split_target(&call.target.name);
+    let pod = pod(&call, name).await?;
+    let port = if port.is_empty() {
+        pod["spec"]["containers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find_map(|c| c["ports"][0]["containerPort"].as_u64())
+            .unwrap_or(80)
+    } else {
+        port.parse()
+            .map_err(|_| Error::bad_request(format!("invalid pod port: {port}")))?
+    };
+    let address = pod["status"]["podIP"]
+        .as_str()
+        .and_then(|ip| ip.parse::<IpAddr>().ok());
+    let address = address.ok_or_else(|| {
+        Error::bad_request(format!("address not allowed: pod {name} has no address"))
+    })?;
+    let port = u16::try_from(port).map_err(|_| Error::bad_request("invalid pod port"))?;
+    let scheme = scheme.to_owned();
+    to_backend(call, &scheme, SocketAddr::new(address, port)).await
+}
+
+async fn service_proxy(call: Call) -> Result<Response<Body>, Error> {
+    let (scheme, name, port) = split_target(&call.target.name);
+    let backend =
+        crate::aggregator::endpoint(&call.server.caches, &call.target.namespace, name, port);
+    let address = backend.ok_or_else(|| {
+        Error::new(
+            Reason::ServiceUnavailable,
+            format!("no endpoints available for service \"{name}\""),
+        )
+    })?;
+    let scheme = scheme.to_owned();
+    to_backend(call, &scheme, address).await
+}
+
+async fn to_backend(
+    call: Call,
+    scheme: &str,
+    address: SocketAddr,
+) -> Result<Response<Body>, Error> {
+    let (path, method) = (rest_and_query(&call), call.parts.method.clone());
+    let unreachable = |e: std::io::Error| {
+        Error::new(
+            Reason::ServiceUnavailable,
+            format!("error trying to reach service: dial tcp {address}: {e}"),
+        )
+    };
+    if scheme == "https" {
+        let stream = connect_tls(
+            &*call.server.dialer,
+            call.server.insecure_tls.clone(),
+            address,
+            None,
+        )
+        .await
+        .map_err(unreachable)?;
+        forward(
+            call.into_request(),
+            method,
+            &path,
+            &address.to_string(),
+            HeaderMap::new(),
+            stream,
+        )
+        .await
+    } else {
+        let stream = call
+            .server
+            .dialer
+            .connect(address)
+            .await
+            .map_err(unreachable)?;
+        forward(
+            call.into_request(),
+            method,
+            &path,
+            &address.to_string(),
+            HeaderMap::new(),
+            stream,
+        )
+        .await
+    }
+}
+
+/// Sends a request over a fresh connection and hands back the answer; a switch of protocols joins both connections.
+pub(crate) async fn forward<S>(
+    mut request: Request<Body>,
+    method: Method,
+    path: &str,
+    host: &str,
+    added: HeaderMap,
+    stream: S,
+) -> Result<Response<Body>, Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let broken = |e: hyper::Error| Error::internal(format!("error dialing backend: {e}"));
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(broken)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a proxied connection ended");
+        }
+    });
+    let upgrade = request
+        .headers()
+        .contains_key(header::UPGRADE)
+        .then(|| hyper::upgrade::on(&mut request));
+    let (mut parts, body) = request.into_parts();
+    parts.method = method;
+    parts.uri = path
+        .parse::<Uri>()
+        .map_err(|e| Error::bad_request(e.to_string()))?;
+    parts.version = http::Version::HTTP_11;
+    for name in HOP_HEADERS {
+        parts.headers.remove(name);
+    }
+    if upgrade.is_none() {
+        parts.headers.remove(header::CONNECTION);
+    }
+    parts.headers.extend(added);
+    if let Ok(host) = host.parse() {
+        parts.headers.insert(header::HOST, host);
+    }
+    parts.extensions.clear();
+    let mut response = sender
+        .send_request(Request::from_parts(parts, body))
+        .await
+        .map_err(broken)?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(client) = upgrade
+    {
+        let backend = hyper::upgrade::on(&mut response);
+        tokio::spawn(async move {
+            if let Err(error) = join(client, backend).await {
+                tracing::debug!(%error, "an upgraded connection ended");
+            }
+        });
+    }
+    let (mut parts, body) = response.into_parts();
+    if parts.status != StatusCode::SWITCHING_PROTOCOLS {
+        parts.headers.remove(header::CONNECTION);
+        parts.headers.remove(header::TRANSFER_ENCODING);
+    }
+    Ok(Response::from_parts(
+        parts,
+        body.map_err(Into::into).boxed_unsync(),
+    ))
+}
+
+async fn join(
+    client: hyper::upgrade::OnUpgrade,
+    backend: hyper::upgrade::OnUpgrade,
+) -> Result<(), crate::http::BoxError> {
+    let (client, backend) = tokio::try_join!(client, backend)?;
+    let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+    tokio::io::copy_bidirectional(&mut client, &mut backend).await?;
+    Ok(())
+}
+
+/// Percent-encodes a query value.
+fn encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxy_targets() {
+        assert_eq!(split_target("a"), ("http", "a", ""));
+        assert_eq!(split_target("a:80"), ("http", "a", "80"));
+        assert_eq!(split_target("https:a:443"), ("https", "a", "443"));
+    }
+
+    #[test]
+    fn values_are_encoded() {
+        assert_eq!(encode("a b&c=/é"), "a%20b%26c%3D%2F%C3%A9");
+    }
+}

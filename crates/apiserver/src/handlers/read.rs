@@ -1,0 +1,631 @@
+//! GET, LIST and WATCH, answered from the cache.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::{BufMut, Bytes, BytesMut};
+use fluyt_api::resources::Resource;
+use fluyt_api::selector::{FieldSelector, LabelSelector};
+use fluyt_api::{Error, convert, strategy, table};
+use fluyt_etcd::{Keys, Range};
+use http::{Response, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Call;
+use crate::cache::{
+    Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription, encode,
+    storage_resource,
+};
+use crate::http::{self as responses, Body, View};
+
+/// Frames of a list response are gathered to about this size.
+const FRAME: usize = 64 * 1024;
+
+/// How long a watch lasts when the client does not say, in seconds; up to twice that, so that clients spread out.
+const WATCH_TIMEOUT: u64 = 1800;
+
+/// How often an idle watch hears how far it has got.
+const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
+
+pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
+    let view = responses::negotiate(&call.parts.headers)?;
+    let at = call.location();
+    let cache = call.server.caches.of(storage_resource(call.resource));
+    match call.info.query.get("resourceVersion") {
+        // "Any" version: whatever the cache has.
+        Some("0") => {}
+        Some(version) if !version.is_empty() => {
+            call.server.caches.wait_for(parse_version(version)?).await?
+        }
+        _ => {
+            call.server.caches.consistent().await?;
+        }
+    }
+    let entry = cache.get(&at.key()).ok_or_else(|| at.not_found())?;
+    let shape = Shape::new(call.resource, view, call);
+    Ok(responses::bytes(
+        StatusCode::OK,
+        "application/json",
+        shape.single(&entry),
+    ))
+}
+
+/// Turns entries into what the client asked for.
+struct Shape {
+    resource: &'static Resource,
+    view: View,
+    /// Stored version and served version differ.
+    convert: bool,
+    /// What a table row carries of its object.
+    include: Include,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Include {
+    None,
+    Metadata,
+    Object,
+}
+
+impl Shape {
+    fn new(resource: &'static Resource, view: View, call: &Call) -> Self {
+        let include = match call.info.query.get("includeObject") {
+            Some("None") => Include::None,
+            Some("Object") => Include::Object,
+            _ => Include::Metadata,
+        };
+        Self {
+            resource,
+            view,
+            convert: !std::ptr::eq(resource, storage_resource(resource)),
+            include,
+        }
+    }
+
+    /// The object in the served version.
+    fn object(&self, entry: &Entry) -> Value {
+        let object = entry.object();
+        if self.convert {
+            convert::from_storage(self.resource, object)
+        } else {
+            object
+        }
+    }
+
+    /// One object as a response, or as a watch event's object.
+    fn single(&self, entry: &Entry) -> Bytes {
+        match self.view {
+            View::Object if !self.convert => entry.json.clone(),
+            View::Object => to_bytes(&self.object(entry)),
+            View::PartialMetadata => to_bytes(&partial(&self.object(entry))),
+            View::Table => {
+                let columns = table::columns(self.resource.group, self.resource.kind);
+                to_bytes(&json!({
+                    "kind": "Table", "apiVersion": "meta.k8s.io/v1",
+                    "metadata": {"resourceVersion": entry.revision.to_string()},
+                    "columnDefinitions": table::definitions(columns), "rows": [self.row(entry)],
+                }))
+            }
+        }
+    }
+
+    /// One object as an item of a list.
+    fn item(&self, entry: &Entry) -> Bytes {
+        match self.view {
+            View::Table => to_bytes(&self.row(entry)),
+            _ => self.single(entry),
+        }
+    }
+
+    fn row(&self, entry: &Entry) -> Value {
+        let object = self.object(entry);
+        let stored = storage_resource(self.resource);
+        // Columns are written for the stored version.
+        let cells = if self.convert {
+            entry.object()
+        } else {
+            object.clone()
+        };
+        let columns = table::columns(stored.group, stored.kind);
+        let mut row = json!({"cells": table::cells(columns, &cells)});
+        match self.include {
+            Include::None => {}
+            Include::Metadata => row["object"] = partial(&object),
+            Include::Object => row["object"] = object,
+        }
+        row
+    }
+
+    /// Everything of a list before its items.
+    fn list_head(&self, metadata: &Value) -> Bytes {
+        let metadata = metadata.to_string();
+        let head = match self.view {
+            View::Object => format!(
+                "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+                self.resource.kind,
+                self.resource.api_version()
+            ),
+            View::PartialMetadata => format!(
+                "{{\"kind\":\"PartialObjectMetadataList\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"items\":["
+            ),
+            View::Table => {
+                let stored = storage_resource(self.resource);
+                let columns = table::definitions(table::columns(stored.group, stored.kind));
+                format!(
+                    "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"columnDefinitions\":{columns},\"rows\":["
+                )
+            }
+        };
+        head.into()
+    }
+}
+
+fn to_bytes(value: &Value) -> Bytes {
+    serde_json::to_vec(value).unwrap_or_default().into()
+}
+
+fn partial(object: &Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+}
+
+fn parse_version(text: &str) -> Result<i64, Error> {
+    text.parse::<i64>().ok().filter(|n| *n >= 0).ok_or_else(|| {
+        Error::bad_request(format!("resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"))
+    })
+}
+
+/// The filter of a list, watch or deletecollection.
+///
+/// # Errors
+/// 400 for a malformed selector or a field that cannot select.
+pub(super) fn filter(call: &Call) -> Result<Filter, Error> {
+    let query = &call.info.query;
+    let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default())
+        .map_err(|e| Error::bad_request(format!("unable to parse requirement: {e}")))?;
+    let mut fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())
+        .map_err(Error::bad_request)?;
+    let stored = storage_resource(call.resource);
+    let selectable = strategy::of(stored.group, stored.kind).selectable_fields();
+    for term in &fields.terms {
+        let known = ["metadata.name", "metadata.namespace"].contains(&term.field.as_str());
+        if !known && !selectable.contains(&term.field.as_str()) {
+            return Err(Error::bad_request(format!(
+                "Unable to find \"{}\" that match label selector \"{labels}\", field selector \"{}\": \"{}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+                call.resource.group_resource(),
+                query.get("fieldSelector").unwrap_or_default(),
+                term.field
+            )));
+        }
+    }
+    if !call.target.name.is_empty() {
+        // A watch of one object.
+        fields.terms.push(fluyt_api::selector::FieldTerm {
+            field: "metadata.name".into(),
+            equal: true,
+            value: call.target.name.clone(),
+        });
+    }
+    let namespace = if call.resource.namespaced {
+        call.target.namespace.clone()
+    } else {
+        String::new()
+    };
+    Ok(Filter {
+        namespace,
+        labels,
+        fields,
+    })
+}
+
+/// Where a chunked list goes on.
+#[derive(Debug, Serialize, Deserialize)]
+struct Continue {
+    v: String,
+    rv: i64,
+    start: String,
+}
+
+impl Continue {
+    fn encode(&self) -> String {
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    fn decode(token: &str) -> Result<Self, Error> {
+        URL_SAFE_NO_PAD
+            .decode(token)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .ok_or_else(|| Error::bad_request(format!("continue key is not valid: {token}")))
+    }
+}
+
+pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
+    let view = responses::negotiate(&call.parts.headers)?;
+    let filter = filter(call)?;
+    let query = &call.info.query;
+    let limit: usize = query.get("limit").and_then(|l| l.parse().ok()).unwrap_or(0);
+    let cache = call
+        .server
+        .caches
+        .of(storage_resource(call.resource))
+        .clone();
+    let (snapshot, revision, start) = match query.get("continue").filter(|c| !c.is_empty()) {
+        Some(token) => {
+            let token = Continue::decode(token)?;
+            let snapshot = at_revision(call, &cache, token.rv).await?;
+            (snapshot, token.rv, token.start)
+        }
+        None => {
+            let (snapshot, revision) = first_page(call, &cache).await?;
+            (snapshot, revision, String::new())
+        }
+    };
+    let page = Page::cut(&snapshot, &filter, &start, limit);
+    let mut metadata = json!({"resourceVersion": revision.to_string()});
+    if let Some(next) = page.next {
+        metadata["continue"] = Continue {
+            v: "meta.k8s.io/v1".into(),
+            rv: revision,
+            start: next,
+        }
+        .encode()
+        .into();
+        if filter.labels.is_everything() && filter.fields.is_everything() {
+            metadata["remainingItemCount"] = page.remaining.into();
+        }
+    }
+    let shape = Shape::new(call.resource, view, call);
+    let head = shape.list_head(&metadata);
+    let body = responses::streamed(futures::stream::iter(frames(shape, head, page.entries)));
+    let mut response = Response::new(body);
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("application/json"),
+    );
+    Ok(response)
+}
+
+/// The entries of one chunk.
+struct Page {
+    entries: Vec<Arc<Entry>>,
+    /// Key of the first entry of the next chunk.
+    next: Option<String>,
+    remaining: usize,
+}
+
+impl Page {
+    fn cut(snapshot: &Snapshot, filter: &Filter, start: &str, limit: usize) -> Self {
+        let prefix = if filter.namespace.is_empty() {
+            String::new()
+        } else {
+            format!("{}/", filter.namespace)
+        };
+        let from = if start.is_empty() {
+            prefix.clone()
+        } else {
+            start.to_owned()
+        };
+        let mut matching = snapshot
+            .entries
+            .range(Arc::from(from.as_str())..)
+            .map(|(_, entry)| entry)
+            .take_while(|entry| entry.key.starts_with(&prefix))
+            .filter(|entry| filter.matches(entry));
+        let entries: Vec<Arc<Entry>> = matching
+            .by_ref()
+            .take(if limit == 0 { usize::MAX } else { limit })
+            .cloned()
+            .collect();
+        let next = matching.next().map(|entry| entry.key.to_string());
+        let remaining = if next.is_some() {
+            1 + matching.count()
+        } else {
+            0
+        };
+        Self {
+            entries,
+            next,
+            remaining,
+        }
+    }
+}
+
+/// Header, items with their separators, and end, in frames of a reasonable size.
+fn frames(shape: Shape, head: Bytes, entries: Vec<Arc<Entry>>) -> impl Iterator<Item = Bytes> {
+    let mut entries = entries.into_iter();
+    let (mut head, mut first, mut done) = (Some(head), true, false);
+    std::iter::from_fn(move || {
+        if done {
+            return None;
+        }
+        let mut frame = BytesMut::with_capacity(FRAME.min(4096));
+        if let Some(head) = head.take() {
+            frame.put(head);
+        }
+        while frame.len() < FRAME {
+            match entries.next() {
+                Some(entry) => {
+                    if !first {
+                        frame.put_u8(b',');
+                    }
+                    first = false;
+                    frame.put(shape.item(&entry));
+                }
+                None => {
+                    frame.put_slice(b"]}");
+                    done = true;
+                    break;
+                }
+            }
+        }
+        Some(frame.freeze())
+    })
+}
+
+/// The snapshot that a list without a continue token reads, by resourceVersion and resourceVersionMatch.
+async fn first_page(call: &Call, cache: &ResourceCache) -> Result<(Snapshot, i64), Error> {
+    let caches = &call.server.caches;
+    let query = &call.info.query;
+    let version = query.get("resourceVersion").unwrap_or_default();
+    match (
+        query.get("resourceVersionMatch").unwrap_or_default(),
+        version,
+    ) {
+        ("", "") => {
+            let revision = caches.consistent().await?;
+            Ok((cache.snapshot(), revision))
+        }
+        (policy, "") => Err(invalid_match(
+            policy,
+            "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        )),
+        ("Exact", "0") => Err(invalid_match(
+            "Exact",
+            "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        )),
+        ("Exact", version) => {
+            let revision = parse_version(version)?;
+            Ok((at_revision(call, cache, revision).await?, revision))
+        }
+        ("" | "NotOlderThan", version) => {
+            caches.wait_for(parse_version(version)?).await?;
+            let revision = caches.applied();
+            Ok((cache.snapshot(), revision))
+        }
+        (other, _) => Err(invalid_match(
+            other,
+            "supported values: \"Exact\", \"NotOlderThan\"",
+        )),
+    }
+}
+
+fn invalid_match(value: &str, detail: &str) -> Error {
+    let mut errors = fluyt_api::validation::Errors::default();
+    errors.invalid("resourceVersionMatch", &value.into(), detail);
+    Error::invalid("meta.k8s.io", "ListOptions", "", errors.0)
+}
+
+/// All entries as of a revision: the present ones if nothing has changed since, else those of the store's history.
+async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Result<Snapshot, Error> {
+    let caches = &call.server.caches;
+    caches.wait_for(revision).await?;
+    let snapshot = cache.snapshot();
+    if snapshot.revision <= revision {
+        return Ok(snapshot);
+    }
+    let prefix = format!("{REGISTRY}{}/", cache.resource().storage);
+    let range = Range {
+        revision,
+        ..Range::new(Keys::prefix(prefix.clone()))
+    };
+    let result = caches.store().range(range).await.map_err(|e| match e {
+        fluyt_etcd::Error::Compacted { .. } => Error::expired(
+            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.",
+        ),
+        other => Error::internal(other),
+    })?;
+    let mut entries = imbl::OrdMap::new();
+    for kv in result.kvs {
+        let Some(key) = kv
+            .key
+            .get(prefix.len()..)
+            .and_then(|k| std::str::from_utf8(k).ok())
+        else {
+            continue;
+        };
+        let entry = Entry::decode(cache.resource(), key, kv.mod_revision, &kv.value)
+            .map_err(Error::internal)?;
+        entries.insert(Arc::from(key), Arc::new(entry));
+    }
+    Ok(Snapshot { entries, revision })
+}
+
+pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
+    let view = responses::negotiate(&call.parts.headers)?;
+    let filter = filter(call)?;
+    let query = &call.info.query;
+    let cache = call
+        .server
+        .caches
+        .of(storage_resource(call.resource))
+        .clone();
+    let initial = query.flag("sendInitialEvents");
+    if initial && query.get("resourceVersionMatch") != Some("NotOlderThan") {
+        let mut errors = fluyt_api::validation::Errors::default();
+        errors.forbidden("resourceVersionMatch", "resourceVersionMatch is required when sendInitialEvents is set, and must be NotOlderThan");
+        return Err(Error::invalid("meta.k8s.io", "ListOptions", "", errors.0));
+    }
+    let version = query.get("resourceVersion").unwrap_or_default();
+    let from_state = initial || version.is_empty() || version == "0";
+    if version.is_empty() {
+        call.server.caches.consistent().await?;
+    } else {
+        call.server.caches.wait_for(parse_version(version)?).await?;
+    }
+    let (present, as_of, subscription) = if from_state {
+        let (present, revision, subscription) = cache.subscribe_with_state(filter);
+        (
+            present,
+            revision.max(call.server.caches.applied()),
+            subscription,
+        )
+    } else {
+        let revision = parse_version(version)?;
+        match cache.subscribe(filter, revision) {
+            Some(subscription) => (Vec::new(), revision, subscription),
+            // Upstream reports this inside the stream.
+            None => return Ok(stream_response(responses::full(gone_line(revision)))),
+        }
+    };
+    let seconds = match query
+        .get("timeoutSeconds")
+        .and_then(|t| t.parse::<u64>().ok())
+    {
+        Some(seconds) if seconds > 0 => seconds,
+        _ => WATCH_TIMEOUT + rand::random_range(0..WATCH_TIMEOUT),
+    };
+    let watch = WatchStream {
+        shape: Shape::new(call.resource, view, call),
+        subscription,
+        applied: {
+            let caches = call.server.caches.clone();
+            Box::new(move || caches.applied())
+        },
+        bookmarks: query.flag("allowWatchBookmarks"),
+        deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
+        shutdown: call.server.shutdown.clone(),
+        at: as_of,
+    };
+    Ok(stream_response(watch.into_body(present, initial)))
+}
+
+fn stream_response(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("application/json"),
+    );
+    response.headers_mut().insert(
+        http::header::CACHE_CONTROL,
+        http::HeaderValue::from_static("no-cache, private"),
+    );
+    response
+}
+
+fn gone_line(revision: i64) -> Bytes {
+    let error = Error::expired(format!("too old resource version: {revision}"));
+    let mut status = error.to_status();
+    // Clients of watches know this as Expired inside an ERROR event.
+    status["reason"] = "Expired".into();
+    format!("{}\n", json!({"type": "ERROR", "object": status})).into()
+}
+
+/// A watch being sent.
+struct WatchStream {
+    shape: Shape,
+    subscription: Subscription,
+    applied: Box<dyn Fn() -> i64 + Send>,
+    bookmarks: bool,
+    deadline: tokio::time::Instant,
+    shutdown: tokio_util::sync::CancellationToken,
+    /// The client has seen everything up to here.
+    at: i64,
+}
+
+impl WatchStream {
+    fn into_body(self, present: Vec<Arc<Entry>>, initial: bool) -> Body {
+        use futures::StreamExt as _;
+        let mut lead: Vec<Bytes> = present
+            .iter()
+            .map(|e| encode(Change::Added, &self.shape.single(e)))
+            .collect();
+        if initial && self.bookmarks {
+            lead.push(self.bookmark(self.at, true));
+        }
+        let rest = futures::stream::unfold(Some(self), |watch| async move {
+            let mut watch = watch?;
+            match watch.next().await {
+                Next::Line(line) => Some((line, Some(watch))),
+                Next::Last(line) => Some((line, None)),
+                Next::End => None,
+            }
+        });
+        responses::streamed(futures::stream::iter(lead).chain(rest))
+    }
+
+    async fn next(&mut self) -> Next {
+        let bookmark_at = tokio::time::Instant::now() + BOOKMARK_PERIOD;
+        tokio::select! {
+            biased;
+            event = self.subscription.events.recv() => match event {
+                Some((change, event)) => {
+                    self.at = event.revision;
+                    Next::Line(self.line(change, &event))
+                }
+                None => Next::Last(gone_line(self.at)),
+            },
+            () = self.shutdown.cancelled() => Next::End,
+            () = tokio::time::sleep_until(self.deadline) => Next::End,
+            () = tokio::time::sleep_until(bookmark_at), if self.bookmarks => {
+                // Read first: what is applied by now has been queued before.
+                let applied = (self.applied)();
+                match self.subscription.events.try_recv() {
+                    Ok((change, event)) => {
+                        self.at = event.revision;
+                        Next::Line(self.line(change, &event))
+                    }
+                    Err(_) => {
+                        self.at = self.at.max(applied);
+                        Next::Line(self.bookmark(self.at, false))
+                    }
+                }
+            }
+        }
+    }
+
+    fn line(&self, change: Change, event: &crate::cache::WatchEvent) -> Bytes {
+        // An object that stopped matching is reported in its last matching state, at the revision of the change.
+        if change == Change::Deleted && !event.deleted {
+            let last = event
+                .previous
+                .as_ref()
+                .unwrap_or(&event.entry)
+                .at_revision(event.revision);
+            return encode(change, &self.shape.single(&last));
+        }
+        if self.shape.view == View::Object && !self.shape.convert {
+            return event.json(change);
+        }
+        encode(change, &self.shape.single(&event.entry))
+    }
+
+    fn bookmark(&self, revision: i64, end_of_initial: bool) -> Bytes {
+        let mut metadata =
+            json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        if end_of_initial {
+            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let resource = self.shape.resource;
+        let object = match self.shape.view {
+            View::Table => {
+                json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": null, "rows": []})
+            }
+            View::PartialMetadata => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+            }
+            View::Object => {
+                json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata})
+            }
+        };
+        format!("{}\n", json!({"type": "BOOKMARK", "object": object})).into()
+    }
+}
+
+enum Next {
+    Line(Bytes),
+    Last(Bytes),
+    End,
+}

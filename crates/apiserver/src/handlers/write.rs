@@ -1,0 +1,362 @@
+//! CREATE, UPDATE, PATCH, DELETE and DELETECOLLECTION.
+
+use fluyt_api::resources::Resource;
+use fluyt_api::schema::Schema;
+use fluyt_api::{Error, Reason, convert, meta, patch};
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::decode::{self, Decoded};
+use super::{Call, read};
+use crate::authz::{Rule, rules_cover};
+use crate::cache::storage_resource;
+use crate::http::{self as responses, Body};
+use crate::registry::{Change, DeleteOptions, Deleted, Location, WriteContext};
+
+/// Kinds whose deletion answers with the object instead of a `Status`.
+const RETURN_DELETED: [&str; 7] = [
+    "Pod",
+    "Service",
+    "ServiceAccount",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "PodTemplate",
+    "ResourceQuota",
+];
+
+fn to_storage(resource: &'static Resource, object: Value) -> Value {
+    let stored = storage_resource(resource);
+    if std::ptr::eq(stored, resource) {
+        object
+    } else {
+        convert::to_storage(resource, stored, object)
+    }
+}
+
+fn from_storage(resource: &'static Resource, object: Value) -> Value {
+    if std::ptr::eq(storage_resource(resource), resource) {
+        object
+    } else {
+        convert::from_storage(resource, object)
+    }
+}
+
+/// The resource as strategies know it: the stored version.
+fn stored<'a>(at: Location<'a>) -> Location<'a> {
+    Location {
+        resource: storage_resource(at.resource),
+        ..at
+    }
+}
+
+fn respond(call: &Call, status: StatusCode, object: Value, warnings: &[String]) -> Response<Body> {
+    let mut response = responses::json(status, &from_storage(call.resource, object));
+    decode::warn(response.headers_mut(), warnings);
+    response
+}
+
+fn kind(resource: &'static Resource) -> (&'static str, &'static str, &'static str) {
+    (resource.group, resource.version, resource.kind)
+}
+
+pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
+    let cx = call.write_context()?;
+    let body = responses::collect(call.take_body()).await?;
+    let Decoded { object, warnings } = decode::object(
+        &call.parts.headers,
+        &body,
+        &call.info.query,
+        kind(call.resource),
+    )?;
+    let mut object = to_storage(call.resource, object);
+    stamp_requester(call, &mut object);
+    check_escalation(call, &object)?;
+    let created = call
+        .server
+        .registry
+        .create(&cx, stored(call.location()), object)
+        .await?;
+    Ok(respond(call, StatusCode::CREATED, created, &warnings))
+}
+
+pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
+    let cx = call.write_context()?;
+    let body = responses::collect(call.take_body()).await?;
+    let Decoded { object, warnings } = decode::object(
+        &call.parts.headers,
+        &body,
+        &call.info.query,
+        kind(call.resource),
+    )?;
+    let at = call.location();
+    if meta::name(&object).is_empty() {
+        return Err(Error::bad_request("name must be provided"));
+    }
+    if meta::name(&object) != at.name {
+        return Err(Error::bad_request(format!(
+            "the name of the object ({}) does not match the name on the URL ({})",
+            meta::name(&object),
+            at.name
+        )));
+    }
+    let object = to_storage(call.resource, object);
+    check_escalation(call, &object)?;
+    let replace: Change<'_> = Box::new(|_: &Value| Ok(object.clone()));
+    match call.server.registry.update(&cx, stored(at), replace).await {
+        Err(error)
+            if error.reason == Reason::NotFound
+                && may_create(call)
+                && meta::resource_version(&object).is_empty() =>
+        {
+            let created = call.server.registry.create(&cx, stored(at), object).await?;
+            Ok(respond(call, StatusCode::CREATED, created, &warnings))
+        }
+        updated => Ok(respond(call, StatusCode::OK, updated?, &warnings)),
+    }
+}
+
+fn may_create(call: &Call) -> bool {
+    let resource = storage_resource(call.resource);
+    call.target.subresource.is_empty()
+        && fluyt_api::strategy::of(resource.group, resource.kind).allow_create_on_update()
+}
+
+pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
+    let cx = call.write_context()?;
+    let body = responses::collect(call.take_body()).await?;
+    let format = Format::of(call)?;
+    let warnings = parking_lot::Mutex::new(Vec::new());
+    let apply: Change<'_> = Box::new(|current: &Value| {
+        let mut object = from_storage(call.resource, current.clone());
+        format.apply(call.resource, &mut object, &body)?;
+        let decoded = decode::typed(object, Vec::new(), &call.info.query, kind(call.resource))?;
+        *warnings.lock() = decoded.warnings;
+        let object = to_storage(call.resource, decoded.object);
+        check_escalation(call, &object)?;
+        Ok(object)
+    });
+    let updated = call
+        .server
+        .registry
+        .update(&cx, stored(call.location()), apply)
+        .await?;
+    let warnings = warnings.into_inner();
+    Ok(respond(call, StatusCode::OK, updated, &warnings))
+}
+
+/// A patch format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Json,
+    Merge,
+    Strategic,
+}
+
+impl Format {
+    pub(super) fn of(call: &Call) -> Result<Self, Error> {
+        match responses::content_type(&call.parts.headers) {
+            "application/json-patch+json" => Ok(Self::Json),
+            "application/merge-patch+json" => Ok(Self::Merge),
+            "application/strategic-merge-patch+json" => Ok(Self::Strategic),
+            _ => Err(Error::new(
+                Reason::UnsupportedMediaType,
+                "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json",
+            )),
+        }
+    }
+
+    pub(super) fn apply(
+        self,
+        resource: &Resource,
+        object: &mut Value,
+        body: &[u8],
+    ) -> Result<(), Error> {
+        match (self, resource.ty) {
+            (Self::Json, _) => patch::json_patch(object, body),
+            (Self::Strategic, Some(ty)) => {
+                patch::strategic_merge_patch(Schema::builtin(), ty, object, body)
+            }
+            _ => patch::merge_patch(object, body),
+        }
+    }
+}
+
+/// A certificate request records who made it, whatever it says itself.
+fn stamp_requester(call: &Call, object: &mut Value) {
+    if call.resource.kind != "CertificateSigningRequest" {
+        return;
+    }
+    let user = &call.user;
+    let spec = meta::child(object, "spec");
+    spec.insert("username".into(), user.name.clone().into());
+    spec.insert("groups".into(), user.groups.clone().into());
+    for (field, value) in [
+        ("uid", Value::from(user.uid.clone())),
+        ("extra", json!(user.extra)),
+    ] {
+        let empty = value.as_str().is_some_and(str::is_empty)
+            || value.as_object().is_some_and(serde_json::Map::is_empty);
+        if empty {
+            spec.remove(field);
+        } else {
+            spec.insert(field.into(), value);
+        }
+    }
+}
+
+/// Nobody grants what they do not have, unless they may `escalate` or `bind`.
+fn check_escalation(call: &Call, object: &Value) -> Result<(), Error> {
+    if call.resource.group != "rbac.authorization.k8s.io" {
+        return Ok(());
+    }
+    let (verb, wanted) = match call.resource.kind {
+        "Role" | "ClusterRole" => {
+            let rules: Vec<Rule> = object["rules"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(Rule::from_json)
+                .collect();
+            ("escalate", rules)
+        }
+        _ => {
+            let role = &object["roleRef"];
+            let (kind, name) = (
+                role["kind"].as_str().unwrap_or_default(),
+                role["name"].as_str().unwrap_or_default(),
+            );
+            let rules = call
+                .server
+                .authorizer
+                .rules_of(kind, &call.target.namespace, name)
+                .unwrap_or_default();
+            ("bind", rules.iter().map(|r| (**r).clone()).collect())
+        }
+    };
+    let question = crate::authz::Question {
+        verb: verb.into(),
+        group: call.resource.group.into(),
+        resource: if verb == "bind" {
+            if object["roleRef"]["kind"] == "ClusterRole" {
+                "clusterroles".into()
+            } else {
+                "roles".into()
+            }
+        } else {
+            call.resource.plural.into()
+        },
+        namespace: call.target.namespace.clone(),
+        name: if verb == "bind" {
+            object["roleRef"]["name"]
+                .as_str()
+                .unwrap_or_default()
+                .into()
+        } else {
+            meta::name(object).into()
+        },
+        ..crate::authz::Question::default()
+    };
+    if call
+        .server
+        .authorizer
+        .allows(&call.user, &question)
+        .is_some()
+    {
+        return Ok(());
+    }
+    let owned = call
+        .server
+        .authorizer
+        .rules(&call.user, &call.target.namespace);
+    let missing = rules_cover(&owned, &wanted);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = missing
+        .iter()
+        .map(|r| {
+            if r.urls.is_empty() {
+                format!(
+                    "{{APIGroups:{:?}, Resources:{:?}, Verbs:{:?}}}",
+                    r.groups, r.resources, r.verbs
+                )
+            } else {
+                format!("{{NonResourceURLs:{:?}, Verbs:{:?}}}", r.urls, r.verbs)
+            }
+        })
+        .collect();
+    let why = format!(
+        "user \"{}\" (groups={:?}) is attempting to grant RBAC permissions not currently held:\n{}",
+        call.user.name,
+        call.user.groups,
+        list.join("\n")
+    );
+    Err(Error::forbidden(
+        call.resource.group,
+        call.resource.plural,
+        meta::name(object),
+        why,
+    ))
+}
+
+async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, WriteContext), Error> {
+    let body = responses::collect(call.take_body()).await?;
+    let (body, _) = if body.is_empty() {
+        (Value::Null, Vec::new())
+    } else {
+        decode::parse(&call.parts.headers, &body)?
+    };
+    let options = DeleteOptions::parse(&body, &call.info.query)?;
+    let mut cx = call.write_context()?;
+    cx.dry_run |= body["dryRun"].as_array().is_some_and(|d| !d.is_empty());
+    Ok((options, cx))
+}
+
+pub(super) async fn delete(call: &mut Call) -> Result<Response<Body>, Error> {
+    let (options, cx) = delete_options(call).await?;
+    let at = stored(call.location());
+    Ok(
+        match call.server.registry.delete(&cx, at, &options).await? {
+            Deleted::Pending(object) => respond(call, StatusCode::OK, object, &[]),
+            Deleted::Gone(object) if RETURN_DELETED.contains(&call.resource.kind) => {
+                respond(call, StatusCode::OK, object, &[])
+            }
+            Deleted::Gone(object) => responses::json(
+                StatusCode::OK,
+                &json!({
+                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+                    "details": {"name": meta::name(&object), "group": call.resource.group, "kind": call.resource.plural, "uid": meta::uid(&object)},
+                }),
+            ),
+        },
+    )
+}
+
+pub(super) async fn delete_collection(call: &mut Call) -> Result<Response<Body>, Error> {
+    let (options, cx) = delete_options(call).await?;
+    let filter = read::filter(call)?;
+    let revision = call.server.caches.consistent().await?;
+    let stored_resource = storage_resource(call.resource);
+    let snapshot = call.server.caches.of(stored_resource).snapshot();
+    let mut items = Vec::new();
+    for entry in snapshot.entries.values().filter(|e| filter.matches(e)) {
+        let at = Location {
+            resource: stored_resource,
+            namespace: entry.namespace(),
+            name: entry.name(),
+            subresource: "",
+        };
+        match call.server.registry.delete(&cx, at, &options).await {
+            Ok(_) => items.push(from_storage(call.resource, entry.object())),
+            Err(error) if error.reason == Reason::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(responses::json(
+        StatusCode::OK,
+        &json!({
+            "kind": format!("{}List", call.resource.kind), "apiVersion": call.resource.api_version(),
+            "metadata": {"resourceVersion": revision.to_string()}, "items": items,
+        }),
+    ))
+}

@@ -1,0 +1,281 @@
+//! Deletion: preconditions, grace periods, finalizers and what they leave to controllers.
+
+use fluyt_api::resources::Resource;
+use fluyt_api::{Error, meta, strategy};
+use fluyt_etcd::{Delete, Op, Put};
+use futures::future::BoxFuture;
+use serde_json::{Value, json};
+
+use super::{ATTEMPTS, Committed, Location, Registry, WriteContext, encode, store_key_bytes};
+use crate::admission::{Attributes, Operation};
+
+/// A request's `DeleteOptions`.
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOptions {
+    pub grace_period_seconds: Option<i64>,
+    pub propagation: Option<Propagation>,
+    pub uid: Option<String>,
+    pub resource_version: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    Background,
+    Foreground,
+    Orphan,
+}
+
+/// What became of the object.
+#[derive(Debug)]
+pub enum Deleted {
+    /// It is gone; this is its last state.
+    Gone(Value),
+    /// It is on its way: finalizers or a grace period hold it.
+    Pending(Value),
+}
+
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+
+impl Registry {
+    /// Deletes an object, or starts its graceful deletion.
+    ///
+    /// # Errors
+    /// Not found, a failed precondition, or what admission objects to.
+    pub fn delete<'a>(
+        &'a self,
+        cx: &'a WriteContext,
+        at: Location<'a>,
+        options: &'a DeleteOptions,
+    ) -> BoxFuture<'a, Result<Deleted, Error>> {
+        Box::pin(async move {
+            let mut current = self.get(at).await?;
+            let attributes = Attributes {
+                cx,
+                at,
+                operation: Operation::Delete,
+                old: None,
+            };
+            self.admission.validate(&attributes, &Value::Null).await?;
+            for _ in 0..ATTEMPTS {
+                let old = current.object();
+                options.check(&old, at)?;
+                let object = mark(at.resource, &old, options);
+                let gone = is_finished(at.resource, &object);
+                if cx.dry_run || (object == old && !gone) {
+                    return Ok(if gone {
+                        Deleted::Gone(object)
+                    } else {
+                        Deleted::Pending(object)
+                    });
+                }
+                let op = if gone {
+                    Op::Delete(Delete {
+                        keys: at.store_key(),
+                        prev_kv: false,
+                    })
+                } else {
+                    Op::Put(Put::new(store_key_bytes(&at), encode(&object)))
+                };
+                match self.commit(at, current.revision, op).await? {
+                    Committed::At(revision) => {
+                        let mut object = object;
+                        meta::set(&mut object, "resourceVersion", revision.to_string());
+                        return Ok(if gone {
+                            Deleted::Gone(object)
+                        } else {
+                            Deleted::Pending(object)
+                        });
+                    }
+                    Committed::Lost(None) => return Err(at.not_found()),
+                    Committed::Lost(Some(newer)) => current = newer,
+                }
+            }
+            Err(Error::modified(
+                at.resource.group,
+                at.resource.plural,
+                at.name,
+            ))
+        })
+    }
+}
+
+impl DeleteOptions {
+    /// Reads the body's options, overridden by query parameters that older clients use.
+    ///
+    /// # Errors
+    /// 422 for an unknown propagation policy or contradicting options.
+    pub fn parse(body: &Value, query: &crate::request::Query) -> Result<Self, Error> {
+        let text = |v: &Value| v.as_str().filter(|s| !s.is_empty()).map(str::to_owned);
+        let policy = text(&body["propagationPolicy"])
+            .or_else(|| query.get("propagationPolicy").map(Into::into));
+        let propagation = match policy.as_deref() {
+            None => match body["orphanDependents"].as_bool() {
+                Some(true) => Some(Propagation::Orphan),
+                Some(false) => Some(Propagation::Background),
+                None => None,
+            },
+            Some("Background") => Some(Propagation::Background),
+            Some("Foreground") => Some(Propagation::Foreground),
+            Some("Orphan") => Some(Propagation::Orphan),
+            Some(other) => {
+                let mut errors = fluyt_api::validation::Errors::default();
+                errors.invalid(
+                    "propagationPolicy",
+                    &other.into(),
+                    "must be one of \"Foreground\", \"Background\", \"Orphan\" or nil",
+                );
+                return Err(Error::invalid("meta.k8s.io", "DeleteOptions", "", errors.0));
+            }
+        };
+        let grace = query.get("gracePeriodSeconds").and_then(|s| s.parse().ok());
+        Ok(Self {
+            grace_period_seconds: body["gracePeriodSeconds"].as_i64().or(grace),
+            propagation,
+            uid: text(&body["preconditions"]["uid"]),
+            resource_version: text(&body["preconditions"]["resourceVersion"]),
+        })
+    }
+
+    fn check(&self, object: &Value, at: Location<'_>) -> Result<(), Error> {
+        let fail = |what: &str, wanted: &str, found: &str| {
+            let why = format!(
+                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+            );
+            Err(Error::conflict(
+                at.resource.group,
+                at.resource.plural,
+                at.name,
+                why,
+            ))
+        };
+        match (&self.uid, &self.resource_version) {
+            (Some(uid), _) if uid != meta::uid(object) => fail("UID", uid, meta::uid(object)),
+            (_, Some(version)) if version != meta::resource_version(object) => {
+                fail("ResourceVersion", version, meta::resource_version(object))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The object as deletion leaves it: with the finalizers that the propagation asks for, and its deadline.
+fn mark(resource: &Resource, old: &Value, options: &DeleteOptions) -> Value {
+    let mut object = old.clone();
+    set_propagation(&mut object, options.propagation);
+    let grace = strategy::of(resource.group, resource.kind)
+        .grace_period(&object, options.grace_period_seconds);
+    if meta::is_terminating(old) {
+        // A second deletion can only shorten the time that is left.
+        let left = old["metadata"]["deletionGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(0);
+        if let Some(grace) = grace
+            && grace < left
+        {
+            set_deadline(&mut object, grace);
+        }
+        return object;
+    }
+    set_deadline(&mut object, grace.unwrap_or(0));
+    if resource.group.is_empty() && resource.kind == "Namespace" {
+        object["status"] = json!({"phase": "Terminating"});
+    }
+    if let Some(generation) = object["metadata"]["generation"].as_i64() {
+        meta::set(&mut object, "generation", generation + 1);
+    }
+    object
+}
+
+fn set_deadline(object: &mut Value, grace: i64) {
+    let deadline = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
+    meta::set(
+        object,
+        "deletionTimestamp",
+        deadline.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+    );
+    meta::set(object, "deletionGracePeriodSeconds", grace);
+}
+
+fn set_propagation(object: &mut Value, propagation: Option<Propagation>) {
+    let Some(propagation) = propagation else {
+        return;
+    };
+    let mut finalizers: Vec<String> = meta::finalizers(object)
+        .into_iter()
+        .filter(|f| *f != FOREGROUND && *f != ORPHAN)
+        .map(Into::into)
+        .collect();
+    match propagation {
+        Propagation::Background => {}
+        Propagation::Foreground => finalizers.push(FOREGROUND.into()),
+        Propagation::Orphan => finalizers.push(ORPHAN.into()),
+    }
+    let value = if finalizers.is_empty() {
+        Value::Null
+    } else {
+        finalizers.into()
+    };
+    meta::set(object, "finalizers", value);
+}
+
+/// Whether nothing holds a terminating object any more.
+pub(super) fn is_finished(resource: &Resource, object: &Value) -> bool {
+    let namespace_content = resource.group.is_empty()
+        && resource.kind == "Namespace"
+        && object["spec"]["finalizers"]
+            .as_array()
+            .is_some_and(|f| !f.is_empty());
+    meta::is_terminating(object)
+        && meta::finalizers(object).is_empty()
+        && object["metadata"]["deletionGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(0)
+            == 0
+        && !namespace_content
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fluyt_api::resources;
+
+    #[test]
+    fn pods_on_a_node_terminate_gracefully() {
+        let pods = resources::find("", "v1", "pods").unwrap();
+        let pod = json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}});
+        let marked = mark(pods, &pod, &DeleteOptions::default());
+        assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 30);
+        assert!(!is_finished(pods, &marked));
+        let now = DeleteOptions {
+            grace_period_seconds: Some(0),
+            ..DeleteOptions::default()
+        };
+        assert!(is_finished(pods, &mark(pods, &marked, &now)));
+    }
+
+    #[test]
+    fn propagation_becomes_a_finalizer() {
+        let sets = resources::find("apps", "v1", "replicasets").unwrap();
+        let object = json!({"metadata": {"name": "a", "finalizers": ["orphan", "x/y"]}});
+        let options = DeleteOptions {
+            propagation: Some(Propagation::Foreground),
+            ..DeleteOptions::default()
+        };
+        let marked = mark(sets, &object, &options);
+        assert_eq!(
+            marked["metadata"]["finalizers"],
+            json!(["x/y", "foregroundDeletion"])
+        );
+        assert!(!is_finished(sets, &marked));
+    }
+
+    #[test]
+    fn namespaces_wait_for_their_content() {
+        let namespaces = resources::find("", "v1", "namespaces").unwrap();
+        let namespace = json!({"metadata": {"name": "a"}, "spec": {"finalizers": ["kubernetes"]}});
+        let marked = mark(namespaces, &namespace, &DeleteOptions::default());
+        assert!(!is_finished(namespaces, &marked));
+        assert_eq!(marked["status"]["phase"], "Terminating");
+    }
+}

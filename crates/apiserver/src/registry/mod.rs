@@ -1,0 +1,583 @@
+//! The one write path: normalise, admit, validate, and commit one optimistic transaction.
+
+mod delete;
+mod names;
+mod service;
+
+use std::sync::Arc;
+
+use fluyt_api::resources::Resource;
+use fluyt_api::schema::Schema;
+use fluyt_api::strategy::{self, Strategy};
+use fluyt_api::validation::{self, Errors};
+use fluyt_api::{Error, Reason, defaults, meta};
+use fluyt_etcd::{Compare, CompareOp, Delete, Keys, Op, OpResult, Put, Range, Target, Txn};
+use futures::future::BoxFuture;
+use serde_json::Value;
+
+use crate::admission::{self, Attributes, Operation};
+use crate::cache::{Caches, Entry, REGISTRY, storage_resource};
+use crate::user::User;
+
+pub use delete::{DeleteOptions, Deleted};
+pub use service::ServiceNetwork;
+
+/// Attempts of an update without resourceVersion that keeps losing races.
+const ATTEMPTS: usize = 20;
+
+/// Seconds an event is kept, upstream's `--event-ttl`.
+const EVENT_TTL: i64 = 3600;
+
+/// How often a new lease is made for events, in seconds.
+const EVENT_LEASE_REUSE: i64 = 60;
+
+/// Writes objects.
+pub struct Registry {
+    caches: Arc<Caches>,
+    admission: admission::Chain,
+    services: service::Allocator,
+    event_lease: tokio::sync::Mutex<Option<(i64, std::time::Instant)>>,
+}
+
+/// What makes the new object of the present one. It may run several times.
+pub type Change<'a> = Box<dyn Fn(&Value) -> Result<Value, Error> + Send + Sync + 'a>;
+
+/// On whose behalf, and how, something is written.
+#[derive(Clone, Debug, Default)]
+pub struct WriteContext {
+    pub user: User,
+    pub dry_run: bool,
+}
+
+/// Which object of a resource, through which endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Location<'a> {
+    pub resource: &'static Resource,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub subresource: &'a str,
+}
+
+impl Location<'_> {
+    fn strategy(&self) -> &'static dyn Strategy {
+        strategy::of(self.resource.group, self.resource.kind)
+    }
+
+    /// `namespace/name` or `name`.
+    #[must_use]
+    pub fn key(&self) -> String {
+        if self.namespace.is_empty() {
+            self.name.to_owned()
+        } else {
+            format!("{}/{}", self.namespace, self.name)
+        }
+    }
+
+    fn store_key(&self) -> Keys {
+        Keys::One(
+            format!(
+                "{REGISTRY}{}/{}",
+                storage_resource(self.resource).storage,
+                self.key()
+            )
+            .into(),
+        )
+    }
+
+    #[must_use]
+    pub fn not_found(&self) -> Error {
+        Error::not_found(self.resource.group, self.resource.plural, self.name)
+    }
+}
+
+impl Registry {
+    #[must_use]
+    pub fn new(caches: Arc<Caches>, network: ServiceNetwork) -> Self {
+        Self {
+            admission: admission::Chain::new(caches.clone()),
+            services: service::Allocator::new(network),
+            caches,
+            event_lease: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The present object, from a cache that has caught up.
+    ///
+    /// # Errors
+    /// Not found, or a cache that does not catch up.
+    pub fn get<'a>(&'a self, at: Location<'a>) -> BoxFuture<'a, Result<Arc<Entry>, Error>> {
+        Box::pin(async move {
+            self.caches.consistent().await?;
+            self.caches
+                .of(storage_resource(at.resource))
+                .get(&at.key())
+                .ok_or_else(|| at.not_found())
+        })
+    }
+
+    /// Creates an object in its stored version.
+    ///
+    /// # Errors
+    /// Whatever admission, validation or the store object to.
+    pub fn create<'a>(
+        &'a self,
+        cx: &'a WriteContext,
+        at: Location<'a>,
+        mut object: Value,
+    ) -> BoxFuture<'a, Result<Value, Error>> {
+        Box::pin(async move {
+            let generated =
+                meta::name(&object).is_empty() && !meta::str(&object, "generateName").is_empty();
+            for _ in 0..if generated { 8 } else { 1 } {
+                let mut attempt = object.clone();
+                if generated {
+                    let name = names::generate(meta::str(&object, "generateName"));
+                    meta::set(&mut attempt, "name", name);
+                }
+                match self.create_once(cx, at, attempt).await {
+                    Err(error) if generated && error.reason == Reason::AlreadyExists => {}
+                    done => return done,
+                }
+            }
+            object = object["metadata"].take();
+            let name = object["generateName"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            Err(Error::already_exists(
+                at.resource.group,
+                at.resource.plural,
+                &name,
+            ))
+        })
+    }
+
+    async fn create_once(
+        &self,
+        cx: &WriteContext,
+        at: Location<'_>,
+        mut object: Value,
+    ) -> Result<Value, Error> {
+        let (resource, strategy) = (at.resource, at.strategy());
+        if !meta::resource_version(&object).is_empty() {
+            return Err(Error::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
+        }
+        set_namespace(&mut object, at)?;
+        stamp_new(&mut object, strategy);
+        apply_defaults(resource, strategy, &mut object);
+        let name = meta::name(&object).to_owned();
+        let at = Location { name: &name, ..at };
+        // Everything that was committed when the request arrived counts for admission.
+        self.caches.consistent().await?;
+        let attributes = Attributes {
+            cx,
+            at,
+            operation: Operation::Create,
+            old: None,
+        };
+        self.admission.admit(&attributes, &mut object).await?;
+        strategy.prepare_create(&mut object);
+        apply_defaults(resource, strategy, &mut object);
+        let mut errors = Errors::default();
+        validation::object_meta(
+            &mut errors,
+            &object,
+            resource.namespaced,
+            strategy.name_rule(),
+        );
+        strategy.validate(&object, &mut errors);
+        if !errors.is_empty() {
+            return Err(Error::invalid(
+                resource.group,
+                resource.kind,
+                meta::name(&object),
+                errors.0,
+            ));
+        }
+        self.admission.validate(&attributes, &object).await?;
+        let allocation = self
+            .services
+            .assign(&self.caches, resource, &mut object, None)
+            .await?;
+        if cx.dry_run {
+            return if self
+                .caches
+                .of(storage_resource(resource))
+                .get(&at.key())
+                .is_some()
+            {
+                Err(Error::already_exists(
+                    resource.group,
+                    resource.plural,
+                    at.name,
+                ))
+            } else {
+                Ok(object)
+            };
+        }
+        let lease = self.lease_for(resource).await?;
+        let put = Put {
+            lease,
+            ..Put::new(store_key_bytes(&at), encode(&object))
+        };
+        let txn = Txn {
+            compares: vec![Compare {
+                keys: at.store_key(),
+                target: Target::Mod(0),
+                op: CompareOp::Equal,
+            }],
+            success: vec![Op::Put(put)],
+            failure: Vec::new(),
+        };
+        let result = self.caches.store().txn(txn).await.map_err(store_error)?;
+        if !result.succeeded {
+            return Err(Error::already_exists(
+                resource.group,
+                resource.plural,
+                at.name,
+            ));
+        }
+        allocation.committed(&self.caches, result.revision).await?;
+        meta::set(&mut object, "resourceVersion", result.revision.to_string());
+        Ok(object)
+    }
+
+    /// Replaces an object by what `change` makes of the present one, retrying when another writer was faster and `change`
+    /// does not insist on a version.
+    ///
+    /// # Errors
+    /// Whatever `change`, admission, validation or the store object to.
+    pub fn update<'a>(
+        &'a self,
+        cx: &'a WriteContext,
+        at: Location<'a>,
+        change: Change<'a>,
+    ) -> BoxFuture<'a, Result<Value, Error>> {
+        Box::pin(async move {
+            let mut current = self.get(at).await?;
+            for _ in 0..ATTEMPTS {
+                let old = current.object();
+                let object = change(&old)?;
+                let insists = !meta::resource_version(&object).is_empty();
+                if insists && meta::resource_version(&object) != meta::resource_version(&old) {
+                    return Err(Error::modified(
+                        at.resource.group,
+                        at.resource.plural,
+                        at.name,
+                    ));
+                }
+                match self.update_once(cx, at, &current, &old, object).await? {
+                    Updated::Done(object) => return Ok(object),
+                    Updated::Lost(None) => return Err(at.not_found()),
+                    Updated::Lost(Some(newer)) => current = newer,
+                }
+            }
+            Err(Error::modified(
+                at.resource.group,
+                at.resource.plural,
+                at.name,
+            ))
+        })
+    }
+
+    async fn update_once(
+        &self,
+        cx: &WriteContext,
+        at: Location<'_>,
+        current: &Arc<Entry>,
+        old: &Value,
+        mut object: Value,
+    ) -> Result<Updated, Error> {
+        let (resource, strategy) = (at.resource, at.strategy());
+        let unconditional = meta::resource_version(&object).is_empty();
+        if unconditional && at.subresource.is_empty() && !strategy.allow_unconditional_update() {
+            let mut errors = Errors::default();
+            errors.invalid(
+                "metadata.resourceVersion",
+                &0.into(),
+                "must be specified for an update",
+            );
+            return Err(Error::invalid(
+                resource.group,
+                resource.kind,
+                at.name,
+                errors.0,
+            ));
+        }
+        check_uid(&object, old, at)?;
+        set_namespace(&mut object, at)?;
+        keep_system_metadata(&mut object, old);
+        match at.subresource {
+            "status" => strategy.prepare_status_update(&mut object, old),
+            "" => {
+                apply_defaults(resource, strategy, &mut object);
+                strategy.prepare_update(&mut object, old);
+            }
+            // Other subresources have changed just what they are for.
+            _ => {}
+        }
+        keep_system_metadata(&mut object, old);
+        let attributes = Attributes {
+            cx,
+            at,
+            operation: Operation::Update,
+            old: Some(old),
+        };
+        self.admission.admit(&attributes, &mut object).await?;
+        if at.subresource != "status" {
+            apply_defaults(resource, strategy, &mut object);
+        }
+        bump_generation(&mut object, old, strategy);
+        let mut errors = Errors::default();
+        validation::object_meta(
+            &mut errors,
+            &object,
+            resource.namespaced,
+            strategy.name_rule(),
+        );
+        validation::object_meta_update(&mut errors, &object, old);
+        if at.subresource.is_empty() {
+            strategy.validate(&object, &mut errors);
+            strategy.validate_update(&object, old, &mut errors);
+        }
+        if !errors.is_empty() {
+            return Err(Error::invalid(
+                resource.group,
+                resource.kind,
+                at.name,
+                errors.0,
+            ));
+        }
+        self.admission.validate(&attributes, &object).await?;
+        let allocation = self
+            .services
+            .assign(&self.caches, resource, &mut object, Some(old))
+            .await?;
+        meta::set(
+            &mut object,
+            "resourceVersion",
+            meta::resource_version(old).to_owned(),
+        );
+        let remove = delete::is_finished(resource, &object);
+        if cx.dry_run || (&object == old && !remove) {
+            return Ok(Updated::Done(object));
+        }
+        let op = if remove {
+            Op::Delete(Delete {
+                keys: at.store_key(),
+                prev_kv: false,
+            })
+        } else {
+            let lease = self.lease_for(resource).await?;
+            Op::Put(Put {
+                lease,
+                ..Put::new(store_key_bytes(&at), encode(&object))
+            })
+        };
+        match self.commit(at, current.revision, op).await? {
+            Committed::At(revision) => {
+                allocation.committed(&self.caches, revision).await?;
+                meta::set(&mut object, "resourceVersion", revision.to_string());
+                Ok(Updated::Done(object))
+            }
+            Committed::Lost(newer) => Ok(Updated::Lost(newer)),
+        }
+    }
+
+    /// Asks admission about a token request, which is never stored.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub async fn admit_token(
+        &self,
+        cx: &WriteContext,
+        at: Location<'_>,
+        request: &Value,
+    ) -> Result<(), Error> {
+        let attributes = Attributes {
+            cx,
+            at,
+            operation: Operation::Create,
+            old: None,
+        };
+        self.admission.validate(&attributes, request).await
+    }
+
+    /// Runs `op` if the object is still at `revision`; otherwise tells what is there now.
+    async fn commit(&self, at: Location<'_>, revision: i64, op: Op) -> Result<Committed, Error> {
+        let txn = Txn {
+            compares: vec![Compare {
+                keys: at.store_key(),
+                target: Target::Mod(revision),
+                op: CompareOp::Equal,
+            }],
+            success: vec![op],
+            failure: vec![Op::Range(Range::new(at.store_key()))],
+        };
+        let result = self.caches.store().txn(txn).await.map_err(store_error)?;
+        if result.succeeded {
+            return Ok(Committed::At(result.revision));
+        }
+        let Some(OpResult::Range(range)) = result.results.into_iter().next() else {
+            return Ok(Committed::Lost(None));
+        };
+        let Some(kv) = range.kvs.into_iter().next() else {
+            return Ok(Committed::Lost(None));
+        };
+        let entry = Entry::decode(
+            storage_resource(at.resource),
+            &at.key(),
+            kv.mod_revision,
+            &kv.value,
+        )
+        .map_err(Error::internal)?;
+        Ok(Committed::Lost(Some(Arc::new(entry))))
+    }
+
+    /// Events live under a lease; a minute's worth of them shares one.
+    async fn lease_for(&self, resource: &Resource) -> Result<i64, Error> {
+        if resource.plural != "events" {
+            return Ok(0);
+        }
+        let mut lease = self.event_lease.lock().await;
+        let reuse = std::time::Duration::from_secs(EVENT_LEASE_REUSE.unsigned_abs());
+        if let Some((id, made)) = *lease
+            && made.elapsed() < reuse
+        {
+            return Ok(id);
+        }
+        let (id, _) = self
+            .caches
+            .store()
+            .lease_grant(0, EVENT_TTL + EVENT_LEASE_REUSE)
+            .await
+            .map_err(store_error)?;
+        *lease = Some((id, std::time::Instant::now()));
+        Ok(id)
+    }
+}
+
+enum Updated {
+    Done(Value),
+    Lost(Option<Arc<Entry>>),
+}
+
+enum Committed {
+    At(i64),
+    Lost(Option<Arc<Entry>>),
+}
+
+fn store_key_bytes(at: &Location<'_>) -> bytes::Bytes {
+    match at.store_key() {
+        Keys::One(key) | Keys::Range(key, _) => key,
+    }
+}
+
+fn store_error(error: fluyt_etcd::Error) -> Error {
+    match error {
+        fluyt_etcd::Error::Compacted { .. } => Error::expired(error.to_string()),
+        other => Error::internal(other),
+    }
+}
+
+/// The stored form: the revision is the store's to say.
+fn encode(object: &Value) -> Vec<u8> {
+    let mut stored = object.clone();
+    meta::set(&mut stored, "resourceVersion", Value::Null);
+    serde_json::to_vec(&stored).unwrap_or_default()
+}
+
+/// Static defaults, then those of the kind; what a strategy touched without setting does not stay behind as null.
+fn apply_defaults(resource: &Resource, strategy: &dyn Strategy, object: &mut Value) {
+    let schema = Schema::builtin();
+    if let Some(ty) = resource.ty {
+        defaults::apply(schema, ty, object);
+    }
+    strategy.default(object);
+    if let Some(ty) = resource.ty {
+        defaults::strip_nulls(schema, ty, object);
+        defaults::apply(schema, ty, object);
+    }
+}
+
+fn set_namespace(object: &mut Value, at: Location<'_>) -> Result<(), Error> {
+    if !at.resource.namespaced {
+        meta::set(object, "namespace", Value::Null);
+        return Ok(());
+    }
+    let given = meta::namespace(object);
+    if !given.is_empty() && given != at.namespace {
+        return Err(Error::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    meta::set(object, "namespace", at.namespace);
+    Ok(())
+}
+
+/// Metadata that only the server sets.
+fn stamp_new(object: &mut Value, strategy: &dyn Strategy) {
+    for field in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "managedFields",
+        "resourceVersion",
+    ] {
+        meta::set(object, field, Value::Null);
+    }
+    meta::set(object, "uid", uuid::Uuid::new_v4().to_string());
+    meta::set(object, "creationTimestamp", meta::now());
+    let generation = if strategy.generation_of().is_empty() {
+        Value::Null
+    } else {
+        1.into()
+    };
+    meta::set(object, "generation", generation);
+}
+
+fn keep_system_metadata(object: &mut Value, old: &Value) {
+    for field in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "generateName",
+    ] {
+        meta::set(object, field, old["metadata"][field].clone());
+    }
+    meta::set(object, "selfLink", Value::Null);
+    meta::set(object, "managedFields", Value::Null);
+}
+
+fn bump_generation(object: &mut Value, old: &Value, strategy: &dyn Strategy) {
+    if strategy
+        .generation_of()
+        .iter()
+        .any(|part| object[*part] != old[*part])
+    {
+        meta::set(object, "generation", meta::generation(old) + 1);
+    }
+    // Looking at a missing part must not leave it behind.
+    if let Some(map) = object.as_object_mut() {
+        map.retain(|_, v| !v.is_null());
+    }
+}
+
+fn check_uid(object: &Value, old: &Value, at: Location<'_>) -> Result<(), Error> {
+    let (wanted, found) = (meta::uid(object), meta::uid(old));
+    if wanted.is_empty() || wanted == found {
+        return Ok(());
+    }
+    let why =
+        format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}");
+    Err(Error::conflict(
+        at.resource.group,
+        at.resource.plural,
+        at.name,
+        why,
+    ))
+}

@@ -1,0 +1,260 @@
+//! Cluster IPs and node ports of services.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+
+use fluyt_api::resources::Resource;
+use fluyt_api::validation::Errors;
+use fluyt_api::{Error, meta};
+use ipnet::Ipv4Net;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::cache::Caches;
+
+/// The ranges that services draw from.
+#[derive(Clone, Debug)]
+pub struct ServiceNetwork {
+    pub cluster_ips: Ipv4Net,
+    /// First and last port, inclusive.
+    pub node_ports: (u16, u16),
+}
+
+impl Default for ServiceNetwork {
+    fn default() -> Self {
+        Self {
+            cluster_ips: Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16),
+            node_ports: (30_000, 32_767),
+        }
+    }
+}
+
+/// Hands out addresses and ports. What is in use is read from the services themselves; the lock is held from the choice
+/// until the cache shows it, so no two services choose the same.
+pub(super) struct Allocator {
+    network: ServiceNetwork,
+    lock: std::sync::Arc<Mutex<()>>,
+}
+
+/// An assignment in progress; nothing to do for kinds that are not services.
+pub(super) struct Assignment(Option<OwnedMutexGuard<()>>);
+
+impl Assignment {
+    /// Waits until the next assignment will see this one.
+    pub(super) async fn committed(self, caches: &Caches, revision: i64) -> Result<(), Error> {
+        match self.0 {
+            Some(_guard) => caches.wait_for(revision).await,
+            None => Ok(()),
+        }
+    }
+}
+
+struct InUse {
+    addresses: HashSet<String>,
+    /// Port and protocol.
+    ports: HashSet<(i64, String)>,
+}
+
+impl Allocator {
+    pub(super) fn new(network: ServiceNetwork) -> Self {
+        Self {
+            network,
+            lock: std::sync::Arc::default(),
+        }
+    }
+
+    /// Gives a service what it needs and has not got.
+    pub(super) async fn assign(
+        &self,
+        caches: &Caches,
+        resource: &'static Resource,
+        service: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<Assignment, Error> {
+        if !resource.group.is_empty() || resource.kind != "Service" {
+            return Ok(Assignment(None));
+        }
+        let guard = self.lock.clone().lock_owned().await;
+        let in_use = InUse::of(caches, resource, service);
+        let mut errors = Errors::default();
+        self.assign_address(service, old, &in_use, &mut errors);
+        self.assign_ports(service, &in_use, &mut errors);
+        if errors.is_empty() {
+            return Ok(Assignment(Some(guard)));
+        }
+        Err(Error::invalid("", "Service", meta::name(service), errors.0))
+    }
+
+    fn assign_address(
+        &self,
+        service: &mut Value,
+        old: Option<&Value>,
+        in_use: &InUse,
+        errors: &mut Errors,
+    ) {
+        if service["spec"]["type"] == "ExternalName" {
+            if let Some(spec) = service["spec"].as_object_mut() {
+                for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+                    spec.remove(field);
+                }
+            }
+            return;
+        }
+        let wanted = match service["spec"]["clusterIP"].as_str().unwrap_or_default() {
+            "" => service["spec"]["clusterIPs"][0]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+            address => address.to_owned(),
+        };
+        let kept = old.is_some_and(|o| o["spec"]["clusterIP"] == wanted.as_str());
+        let address = match wanted.as_str() {
+            "None" => "None".to_owned(),
+            "" => match self.free_address(in_use) {
+                Some(address) => address.to_string(),
+                None => {
+                    errors.invalid(
+                        "spec.clusterIPs",
+                        &"".into(),
+                        "failed to allocate IP: range is full",
+                    );
+                    return;
+                }
+            },
+            text if kept => text.to_owned(),
+            text => {
+                let in_range = text
+                    .parse::<Ipv4Addr>()
+                    .is_ok_and(|ip| self.network.cluster_ips.contains(&ip));
+                if !in_range {
+                    let detail = format!(
+                        "failed to allocate IP {text}: the provided IP ({text}) is not in the valid range. The range of valid IPs is {}",
+                        self.network.cluster_ips
+                    );
+                    errors.invalid("spec.clusterIPs", &json!([text]), &detail);
+                } else if in_use.addresses.contains(text) {
+                    let detail =
+                        format!("failed to allocate IP {text}: provided IP is already allocated");
+                    errors.invalid("spec.clusterIPs", &json!([text]), &detail);
+                }
+                text.to_owned()
+            }
+        };
+        let spec = meta::child(service, "spec");
+        spec.insert("clusterIPs".into(), json!([address]));
+        spec.insert("clusterIP".into(), address.into());
+        spec.entry("ipFamilies").or_insert_with(|| json!(["IPv4"]));
+        spec.entry("ipFamilyPolicy")
+            .or_insert_with(|| "SingleStack".into());
+    }
+
+    /// A free address from the upper part of the range, which is left to automatic choice; the lower when that is full.
+    fn free_address(&self, in_use: &InUse) -> Option<Ipv4Addr> {
+        let net = &self.network.cluster_ips;
+        let first = u32::from(net.network());
+        let size = u32::from(net.broadcast()) - first;
+        let reserved = (size / 16).clamp(16, 256).min(size);
+        let upper = size - reserved;
+        let free = |offset: &u32| {
+            let address = Ipv4Addr::from(first + offset);
+            (!in_use.addresses.contains(&address.to_string())).then_some(address)
+        };
+        let start = if upper > 0 {
+            rand::random_range(0..upper)
+        } else {
+            0
+        };
+        (0..upper)
+            .map(|i| reserved + (start + i) % upper.max(1))
+            .chain(1..reserved)
+            .filter(|offset| *offset > 0 && *offset < size)
+            .find_map(|offset| free(&offset))
+    }
+
+    fn assign_ports(&self, service: &mut Value, in_use: &InUse, errors: &mut Errors) {
+        let ty = service["spec"]["type"].as_str().unwrap_or_default();
+        let wants = ty == "NodePort"
+            || (ty == "LoadBalancer" && service["spec"]["allocateLoadBalancerNodePorts"] != false);
+        let (low, high) = self.network.node_ports;
+        let mut taken = in_use.ports.clone();
+        for (i, port) in service["spec"]["ports"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
+            let protocol = port["protocol"].as_str().unwrap_or("TCP").to_owned();
+            let Some(map) = port.as_object_mut() else {
+                continue;
+            };
+            if !wants {
+                map.remove("nodePort");
+                continue;
+            }
+            match map
+                .get("nodePort")
+                .and_then(Value::as_i64)
+                .filter(|n| *n != 0)
+            {
+                Some(number) => {
+                    let at = format!("spec.ports[{i}].nodePort");
+                    if !(i64::from(low)..=i64::from(high)).contains(&number) {
+                        let detail = format!(
+                            "provided port is not in the valid range. The range of valid ports is {low}-{high}"
+                        );
+                        errors.invalid(&at, &number.into(), &detail);
+                    } else if !taken.insert((number, protocol)) {
+                        errors.invalid(&at, &number.into(), "provided port is already allocated");
+                    }
+                }
+                None => {
+                    let span = i64::from(high - low) + 1;
+                    let start = rand::random_range(0..span);
+                    let free = (0..span)
+                        .map(|n| i64::from(low) + (start + n) % span)
+                        .find(|n| !taken.iter().any(|(used, _)| used == n));
+                    match free {
+                        Some(number) => {
+                            taken.insert((number, protocol));
+                            map.insert("nodePort".into(), number.into());
+                        }
+                        None => errors.invalid(
+                            &format!("spec.ports[{i}].nodePort"),
+                            &0.into(),
+                            "no free node port",
+                        ),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl InUse {
+    /// What all services but this one hold.
+    fn of(caches: &Caches, resource: &'static Resource, service: &Value) -> Self {
+        let own = format!("{}/{}", meta::namespace(service), meta::name(service));
+        let mut in_use = Self {
+            addresses: HashSet::new(),
+            ports: HashSet::new(),
+        };
+        for (key, entry) in &caches.of(resource).snapshot().entries {
+            if **key == *own {
+                continue;
+            }
+            let other = entry.object();
+            if let Some(address) = other["spec"]["clusterIP"].as_str() {
+                in_use.addresses.insert(address.to_owned());
+            }
+            for port in other["spec"]["ports"].as_array().into_iter().flatten() {
+                if let Some(number) = port["nodePort"].as_i64() {
+                    in_use.ports.insert((
+                        number,
+                        port["protocol"].as_str().unwrap_or("TCP").to_owned(),
+                    ));
+                }
+            }
+        }
+        in_use
+    }
+}

@@ -1,0 +1,450 @@
+//! The server: its parts, and the way of a request through them.
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use ::http::request::Parts;
+use ::http::{HeaderValue, Request, Response};
+use fluyt_api::{Error, Reason};
+use fluyt_etcd::DynStore;
+use fluyt_pki::TokenKeys;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http_body_util::BodyExt as _;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::authn::{Authenticator, ClientCertificates};
+use crate::authz::{Authorizer, Question};
+use crate::cache::Caches;
+use crate::dial::Dialer;
+use crate::handlers::{self, Call};
+use crate::http::{self, Body, BoxError};
+use crate::metrics::Metrics;
+use crate::registry::{Registry, ServiceNetwork};
+use crate::request::RequestInfo;
+use crate::user::User;
+use crate::{aggregator, bootstrap, discovery, health, openapi};
+
+/// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
+pub struct Config {
+    pub store: DynStore,
+    pub dialer: Arc<dyn Dialer>,
+    /// The address that pods reach through the `kubernetes` service.
+    pub advertise: SocketAddr,
+    pub service_network: ServiceNetwork,
+    /// Verifies client certificates.
+    pub client_ca_pem: String,
+    pub tls_certificate_pem: String,
+    pub tls_key_pem: String,
+    pub service_account_key_pem: String,
+    pub service_account_issuer: String,
+    pub api_audiences: Vec<String>,
+    /// The certificate with which the server calls kubelets, and the authority of theirs.
+    pub kubelet_client: Option<(String, String)>,
+    pub kubelet_ca_pem: Option<String>,
+    /// The certificate with which the server calls aggregated servers, and its authority.
+    pub proxy_client: Option<(String, String)>,
+    pub requestheader_ca_pem: Option<String>,
+    pub shutdown: CancellationToken,
+}
+
+impl Config {
+    /// Address and port, for discovery.
+    #[must_use]
+    pub fn external_address(&self) -> String {
+        self.advertise.to_string()
+    }
+}
+
+/// A running API server.
+pub struct Server {
+    pub(crate) config: Config,
+    pub(crate) caches: Arc<Caches>,
+    pub(crate) registry: Registry,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) authorizer: Authorizer,
+    pub(crate) tokens: Arc<TokenKeys>,
+    pub(crate) dialer: Arc<dyn Dialer>,
+    pub(crate) kubelet_tls: Arc<ClientConfig>,
+    /// For targets whose certificates nobody vouches for (`https:` proxies, `insecureSkipTLSVerify`).
+    pub(crate) insecure_tls: Arc<ClientConfig>,
+    pub(crate) metrics: Metrics,
+    pub(crate) shutdown: CancellationToken,
+    ready: AtomicBool,
+}
+
+impl Server {
+    /// Loads the caches, puts the defaults in place, and is then ready to [`Server::handle`] requests.
+    ///
+    /// # Errors
+    /// When a key or certificate is malformed or the store cannot be read.
+    pub async fn start(config: Config) -> anyhow::Result<Arc<Self>> {
+        let caches = Caches::new(config.store.clone());
+        let tokens = Arc::new(TokenKeys::load(&config.service_account_key_pem)?);
+        let certificates = ClientCertificates::new(roots(&config.client_ca_pem)?)?;
+        let authenticator = Authenticator::new(
+            caches.clone(),
+            certificates,
+            tokens.clone(),
+            config.service_account_issuer.clone(),
+            config.api_audiences.clone(),
+        );
+        let kubelet_tls = client_tls(
+            config.kubelet_ca_pem.as_deref(),
+            config.kubelet_client.as_ref(),
+        )?;
+        let insecure_tls = client_tls(None, config.proxy_client.as_ref())?;
+        let server = Arc::new(Self {
+            registry: Registry::new(caches.clone(), config.service_network.clone()),
+            authenticator,
+            authorizer: Authorizer::new(caches.clone()),
+            tokens,
+            dialer: config.dialer.clone(),
+            kubelet_tls,
+            insecure_tls,
+            metrics: Metrics::default(),
+            shutdown: config.shutdown.clone(),
+            ready: AtomicBool::new(false),
+            caches,
+            config,
+        });
+        let (feeding, shutdown) = (server.caches.clone(), server.shutdown.clone());
+        tokio::spawn(async move { feeding.run(shutdown).await });
+        server.caches.consistent().await?;
+        bootstrap::run(&server).await?;
+        tokio::spawn(aggregator::watch_availability(server.clone()));
+        server.ready.store(true, Ordering::Release);
+        Ok(server)
+    }
+
+    /// Whether the defaults are in place and the store answers.
+    pub(crate) async fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire) && self.caches.consistent().await.is_ok()
+    }
+
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.shutdown.is_cancelled()
+    }
+
+    /// Client settings that trust a base64 PEM bundle.
+    pub(crate) fn trusting(&self, bundle: &str) -> anyhow::Result<Arc<ClientConfig>> {
+        use base64::Engine as _;
+        let pem = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(bundle)?)?;
+        client_tls(Some(&pem), self.config.proxy_client.as_ref())
+    }
+
+    /// A client inside this process, acting as `user`: the same server, without TLS or socket.
+    #[must_use]
+    pub fn service(self: &Arc<Self>, user: User) -> InProcess {
+        InProcess {
+            server: self.clone(),
+            user,
+        }
+    }
+
+    /// The way of a request: panics are caught, then it is read, authenticated, authorized, and handled.
+    pub async fn handle<B>(self: &Arc<Self>, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let started = Instant::now();
+        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let info = RequestInfo::parse(
+            request.method(),
+            request.uri().path(),
+            request.uri().query(),
+        );
+        let labels = Metrics::labels(&info);
+        // Boxed: the future of a whole request is large, and most of it is rarely needed.
+        let answer: BoxFuture<'static, _> = Box::pin(self.clone().authenticated(info, request));
+        let answered = AssertUnwindSafe(answer).catch_unwind().await;
+        let mut response = match answered {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => http::error(&error),
+            Err(_) => {
+                tracing::error!("a request handler panicked");
+                http::error(&Error::internal(
+                    "this request caused apiserver to panic. Look in the logs for details.",
+                ))
+            }
+        };
+        if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
+            response.headers_mut().insert("audit-id", id);
+        }
+        self.metrics
+            .observe(labels, response.status(), started.elapsed());
+        response
+    }
+
+    async fn authenticated(
+        self: Arc<Self>,
+        info: RequestInfo,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        if health::is_health(&info.path) {
+            let ready = self.is_ready().await;
+            return health::answer(&self, ready, &info.path, &info.query)
+                .ok_or_else(Error::no_route);
+        }
+        let (parts, body) = request.into_parts();
+        let user = self.authenticator.authenticate(&parts).await?;
+        let user = self.impersonated(user, &parts)?;
+        self.authorize(&user, &info)?;
+        self.dispatch(info, user, Request::from_parts(parts, body))
+            .await
+    }
+
+    /// Who the request wants to be taken for, if the user may impersonate.
+    fn impersonated(&self, user: User, parts: &Parts) -> Result<User, Error> {
+        let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok());
+        let Some(name) = header("impersonate-user") else {
+            return Ok(user);
+        };
+        let groups: Vec<String> = parts
+            .headers
+            .get_all("impersonate-group")
+            .iter()
+            .filter_map(|v| v.to_str().ok().map(Into::into))
+            .collect();
+        let check = |group: &str, resource: &str, namespace: &str, name: &str| {
+            let question = Question {
+                verb: "impersonate".into(),
+                group: group.into(),
+                resource: resource.into(),
+                namespace: namespace.into(),
+                name: name.into(),
+                ..Question::default()
+            };
+            match self.authorizer.allows(&user, &question) {
+                Some(_) => Ok(()),
+                None => Err(Error::forbidden(
+                    group,
+                    resource,
+                    name,
+                    question.refusal(&user),
+                )),
+            }
+        };
+        let account = name
+            .strip_prefix("system:serviceaccount:")
+            .and_then(|rest| rest.split_once(':'));
+        match account {
+            Some((namespace, account)) => check("", "serviceaccounts", namespace, account)?,
+            None => check("", "users", "", name)?,
+        }
+        for group in &groups {
+            check("", "groups", "", group)?;
+        }
+        let mut impersonated = match account {
+            Some((namespace, account)) if groups.is_empty() => {
+                User::service_account(namespace, account, "")
+            }
+            _ => User {
+                name: name.to_owned(),
+                groups,
+                ..User::default()
+            },
+        };
+        let basic = if name == "system:anonymous" {
+            crate::user::UNAUTHENTICATED
+        } else {
+            crate::user::AUTHENTICATED
+        };
+        if !impersonated.is_in(basic) {
+            impersonated.groups.push(basic.to_owned());
+        }
+        Ok(impersonated)
+    }
+
+    fn authorize(&self, user: &User, info: &RequestInfo) -> Result<(), Error> {
+        let question = match &info.target {
+            Some(target) => Question {
+                verb: info.verb.into(),
+                group: target.group.clone(),
+                resource: target.plural.clone(),
+                subresource: target.subresource.clone(),
+                namespace: target.namespace.clone(),
+                name: info.authorized_name(),
+                path: String::new(),
+            },
+            None => Question {
+                verb: info.verb.into(),
+                path: info.path.clone(),
+                ..Question::default()
+            },
+        };
+        if self.authorizer.allows(user, &question).is_some() {
+            return Ok(());
+        }
+        Err(match &info.target {
+            Some(target) => Error::forbidden(
+                &target.group,
+                &target.plural,
+                &question.name,
+                question.refusal(user),
+            ),
+            None => Error::new(
+                Reason::Forbidden,
+                format!("forbidden: {}", question.refusal(user)),
+            ),
+        })
+    }
+
+    async fn dispatch(
+        self: Arc<Self>,
+        info: RequestInfo,
+        user: User,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        let Some(target) = info.target.clone() else {
+            return self.non_resource(info, user, request).await;
+        };
+        if let Some(resource) = target.resource {
+            let (parts, body) = request.into_parts();
+            let call = Call {
+                server: self.clone(),
+                info,
+                target,
+                resource,
+                user,
+                parts,
+                body: body.into(),
+            };
+            let handled: BoxFuture<'static, _> = Box::pin(handlers::handle(call));
+            return handled.await;
+        }
+        match aggregator::find(&self.caches, &target.group, &target.version) {
+            Some(service) => {
+                let proxied: BoxFuture<'static, _> =
+                    Box::pin(aggregator::proxy(self, service, user, request));
+                proxied.await
+            }
+            None => Err(Error::no_route()),
+        }
+    }
+
+    async fn non_resource(
+        self: Arc<Self>,
+        info: RequestInfo,
+        user: User,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        if let Some(response) = discovery::handle(&self, &info.path, request.headers()) {
+            return Ok(response);
+        }
+        if let Some(response) = openapi::handle(&info.path, &info.query) {
+            return Ok(response);
+        }
+        let ok = ::http::StatusCode::OK;
+        match info.path.as_str() {
+            "/version" | "/version/" => Ok(http::json(ok, &version())),
+            "/metrics" => Ok(http::text(ok, self.metrics.render())),
+            "/openid/v1/jwks" => Ok(http::json(ok, &self.tokens.jwks())),
+            "/.well-known/openid-configuration" => Ok(http::json(ok, &self.openid_configuration())),
+            "/" => Ok(http::json(
+                ok,
+                &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"]}),
+            )),
+            _ => {
+                // A group that another server serves: its discovery is its own.
+                let mut segments = info.path.trim_start_matches('/').split('/');
+                if let (Some("apis"), Some(group), Some(version)) =
+                    (segments.next(), segments.next(), segments.next())
+                    && let Some(service) = aggregator::find(&self.caches, group, version)
+                {
+                    return aggregator::proxy(self, service, user, request).await;
+                }
+                Err(Error::no_route())
+            }
+        }
+    }
+
+    fn openid_configuration(&self) -> serde_json::Value {
+        let issuer = &self.config.service_account_issuer;
+        json!({
+            "issuer": issuer, "jwks_uri": format!("{issuer}/openid/v1/jwks"), "response_types_supported": ["id_token"],
+            "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["ES256"],
+        })
+    }
+}
+
+fn version() -> serde_json::Value {
+    let mut numbers = crate::VERSION.trim_start_matches('v').split('.');
+    json!({
+        "major": numbers.next(), "minor": numbers.next(), "gitVersion": crate::VERSION, "gitCommit": "", "gitTreeState": "clean",
+        "buildDate": "", "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",
+        "emulationMajor": "1", "emulationMinor": "36",
+    })
+}
+
+/// All certificates of a PEM text.
+pub(crate) fn certificates(pem: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    Ok(CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>()?)
+}
+
+fn roots(pem: &str) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pem)? {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
+}
+
+/// Settings for outgoing TLS: verified against `ca` if given, with a client certificate if there is one.
+fn client_tls(
+    ca: Option<&str>,
+    identity: Option<&(String, String)>,
+) -> anyhow::Result<Arc<ClientConfig>> {
+    let builder = ClientConfig::builder();
+    let builder = match ca {
+        Some(pem) => builder.with_root_certificates(roots(pem)?),
+        None => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(crate::listen::AnyServer)),
+    };
+    Ok(Arc::new(match identity {
+        Some((certificate, key)) => builder.with_client_auth_cert(
+            certificates(certificate)?,
+            PrivateKeyDer::from_pem_slice(key.as_bytes())?,
+        )?,
+        None => builder.with_no_client_auth(),
+    }))
+}
+
+/// The server as a `tower` service for clients in the same process.
+#[derive(Clone)]
+pub struct InProcess {
+    server: Arc<Server>,
+    user: User,
+}
+
+impl<B> tower::Service<Request<B>> for InProcess
+where
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let server = self.server.clone();
+        request.extensions_mut().insert(self.user.clone());
+        Box::pin(async move { Ok(server.handle(request).await) })
+    }
+}

@@ -1,0 +1,68 @@
+//! Who makes a request.
+
+use std::collections::BTreeMap;
+
+/// An authenticated user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+pub const AUTHENTICATED: &str = "system:authenticated";
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+pub const MASTERS: &str = "system:masters";
+pub const NODES: &str = "system:nodes";
+const NODE_PREFIX: &str = "system:node:";
+
+impl User {
+    #[must_use]
+    pub fn new(name: impl Into<String>, groups: &[&str]) -> Self {
+        let groups = groups
+            .iter()
+            .map(|g| (*g).to_owned())
+            .chain([AUTHENTICATED.to_owned()])
+            .collect();
+        Self {
+            name: name.into(),
+            groups,
+            ..Self::default()
+        }
+    }
+
+    #[must_use]
+    pub fn anonymous() -> Self {
+        Self {
+            name: "system:anonymous".into(),
+            groups: vec![UNAUTHENTICATED.into()],
+            ..Self::default()
+        }
+    }
+
+    #[must_use]
+    pub fn service_account(namespace: &str, name: &str, uid: &str) -> Self {
+        let groups = [
+            "system:serviceaccounts",
+            &format!("system:serviceaccounts:{namespace}"),
+        ];
+        Self {
+            uid: uid.into(),
+            ..Self::new(format!("system:serviceaccount:{namespace}:{name}"), &groups)
+        }
+    }
+
+    #[must_use]
+    pub fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
+
+    /// The node's name, if the user is a node.
+    #[must_use]
+    pub fn node_name(&self) -> Option<&str> {
+        self.name
+            .strip_prefix(NODE_PREFIX)
+            .filter(|_| self.is_in(NODES))
+    }
+}
