@@ -15,7 +15,7 @@ pub(super) struct NamespaceLifecycle;
 impl Plugin for NamespaceLifecycle {
     async fn validate(
         &self,
-        caches: &Caches,
+        _caches: &Caches,
         attributes: &Attributes<'_>,
         _object: &Value,
     ) -> Result<(), Error> {
@@ -23,6 +23,17 @@ impl Plugin for NamespaceLifecycle {
         if attributes.is("namespaces", Operation::Delete) && IMMORTAL.contains(&at.name) {
             return Err(attributes.forbidden("this namespace may not be deleted"));
         }
+        Ok(())
+    }
+
+    // Before every other plugin looks for things in the namespace.
+    async fn admit(
+        &self,
+        caches: &Caches,
+        attributes: &Attributes<'_>,
+        _object: &mut Value,
+    ) -> Result<(), Error> {
+        let at = attributes.at;
         if !at.resource.namespaced
             || attributes.operation != Operation::Create
             || at.resource.is_virtual()

@@ -239,7 +239,8 @@ impl Registry {
                 at.name,
             ));
         }
-        allocation.committed(&self.caches, result.revision).await?;
+        self.settle(result.revision).await;
+        drop(allocation);
         meta::set(&mut object, "resourceVersion", result.revision.to_string());
         Ok(object)
     }
@@ -378,11 +379,20 @@ impl Registry {
         };
         match self.commit(at, current.revision, op).await? {
             Committed::At(revision) => {
-                allocation.committed(&self.caches, revision).await?;
+                self.settle(revision).await;
+                drop(allocation);
                 meta::set(&mut object, "resourceVersion", revision.to_string());
                 Ok(Updated::Done(object))
             }
             Committed::Lost(newer) => Ok(Updated::Lost(newer)),
+        }
+    }
+
+    /// Waits until the caches show a write, so that its author's next request is judged by it. A cache that lags does
+    /// not undo the write; the next read waits for it again.
+    async fn settle(&self, revision: i64) {
+        if let Err(error) = self.caches.wait_for(revision).await {
+            tracing::warn!(%error, "the caches lag behind the store");
         }
     }
 

@@ -36,18 +36,8 @@ pub(super) struct Allocator {
     lock: std::sync::Arc<Mutex<()>>,
 }
 
-/// An assignment in progress; nothing to do for kinds that are not services.
-pub(super) struct Assignment(Option<OwnedMutexGuard<()>>);
-
-impl Assignment {
-    /// Waits until the next assignment will see this one.
-    pub(super) async fn committed(self, caches: &Caches, revision: i64) -> Result<(), Error> {
-        match self.0 {
-            Some(_guard) => caches.wait_for(revision).await,
-            None => Ok(()),
-        }
-    }
-}
+/// An assignment in progress, held until the caches show it; nothing for kinds that are not services.
+pub(super) struct Assignment(#[expect(dead_code, reason = "held, not read")] Option<OwnedMutexGuard<()>>);
 
 struct InUse {
     addresses: HashSet<String>,
