@@ -309,6 +309,16 @@ impl Kubelet {
         self.inspector.inspect(&self.cri, uid).await
     }
 
+    /// The state of one container; `None` when the runtime has it no more.
+    pub async fn container_state(&self, container_id: &str) -> Option<State> {
+        let request = k8s_cri::v1::ContainerStatusRequest {
+            container_id: container_id.to_string(),
+            verbose: false,
+        };
+        let status = self.cri.container_status(request).await.ok()?.status?;
+        Some(State::of(status.state()))
+    }
+
     pub fn admit(&self, pod: &Pod) -> Result<(), (String, String)> {
         let node = self.node.get(None, &self.settings.node_name);
         let allocatable = self.machine.allocatable(&self.settings);

@@ -19,6 +19,17 @@ pub enum State {
     Unknown,
 }
 
+impl State {
+    pub fn of(state: cri::ContainerState) -> Self {
+        match state {
+            cri::ContainerState::ContainerCreated => State::Created,
+            cri::ContainerState::ContainerRunning => State::Running,
+            cri::ContainerState::ContainerExited => State::Exited,
+            cri::ContainerState::ContainerUnknown => State::Unknown,
+        }
+    }
+}
+
 /// One container the runtime knows.
 #[derive(Clone, Debug)]
 pub struct RuntimeContainer {
@@ -186,12 +197,7 @@ impl Inspector {
                 }
             }
         };
-        let state = match status.state() {
-            cri::ContainerState::ContainerCreated => State::Created,
-            cri::ContainerState::ContainerRunning => State::Running,
-            cri::ContainerState::ContainerExited => State::Exited,
-            cri::ContainerState::ContainerUnknown => State::Unknown,
-        };
+        let state = State::of(status.state());
         if state == State::Exited {
             self.exited.lock().insert(listed.id.clone(), status.clone());
         }
