@@ -45,7 +45,7 @@ pub fn base() -> String {
          chain mark-for-masquerade {{ meta mark set meta mark | {MASQUERADE_MARK}; }}\n\
          chain masquerading {{\n\
            meta mark & {MASQUERADE_MARK} == 0 return;\n\
-           meta mark set meta mark & ~{MASQUERADE_MARK};\n\
+           meta mark set meta mark ^ {MASQUERADE_MARK};\n\
            masquerade fully-random;\n\
          }}\n\
          chain refuse {{ meta l4proto tcp reject with tcp reset; reject; }}\n\
