@@ -176,6 +176,7 @@ impl Args {
         Ok(Config {
             controllers: self.controllers,
             client_for,
+            informers: None,
             cluster_cidrs: self.cluster_cidr,
             node_cidr_mask_size: self.node_cidr_mask_size,
             allocate_node_cidrs: self.allocate_node_cidrs,

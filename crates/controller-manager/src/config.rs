@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use fluyt_client::Informers;
 use ipnet::IpNet;
 use kube::Client;
 
@@ -21,6 +22,8 @@ pub struct Config {
     /// `--controllers`: names, `-name` to disable, `*` for the defaults.
     pub controllers: Vec<String>,
     pub client_for: ClientFor,
+    /// Informers to share with other components of the process; own ones if none are given.
+    pub informers: Option<Informers>,
     /// Pod addresses, cut into one subnet per node; no node IPAM without.
     pub cluster_cidrs: Vec<IpNet>,
     pub node_cidr_mask_size: u8,
@@ -59,6 +62,7 @@ impl Config {
         Self {
             controllers: vec!["*".to_owned()],
             client_for: Arc::new(move |_| client.clone()),
+            informers: None,
             cluster_cidrs: Vec::new(),
             node_cidr_mask_size: 24,
             allocate_node_cidrs: false,

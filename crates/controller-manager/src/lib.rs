@@ -10,9 +10,11 @@ mod context;
 mod common;
 
 mod certificates;
+mod daemonset;
 mod deployment;
 mod endpoint;
 mod endpointslice;
+mod garbagecollector;
 mod namespace;
 mod nodeipam;
 mod nodelifecycle;
@@ -22,6 +24,7 @@ mod root_ca_cert_publisher;
 mod serviceaccount;
 mod statefulset;
 mod tainteviction;
+mod volume;
 
 use std::{pin::Pin, sync::Arc};
 
@@ -108,6 +111,31 @@ pub const CONTROLLERS: &[Controller] = &[
         statefulset::run
     ),
     controller!(
+        "daemonset-controller",
+        "daemon-set-controller",
+        daemonset::run
+    ),
+    controller!(
+        "garbage-collector-controller",
+        "generic-garbage-collector",
+        garbagecollector::run
+    ),
+    controller!(
+        "persistentvolume-binder-controller",
+        "persistent-volume-binder",
+        volume::binder::run
+    ),
+    controller!(
+        "persistentvolumeclaim-protection-controller",
+        "pvc-protection-controller",
+        volume::protection::run_claims
+    ),
+    controller!(
+        "persistentvolume-protection-controller",
+        "pv-protection-controller",
+        volume::protection::run_volumes
+    ),
+    controller!(
         "deployment-controller",
         "deployment-controller",
         deployment::run
@@ -138,7 +166,10 @@ pub async fn start(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let config = Arc::new(config);
-    let informers = Informers::new(client, shutdown.clone());
+    let informers = match &config.informers {
+        Some(informers) => informers.clone(),
+        None => Informers::new(client, shutdown.clone()),
+    };
     let enabled = CONTROLLERS
         .iter()
         .filter(|controller| config.is_enabled(controller.name));
@@ -152,19 +183,19 @@ pub async fn start(
         let run = (controller.run)(context);
         let shutdown = shutdown.clone();
         // A task each, so that one panicking or busy controller leaves the others alone.
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             tokio::select! {
                 () = run => {}
                 () = shutdown.cancelled() => {}
             }
-        })
-    });
-    let ended = join_all(running.collect::<Vec<_>>()).await;
-    for (controller, result) in CONTROLLERS.iter().zip(ended) {
-        if let Err(error) = result {
-            tracing::error!(controller = controller.name, %error, "controller died");
+        });
+        async move {
+            if let Err(error) = task.await {
+                tracing::error!(controller = controller.name, %error, "controller died");
+            }
         }
-    }
+    });
+    join_all(running.collect::<Vec<_>>()).await;
     Ok(())
 }
 
