@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::kubelet::Kubelet;
@@ -32,6 +33,8 @@ pub struct Termination {
 struct Mailbox {
     wanted: Mutex<Wanted>,
     notify: Notify,
+    /// Cancelled once the pod is to end; apart from `notify`, so that waiting for the one takes nothing from the other.
+    ending: CancellationToken,
 }
 
 struct Wanted {
@@ -56,6 +59,7 @@ impl PodWorkers {
             let mut wanted = mailbox.wanted.lock();
             if ending {
                 wanted.termination.get_or_insert_default();
+                mailbox.ending.cancel();
             }
             wanted.pod = pod;
             mailbox.notify.notify_one();
@@ -69,6 +73,7 @@ impl PodWorkers {
                 pod,
             }),
             notify: Notify::new(),
+            ending: CancellationToken::new(),
         });
         workers.insert(uid, mailbox.clone());
         tokio::spawn(Box::pin(run(kubelet.clone(), mailbox)));
@@ -78,6 +83,7 @@ impl PodWorkers {
     pub fn terminate(&self, uid: &str, termination: Termination) {
         if let Some(mailbox) = self.workers.lock().get(uid) {
             mailbox.wanted.lock().termination = Some(termination);
+            mailbox.ending.cancel();
             mailbox.notify.notify_one();
         }
     }
@@ -88,6 +94,7 @@ impl PodWorkers {
             let mut wanted = mailbox.wanted.lock();
             wanted.removed = true;
             wanted.termination.get_or_insert_default();
+            mailbox.ending.cancel();
             mailbox.notify.notify_one();
         }
     }
@@ -146,7 +153,7 @@ async fn run(kubelet: Arc<Kubelet>, mailbox: Arc<Mailbox>) {
         // A pod that is to end doesn't wait for its images or volumes.
         let next = tokio::select! {
             next = sync(&kubelet, &pod, &mut state) => next,
-            () = terminated(&mailbox) => continue,
+            () = mailbox.ending.cancelled() => continue,
         };
         let delay = match next {
             Next::Ended(how) => {
@@ -173,15 +180,6 @@ async fn run(kubelet: Arc<Kubelet>, mailbox: Arc<Mailbox>) {
         &mut state,
     )
     .await;
-}
-
-/// Resolves once the pod is to end.
-async fn terminated(mailbox: &Mailbox) {
-    while mailbox.wanted.lock().termination.is_none() {
-        mailbox.notify.notified().await;
-    }
-    // What else was told at the same time is looked at in any case.
-    mailbox.notify.notify_one();
 }
 
 /// What a pod's task remembers from one look to the next.
