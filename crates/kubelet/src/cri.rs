@@ -67,7 +67,8 @@ macro_rules! calls {
             $($(#[$doc])*
             pub async fn $name(&self, request: cri::$request) -> Result<cri::$response> {
                 let mut client = self.$service.clone();
-                bounded(client.$name(request)).await
+                // Boxed: a pod's task should be small while it waits.
+                bounded(Box::pin(client.$name(request))).await
             })*
         }
     };

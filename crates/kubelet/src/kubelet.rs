@@ -419,14 +419,12 @@ impl Kubelet {
         let file = termination_message_file(self, pod, &container.name, instance.restart_count());
         let policy = instance.annotation(labels::TERMINATION_MESSAGE_POLICY);
         let fall_back = policy == Some("FallbackToLogsOnError") && instance.exit_code() != 0;
-        let log = &instance.status.log_path;
-        let log = (!log.is_empty())
-            .then(|| std::path::PathBuf::from(log))
-            .unwrap_or_else(|| {
-                sandbox::log_directory(self, pod)
-                    .join(&container.name)
-                    .join(format!("{}.log", instance.restart_count()))
-            });
+        let log = match instance.status.log_path.as_str() {
+            "" => sandbox::log_directory(self, pod)
+                .join(&container.name)
+                .join(format!("{}.log", instance.restart_count())),
+            path => std::path::PathBuf::from(path),
+        };
         termination_message::read(&file, Some(&log), fall_back)
     }
 

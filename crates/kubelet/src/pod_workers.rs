@@ -152,7 +152,7 @@ async fn run(kubelet: Arc<Kubelet>, mailbox: Arc<Mailbox>) {
         }
         // A pod that is to end doesn't wait for its images or volumes.
         let next = tokio::select! {
-            next = sync(&kubelet, &pod, &mut state) => next,
+            next = Box::pin(sync(&kubelet, &pod, &mut state)) => next,
             () = mailbox.ending.cancelled() => continue,
         };
         let delay = match next {
@@ -314,7 +314,7 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
     if todo == actions::Actions::default() {
         return Next::Wait(sooner(refresh, deadline));
     }
-    let result = kuberuntime::sync(kubelet, pod, &runtime, &todo, &volumes.mounted).await;
+    let result = Box::pin(kuberuntime::sync(kubelet, pod, &runtime, &todo, &volumes.mounted)).await;
     for start in &todo.start {
         if let Some(name) = kuberuntime::name_of(pod, *start) {
             state.waiting.remove(&name);

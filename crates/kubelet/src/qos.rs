@@ -184,7 +184,7 @@ mod tests {
         for (resources, expected) in [
             (vec![json!({})], QosClass::BestEffort),
             (vec![full.clone()], QosClass::Guaranteed),
-            (vec![full.clone(), json!({})], QosClass::Burstable),
+            (vec![full, json!({})], QosClass::Burstable),
             (vec![json!({"requests": {"cpu": "1"}})], QosClass::Burstable),
             (
                 vec![json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}})],

@@ -1,5 +1,7 @@
 //! The life of pods, against an API server in memory and a container runtime behind a real CRI socket.
 
+#![allow(clippy::unwrap_used)]
+
 mod fake_cri;
 
 use std::time::Duration;

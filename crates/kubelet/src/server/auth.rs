@@ -65,10 +65,13 @@ impl User {
     }
 }
 
+/// Who (with groups), verb and subresource.
+type Question = (String, String, String);
+
 pub struct Auth {
     kubelet: Arc<Kubelet>,
     tokens: Mutex<HashMap<String, (Instant, Option<User>)>>,
-    verdicts: Mutex<HashMap<(String, String, String), (Instant, bool)>>,
+    verdicts: Mutex<HashMap<Question, (Instant, bool)>>,
 }
 
 impl Auth {

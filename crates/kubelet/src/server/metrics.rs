@@ -226,10 +226,13 @@ pub async fn resource(kubelet: &Kubelet) -> Answer {
     page.answer()
 }
 
+/// Reads one number off a container's stats.
+type Read = fn(&cri::ContainerStats) -> f64;
+
 pub async fn cadvisor(kubelet: &Kubelet) -> Answer {
     let mut page = Page(String::new());
     let stats = containers(kubelet).await.unwrap_or_default();
-    let families: [(&str, &str, fn(&cri::ContainerStats) -> f64); 3] = [
+    let families: [(&str, &str, Read); 3] = [
         ("container_cpu_usage_seconds_total", "counter", |s| {
             seconds(stats::cpu_nanos(s).unwrap_or(0))
         }),

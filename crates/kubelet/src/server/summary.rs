@@ -69,7 +69,7 @@ pub async fn answer(kubelet: &Arc<Kubelet>) -> Answer {
 }
 
 fn container(stats: &cri::ContainerStats, now: &str) -> Value {
-    let memory = stats.memory.clone().unwrap_or_default();
+    let memory = stats.memory.unwrap_or_default();
     let value = |v: &Option<cri::UInt64Value>| v.as_ref().map(|v| v.value);
     json!({
         "name": stats::label(stats, labels::CONTAINER_NAME),
