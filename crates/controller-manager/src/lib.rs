@@ -97,7 +97,7 @@ pub const CONTROLLERS: &[Controller] = &[
     ),
     controller!(
         "taint-eviction-controller",
-        "taint-eviction-controller",
+        "node-controller",
         tainteviction::run
     ),
     controller!(
