@@ -54,7 +54,10 @@ pub fn generate(check: bool) -> Result<()> {
         table.push('\n');
         writeln!(descriptions, "{}\t{}", ty.name, ty.description)?;
         for field in &ty.fields {
-            let number = numbers.get(&(ty.name.clone(), normalise(&field.json_name))).copied().unwrap_or(0);
+            let number = numbers
+                .get(&(ty.name.clone(), normalise(&field.json_name)))
+                .copied()
+                .unwrap_or(0);
             write!(table, "  {} {} {number}", field.json_name, field.kind)?;
             if field.required {
                 table.push_str(" required");
@@ -80,7 +83,11 @@ pub fn generate(check: bool) -> Result<()> {
 fn write_or_check(path: &Path, content: &str, check: bool) -> Result<()> {
     if check {
         let present = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        ensure!(present == content, "{} is stale: run `cargo xtask schema`", path.display());
+        ensure!(
+            present == content,
+            "{} is stale: run `cargo xtask schema`",
+            path.display()
+        );
         return Ok(());
     }
     std::fs::write(path, content).with_context(|| path.display().to_string())
@@ -91,9 +98,11 @@ struct Sources {
     pb: PathBuf,
 }
 
-fn workspace_root() -> Result<PathBuf> {
+pub fn workspace_root() -> Result<PathBuf> {
     let here = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR").context("run through cargo")?);
-    here.parent().map(Path::to_owned).context("xtask has no parent folder")
+    here.parent()
+        .map(Path::to_owned)
+        .context("xtask has no parent folder")
 }
 
 /// Where cargo keeps the two crates' sources.
@@ -103,7 +112,11 @@ fn crate_sources(root: &Path) -> Result<Sources> {
         .current_dir(root)
         .output()
         .context("cargo metadata")?;
-    ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "cargo metadata: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let find = |name: &str| -> Result<PathBuf> {
         let manifest = metadata["packages"]
@@ -113,9 +126,15 @@ fn crate_sources(root: &Path) -> Result<Sources> {
             .find(|p| p["name"] == name)
             .and_then(|p| p["manifest_path"].as_str())
             .with_context(|| format!("{name} is not a dependency"))?;
-        Path::new(manifest).parent().map(Path::to_owned).context("manifest without a folder")
+        Path::new(manifest)
+            .parent()
+            .map(Path::to_owned)
+            .context("manifest without a folder")
     };
-    Ok(Sources { openapi: find("k8s-openapi")?, pb: find("k8s-pb")? })
+    Ok(Sources {
+        openapi: find("k8s-openapi")?,
+        pb: find("k8s-pb")?,
+    })
 }
 
 /// `io.k8s.api.core.v1.Pod` -> `core.v1.Pod`, `io.k8s.apimachinery.pkg.apis.meta.v1.Time` -> `meta.v1.Time`.
@@ -134,7 +153,10 @@ fn short_name(name: &str) -> &str {
 }
 
 fn normalise(name: &str) -> String {
-    name.chars().filter(|c| c.is_ascii_alphanumeric()).map(|c| c.to_ascii_lowercase()).collect()
+    name.chars()
+        .filter(|c| c.is_ascii_alphanumeric())
+        .map(|c| c.to_ascii_lowercase())
+        .collect()
 }
 
 fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
@@ -158,32 +180,47 @@ fn read_types(directory: &Path) -> Result<Vec<Type>> {
     let mut types = Vec::new();
     for file in files {
         let text = std::fs::read_to_string(&file)?;
-        let Some(name) = definition.captures(&text).map(|c| c[1].to_owned()) else { continue };
-        let Some(start) = text.find("\npub struct ") else { continue };
+        let Some(name) = definition.captures(&text).map(|c| c[1].to_owned()) else {
+            continue;
+        };
+        let Some(start) = text.find("\npub struct ") else {
+            continue;
+        };
         let header = &text[start..];
         let line = header[1..].lines().next().unwrap_or_default();
         if !line.ends_with('{') || line.contains('<') {
             continue;
         }
-        let names: BTreeMap<String, String> =
-            json_key.captures_iter(&text).map(|c| (c[2].to_owned(), c[1].to_owned())).collect();
+        let names: BTreeMap<String, String> = json_key
+            .captures_iter(&text)
+            .map(|c| (c[2].to_owned(), c[1].to_owned()))
+            .collect();
         let required = required_fields(&text);
         let mut fields = struct_fields(header, &names, &required)
             .with_context(|| format!("{} in {}", name, file.display()))?;
-        if names.contains_key("api_version") && !fields.iter().any(|f| f.json_name == "apiVersion") {
+        if names.contains_key("api_version") && !fields.iter().any(|f| f.json_name == "apiVersion")
+        {
             fields.insert(0, type_meta("kind"));
             fields.insert(0, type_meta("apiVersion"));
         }
         let description = leading_docs(&text[..start]);
-        types.push(Type { name, description, fields });
+        types.push(Type {
+            name,
+            description,
+            fields,
+        });
     }
     Ok(types)
 }
 
 fn type_meta(name: &str) -> Field {
     let description = match name {
-        "kind" => "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
-        _ => "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources",
+        "kind" => {
+            "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds"
+        }
+        _ => {
+            "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources"
+        }
     };
     Field {
         json_name: name.into(),
@@ -195,7 +232,11 @@ fn type_meta(name: &str) -> Field {
 }
 
 fn leading_docs(text: &str) -> String {
-    let lines = text.lines().rev().skip_while(|l| !l.starts_with("///")).take_while(|l| l.starts_with("///"));
+    let lines = text
+        .lines()
+        .rev()
+        .skip_while(|l| !l.starts_with("///"))
+        .take_while(|l| l.starts_with("///"));
     let mut lines: Vec<&str> = lines.map(|l| l.trim_start_matches("///").trim()).collect();
     lines.reverse();
     one_line(&lines)
@@ -205,20 +246,34 @@ fn leading_docs(text: &str) -> String {
 fn one_line(lines: &[&str]) -> String {
     let joined = lines.join("\\n");
     Regex::new(r"\\([<>\[\]`*_#])")
-        .map(|re| re.replace_all(joined.trim_end_matches("\\n"), "$1").into_owned())
+        .map(|re| {
+            re.replace_all(joined.trim_end_matches("\\n"), "$1")
+                .into_owned()
+        })
         .unwrap_or(joined)
         .replace('\t', " ")
 }
 
 /// The last `"required": [...]` of the type's own JSON schema.
 fn required_fields(text: &str) -> Vec<String> {
-    let Some(start) = text.rfind("\n            \"required\": [") else { return Vec::new() };
+    let Some(start) = text.rfind("\n            \"required\": [") else {
+        return Vec::new();
+    };
     let rest = &text[start..];
     let end = rest.find(']').unwrap_or(rest.len());
-    rest[..end].split('"').skip(3).step_by(2).map(str::to_owned).collect()
+    rest[..end]
+        .split('"')
+        .skip(3)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
 }
 
-fn struct_fields(header: &str, names: &BTreeMap<String, String>, required: &[String]) -> Result<Vec<Field>> {
+fn struct_fields(
+    header: &str,
+    names: &BTreeMap<String, String>,
+    required: &[String],
+) -> Result<Vec<Field>> {
     let mut fields = Vec::new();
     let mut docs: Vec<&str> = Vec::new();
     for line in header[1..].lines().skip(1) {
@@ -241,7 +296,13 @@ fn struct_fields(header: &str, names: &BTreeMap<String, String>, required: &[Str
                 .clone();
             let kind = field_kind(ty)?;
             let required = required.contains(&json_name);
-            fields.push(Field { json_name, rust_name, kind, required, description: one_line(&docs) });
+            fields.push(Field {
+                json_name,
+                rust_name,
+                kind,
+                required,
+                description: one_line(&docs),
+            });
             docs.clear();
         }
     }
@@ -276,9 +337,13 @@ fn field_kind(ty: &str) -> Result<String> {
         | "crate::apimachinery::pkg::apis::meta::v1::FieldsV1"
         | "crate::api::scheduling::v1alpha2::BasicSchedulingPolicy"
         | "crate::api::apiserverinternal::v1alpha1::StorageVersionSpec" => "json".into(),
-        _ if ty.starts_with("crate::apiextensions_apiserver::") && is_json_union(ty) => "json".into(),
+        _ if ty.starts_with("crate::apiextensions_apiserver::") && is_json_union(ty) => {
+            "json".into()
+        }
         _ => {
-            let Some(path) = ty.strip_prefix("crate::") else { bail!("type `{ty}`") };
+            let Some(path) = ty.strip_prefix("crate::") else {
+                bail!("type `{ty}`")
+            };
             let dotted = path
                 .replace("apiextensions_apiserver", "apiextensions-apiserver")
                 .replace("kube_aggregator", "kube-aggregator")
@@ -289,9 +354,15 @@ fn field_kind(ty: &str) -> Result<String> {
 }
 
 fn is_json_union(ty: &str) -> bool {
-    ["JSON", "JSONSchemaPropsOrBool", "JSONSchemaPropsOrArray", "JSONSchemaPropsOrStringArray", "CustomResourceSubresourceStatus"]
-        .iter()
-        .any(|n| ty.rsplit("::").next() == Some(n))
+    [
+        "JSON",
+        "JSONSchemaPropsOrBool",
+        "JSONSchemaPropsOrArray",
+        "JSONSchemaPropsOrStringArray",
+        "CustomResourceSubresourceStatus",
+    ]
+    .iter()
+    .any(|n| ty.rsplit("::").next() == Some(n))
 }
 
 /// Protobuf numbers by type name and normalised field name.
@@ -303,7 +374,10 @@ fn read_field_numbers(directory: &Path) -> Result<BTreeMap<(String, String), u32
     let declaration = Regex::new(r"^\s+pub (?:r#)?(\w+):")?;
     let mut numbers = BTreeMap::new();
     for file in files {
-        let relative = file.parent().and_then(|p| p.strip_prefix(directory).ok()).unwrap_or(Path::new(""));
+        let relative = file
+            .parent()
+            .and_then(|p| p.strip_prefix(directory).ok())
+            .unwrap_or(Path::new(""));
         let package = relative
             .to_string_lossy()
             .replace('/', ".")
@@ -332,8 +406,13 @@ fn read_field_numbers(directory: &Path) -> Result<BTreeMap<(String, String), u32
 fn read_annotations(path: &Path) -> Result<BTreeMap<String, String>> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let mut annotations: BTreeMap<String, String> = BTreeMap::new();
-    for line in text.lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
-        let (name, flags) = line.split_once(' ').with_context(|| format!("annotation `{line}`"))?;
+    for line in text
+        .lines()
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+    {
+        let (name, flags) = line
+            .split_once(' ')
+            .with_context(|| format!("annotation `{line}`"))?;
         annotations
             .entry(name.to_owned())
             .and_modify(|present| {

