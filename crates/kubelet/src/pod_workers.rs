@@ -314,7 +314,14 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
     if todo == actions::Actions::default() {
         return Next::Wait(sooner(refresh, deadline));
     }
-    let result = Box::pin(kuberuntime::sync(kubelet, pod, &runtime, &todo, &volumes.mounted)).await;
+    let result = Box::pin(kuberuntime::sync(
+        kubelet,
+        pod,
+        &runtime,
+        &todo,
+        &volumes.mounted,
+    ))
+    .await;
     for start in &todo.start {
         if let Some(name) = kuberuntime::name_of(pod, *start) {
             state.waiting.remove(&name);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod fake_cri;
+mod support;
 
 use std::time::Duration;
 
@@ -11,9 +12,10 @@ use fluyt_client::fake::FakeApi;
 use fluyt_kubelet::Args;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ContainerStatus, Event, Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
+use support::{container, is_ready, phase, waiting_for};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -113,37 +115,6 @@ fn kubelet(
         api.client(),
         shutdown.clone(),
     )))
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.clone());
-    conditions
-        .iter()
-        .flatten()
-        .any(|c| c.type_ == "Ready" && c.status == "True")
-}
-
-fn phase(pod: &Pod) -> &str {
-    pod.status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref())
-        .unwrap_or_default()
-}
-
-fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
-    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
-    statuses.iter().find(|status| status.name == name)
-}
-
-fn waiting_for<'a>(pod: &'a Pod, name: &str) -> &'a str {
-    let state = container(pod, name).and_then(|status| status.state.as_ref());
-    let waiting = state.and_then(|state| state.waiting.as_ref());
-    waiting
-        .and_then(|waiting| waiting.reason.as_deref())
-        .unwrap_or_default()
 }
 
 fn delete(node: &Node0, pod: &Pod, grace: i64) {

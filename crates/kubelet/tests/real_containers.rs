@@ -1,0 +1,453 @@
+//! The life of a pod in real containers: the kubelet and fluyt's container runtime in namespaces of their own, an API
+//! server in memory.
+//!
+//! The test runs itself again inside the namespaces; the runtime's shims are this binary as well, which becomes one
+//! before `main` when it is called `… shim <config>`.
+#![allow(unsafe_code, clippy::unwrap_used)]
+
+mod support;
+
+use std::ffi::{CStr, OsString, c_char, c_int};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use fluyt_client::fake::FakeApi;
+use fluyt_container_runtime::image::from_binary::BinaryLayer;
+use fluyt_container_runtime::image::{BinaryImage, ImageStore, from_binary};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
+use support::{container, is_ready, phase, waiting_for};
+use tokio_util::sync::CancellationToken;
+
+const INSIDE: &str = "FLUYT_KUBELET_TEST";
+const IMAGE: &str = "docker.io/library/busybox:test";
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = before_main;
+
+extern "C" fn before_main(count: c_int, args: *const *const c_char, _env: *const *const c_char) {
+    let args: Vec<OsString> = (0..usize::try_from(count).unwrap_or(0))
+        .map(|index| {
+            // SAFETY: the loader passes `count` strings.
+            let arg = unsafe { CStr::from_ptr(*args.add(index)) };
+            OsString::from_vec(arg.to_bytes().to_vec())
+        })
+        .collect();
+    if args.get(1).is_some_and(|arg| arg == "shim") {
+        fluyt_container_runtime::shim_main(&args[2..]);
+    }
+}
+
+#[test]
+fn pods_in_real_containers() {
+    if std::env::var_os(INSIDE).is_none() {
+        let status = Command::new("unshare")
+            .args(["--net", "--mount", "--propagation", "private"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "pods_in_real_containers", "--nocapture"])
+            .env(INSIDE, "1")
+            .status()
+            .unwrap();
+        assert!(status.success(), "see above");
+        return;
+    }
+    let up = Command::new("ip")
+        .args(["link", "set", "lo", "up"])
+        .status()
+        .unwrap();
+    assert!(up.success());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(Box::pin(inside()));
+}
+
+fn add_image(store: &ImageStore) {
+    let applets = [
+        "sh", "cat", "sleep", "echo", "id", "hostname", "httpd", "kill", "test",
+    ];
+    let links: Vec<String> = applets
+        .iter()
+        .map(|applet| format!("bin/{applet}"))
+        .collect();
+    let links: Vec<&str> = links.iter().map(String::as_str).collect();
+    let layer = BinaryLayer {
+        binary: Path::new("/usr/bin/busybox"),
+        path: "bin/busybox",
+        links: &links,
+    };
+    let image = BinaryImage {
+        name: IMAGE.into(),
+        cmd: vec!["sh".into()],
+        ..BinaryImage::default()
+    };
+    from_binary(store, &layer, &[image]).unwrap();
+}
+
+struct Args<T>(T);
+
+impl<T: clap::Args> Args<T> {
+    fn parse(words: &[String]) -> T {
+        #[derive(clap::Parser)]
+        struct Line<T: clap::Args> {
+            #[command(flatten)]
+            args: T,
+        }
+        let line = std::iter::once("test").chain(words.iter().map(String::as_str));
+        <Line<T> as clap::Parser>::parse_from(line).args
+    }
+}
+
+async fn inside() {
+    let dir = tempfile::Builder::new().prefix("flk").tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let cgroup = format!("flk-{}", std::process::id());
+    add_image(&ImageStore::open(dir.path().join("images")).unwrap());
+    let shutdown = CancellationToken::new();
+    let words = |pairs: &[(&str, String)]| -> Vec<String> {
+        pairs
+            .iter()
+            .map(|(flag, value)| format!("--{flag}={value}"))
+            .collect()
+    };
+    let runtime = Args::parse(&words(&[
+        ("root", path("node")),
+        ("state", path("state")),
+        ("image-store", path("images")),
+        ("listen", path("cri.sock")),
+    ]));
+    let stop_runtime = shutdown.clone();
+    tokio::spawn(Box::pin(async move {
+        fluyt_container_runtime::run(runtime, stop_runtime)
+            .await
+            .unwrap()
+    }));
+
+    let api = FakeApi::new();
+    let node: Node = serde_json::from_value(json!({
+        "metadata": {"name": "node-0"}, "spec": {"podCIDR": "10.244.9.0/24"}}))
+    .unwrap();
+    api.insert(node);
+    let settings: fluyt_kubelet::Args = Args::parse(&words(&[
+        ("kubeconfig", path("kubeconfig")),
+        ("cert-dir", path("pki")),
+        ("root-dir", path("kubelet")),
+        ("pod-logs-dir", path("logs")),
+        (
+            "container-runtime-endpoint",
+            format!("unix://{}", path("cri.sock")),
+        ),
+        ("hostname-override", "node-0".into()),
+        ("node-ip", "127.0.0.1".into()),
+        ("port", "0".into()),
+        ("healthz-port", "0".into()),
+        ("cgroup-root", cgroup.clone()),
+        ("cluster-dns", "10.0.0.10".into()),
+        ("eviction-hard", "memory.available<1Ki".into()),
+    ]));
+    let start = |token: &CancellationToken| {
+        let settings = settings.settings().unwrap();
+        tokio::spawn(Box::pin(fluyt_kubelet::start(
+            settings,
+            api.client(),
+            token.clone(),
+        )))
+    };
+    let mut stop = CancellationToken::new();
+    let mut kubelet = start(&stop);
+    api.until("the node is ready", |api| {
+        let conditions = api
+            .get::<Node>("", "node-0")
+            .and_then(|node| node.status?.conditions);
+        conditions
+            .iter()
+            .flatten()
+            .any(|c| c.type_ == "Ready" && c.status == "True")
+    })
+    .await;
+
+    let map: ConfigMap = serde_json::from_value(json!({
+        "metadata": {"name": "settings", "namespace": "default"}, "data": {"greeting": "hello"}}))
+    .unwrap();
+    let map = api.insert(map);
+    let secret: Secret = serde_json::from_value(json!({
+        "metadata": {"name": "keys", "namespace": "default"}, "data": {"password": "aHVudGVyMg=="}}))
+    .unwrap();
+    api.insert(secret);
+    let begun = Instant::now();
+    let pod = run(
+        &api,
+        "web",
+        json!({
+            "terminationGracePeriodSeconds": 5,
+            "hostAliases": [{"ip": "192.0.2.1", "hostnames": ["elsewhere"]}],
+            "initContainers": [{"name": "setup", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
+            "resources": {"limits": {"memory": "32Mi"}},
+                "command": ["sh", "-c", "echo from-init > /work/file; echo said > /dev/termination-log"],
+                "volumeMounts": [{"name": "work", "mountPath": "/work"}]}],
+            "containers": [{"name": "app", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
+                "command": ["sh", "-c"],
+                "args": ["trap 'echo bye; exit 0' TERM; cat /work/file /etc/settings/greeting /run/keys/password /work-sub/x; echo; echo $(WHO) $(IP); hostname; cat /etc/hosts /etc/resolv.conf; id; httpd -p 8080 -h /etc/settings; while true; do sleep 0.05; done"],
+                "securityContext": {"runAsUser": 1000, "runAsGroup": 1000, "allowPrivilegeEscalation": false,
+                    "capabilities": {"drop": ["ALL"]}},
+                "env": [{"name": "WHO", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                    {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+                "resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "64Mi"}},
+                "readinessProbe": {"httpGet": {"path": "/greeting", "port": 8080}, "periodSeconds": 1},
+                "livenessProbe": {"exec": {"command": ["test", "-e", "/work/file"]}, "periodSeconds": 1, "failureThreshold": 1},
+                "volumeMounts": [{"name": "work", "mountPath": "/work"},
+                    {"name": "work", "mountPath": "/work-sub/x", "subPath": "file"},
+                    {"name": "settings", "mountPath": "/etc/settings"}, {"name": "keys", "mountPath": "/run/keys"}]}],
+            "securityContext": {"fsGroup": 2000},
+            "volumes": [{"name": "work", "emptyDir": {}}, {"name": "settings", "configMap": {"name": "settings"}},
+                {"name": "keys", "secret": {"secretName": "keys"}}]
+        }),
+    );
+    let running = until(&api, "running", "web", |pod| phase(pod) == "Running").await;
+    println!("bound to Running: {:?}", begun.elapsed());
+    let ready = until(&api, "ready", "web", is_ready).await;
+    let ip = ready.status.as_ref().unwrap().pod_ip.clone().unwrap();
+    assert!(ip.starts_with("10.244.9."), "{ip}");
+    let status = container(&running, "app").unwrap();
+    assert!(
+        status
+            .container_id
+            .as_ref()
+            .unwrap()
+            .starts_with("fluyt://"),
+        "{status:?}"
+    );
+    let init = ready
+        .status
+        .as_ref()
+        .unwrap()
+        .init_container_statuses
+        .as_ref()
+        .unwrap()[0]
+        .clone();
+    let ended = init.state.unwrap().terminated.unwrap();
+    assert_eq!(
+        (ended.exit_code, ended.message.as_deref()),
+        (0, Some("said\n"))
+    );
+    let log_file = dir.path().join("logs/default_web_uid-web/app/0.log");
+    let log = std::fs::read_to_string(&log_file).unwrap();
+    for expected in [
+        "F from-init".to_string(),
+        "hellohunter2from-init".into(),
+        format!("F web {ip}"),
+        format!("{ip}\tweb"),
+        "192.0.2.1\telsewhere".into(),
+        "nameserver 10.0.0.10".into(),
+        "search default.svc.cluster.local svc.cluster.local cluster.local".into(),
+        "uid=1000 gid=1000 groups=1000,2000".into(),
+    ] {
+        assert!(log.contains(&expected), "{expected:?} is not in\n{log}");
+    }
+    let limit = format!(
+        "/sys/fs/cgroup/memory/{cgroup}/kubepods/burstable/poduid-web/memory.limit_in_bytes"
+    );
+    if Path::new("/sys/fs/cgroup/memory").exists() {
+        assert_eq!(
+            std::fs::read_to_string(limit).unwrap().trim(),
+            (64 << 20).to_string()
+        );
+    }
+
+    // A ConfigMap's update reaches the mounted file.
+    let mut changed = map.clone();
+    changed
+        .data
+        .as_mut()
+        .unwrap()
+        .insert("greeting".into(), "changed".into());
+    api.update(&changed);
+    let mounted = dir
+        .path()
+        .join("kubelet/pods/uid-web/volumes/kubernetes.io~configmap/settings/greeting");
+    eventually("the update shows", || {
+        std::fs::read_to_string(&mounted).unwrap() == "changed"
+    })
+    .await;
+
+    // The kubelet restarts; the container doesn't.
+    stop.cancel();
+    kubelet.await.unwrap().unwrap();
+    stop = CancellationToken::new();
+    kubelet = start(&stop);
+    // Failing its liveness probe it is started anew, by the new kubelet.
+    let work = dir
+        .path()
+        .join("kubelet/pods/uid-web/volumes/kubernetes.io~empty-dir/work/file");
+    std::fs::remove_file(&work).unwrap();
+    std::fs::write(&work, "again").unwrap();
+    std::fs::rename(&work, work.with_extension("gone")).unwrap();
+    let dead = until(&api, "killed by its probe", "web", |pod| {
+        container(pod, "app").is_some_and(|status| {
+            status
+                .last_state
+                .as_ref()
+                .is_some_and(|last| last.terminated.is_some())
+        })
+    })
+    .await;
+    let status = container(&dead, "app").unwrap();
+    let id = |pod: &Pod| container(pod, "app").unwrap().container_id.clone();
+    let last = status.last_state.clone().unwrap().terminated.unwrap();
+    assert_eq!(
+        last.container_id,
+        id(&running),
+        "it was still the first one"
+    );
+    assert!(
+        std::fs::read_to_string(&log_file)
+            .unwrap()
+            .contains("F bye")
+    );
+
+    delete(&api, "web", 5);
+    gone(&api, "web").await;
+    assert!(!dir.path().join("kubelet/pods/uid-web").exists());
+    drop(pod);
+
+    // Crash loops and failing jobs, with their messages.
+    run(
+        &api,
+        "crash",
+        json!({"containers": [{"name": "c", "image": IMAGE, "imagePullPolicy": "Never",
+        "command": ["sh", "-c", "echo oh no; exit 7"], "terminationMessagePolicy": "FallbackToLogsOnError"}]}),
+    );
+    run(
+        &api,
+        "oom",
+        json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": IMAGE, "imagePullPolicy": "Never",
+        "command": ["sh", "-c", "exec 3<>/dev/zero; x=a; while true; do x=$x$x$x$x; done"],
+        "resources": {"limits": {"memory": "16Mi"}}}]}),
+    );
+    let crash = until(&api, "backing off", "crash", |pod| {
+        waiting_for(pod, "c") == "CrashLoopBackOff"
+    })
+    .await;
+    let last = container(&crash, "c")
+        .unwrap()
+        .last_state
+        .clone()
+        .unwrap()
+        .terminated
+        .unwrap();
+    assert_eq!(
+        (last.exit_code, last.message.as_deref()),
+        (7, Some("oh no\n"))
+    );
+    let oom = until(&api, "failed", "oom", |pod| phase(pod) == "Failed").await;
+    let ended = container(&oom, "c")
+        .unwrap()
+        .state
+        .clone()
+        .unwrap()
+        .terminated
+        .unwrap();
+    assert_eq!(ended.reason.as_deref(), Some("OOMKilled"), "{ended:?}");
+    // How quick it is, at the median.
+    let mut times = Vec::new();
+    for index in 0..10 {
+        let name = format!("quick-{index}");
+        let begun = Instant::now();
+        run(
+            &api,
+            &name,
+            json!({"terminationGracePeriodSeconds": 0, "containers": [{"name": "c", "image": IMAGE,
+            "imagePullPolicy": "IfNotPresent", "command": ["sleep", "1000"]}]}),
+        );
+        until(&api, "running", &name, |pod| phase(pod) == "Running").await;
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    println!(
+        "bound to Running, median of {}: {:?}, worst {:?}",
+        times.len(),
+        times[times.len() / 2],
+        times[times.len() - 1]
+    );
+    for pod in api.list::<Pod>() {
+        let name = pod.metadata.name.unwrap();
+        delete(&api, &name, 0);
+        gone(&api, &name).await;
+    }
+    stop.cancel();
+    kubelet.await.unwrap().unwrap();
+    shutdown.cancel();
+    for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        remove_cgroup(&controller.path().join(&cgroup));
+    }
+}
+
+fn remove_cgroup(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(dir);
+}
+
+fn run(api: &FakeApi, name: &str, spec: serde_json::Value) -> Pod {
+    let mut spec = spec;
+    spec["nodeName"] = json!("node-0");
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}")}, "spec": spec}))
+    .unwrap();
+    api.insert(pod)
+}
+
+async fn until(api: &FakeApi, what: &str, name: &str, condition: impl Fn(&Pod) -> bool) -> Pod {
+    let get = |api: &FakeApi| api.get::<Pod>("default", name);
+    let wait = api.until(what, |api| get(api).is_some_and(|pod| condition(&pod)));
+    if tokio::time::timeout(Duration::from_secs(18), wait)
+        .await
+        .is_err()
+    {
+        let events = api.list::<k8s_openapi::api::core::v1::Event>();
+        for event in events {
+            println!(
+                "{:?} {:?} {:?}",
+                event.involved_object.name, event.reason, event.message
+            );
+        }
+        panic!(
+            "{what}: {}",
+            serde_json::to_string_pretty(&get(api)).unwrap()
+        );
+    }
+    get(api).unwrap()
+}
+
+async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what}");
+}
+
+fn delete(api: &FakeApi, name: &str, grace: i64) {
+    let mut pod = api.get::<Pod>("default", name).unwrap();
+    pod.metadata.deletion_timestamp = Some(Time(Timestamp::now()));
+    pod.metadata.deletion_grace_period_seconds = Some(grace);
+    api.update(&pod);
+}
+
+async fn gone(api: &FakeApi, name: &str) {
+    api.until("the pod is gone", |api| {
+        api.get::<Pod>("default", name).is_none()
+    })
+    .await;
+}
