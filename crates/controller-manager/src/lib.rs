@@ -15,6 +15,7 @@ mod deployment;
 mod endpoint;
 mod endpointslice;
 mod garbagecollector;
+mod job;
 mod namespace;
 mod nodeipam;
 mod nodelifecycle;
@@ -135,6 +136,7 @@ pub const CONTROLLERS: &[Controller] = &[
         "pv-protection-controller",
         volume::protection::run_volumes
     ),
+    controller!("job-controller", "job-controller", job::run),
     controller!(
         "deployment-controller",
         "deployment-controller",

@@ -39,7 +39,8 @@ pub fn format(indexes: &BTreeSet<i32>) -> String {
 
 /// The pod's completion index.
 pub fn of_pod(pod: &Pod) -> Option<i32> {
-    let text = annotation(&pod.metadata, INDEX).or_else(|| labels_of(&pod.metadata).get(INDEX).map(String::as_str));
+    let text = annotation(&pod.metadata, INDEX)
+        .or_else(|| labels_of(&pod.metadata).get(INDEX).map(String::as_str));
     text?.parse().ok().filter(|index| *index >= 0)
 }
 

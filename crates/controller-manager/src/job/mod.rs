@@ -72,7 +72,10 @@ pub async fn run(context: Context) {
         pods: context.informers.get(),
         expectations: Arc::default(),
         freshness: Freshness::default(),
-        pod_control: PodControl { client: context.client.clone(), recorder: recorder.clone() },
+        pod_control: PodControl {
+            client: context.client.clone(),
+            recorder: recorder.clone(),
+        },
         recorder,
         context,
     };
@@ -83,7 +86,14 @@ pub async fn run(context: Context) {
     controller.watch_pods(&queue);
     let workers = controller.context.config.concurrent_job_syncs;
     let shutdown = controller.context.shutdown.clone();
-    controller::run(COMPONENT, queue, workers, |key| controller.reconcile(key), shutdown).await;
+    controller::run(
+        COMPONENT,
+        queue,
+        workers,
+        |key| controller.reconcile(key),
+        shutdown,
+    )
+    .await;
 }
 
 /// Whether the job has ended: the reason and status of the condition that says so.
@@ -95,12 +105,20 @@ pub fn finished(job: &Job) -> Option<&JobCondition> {
 }
 
 fn is_tracked(pod: &Pod) -> bool {
-    pod.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
+    pod.metadata
+        .finalizers
+        .iter()
+        .flatten()
+        .any(|finalizer| finalizer == FINALIZER)
 }
 
 impl Controller {
     fn watch_pods(&self, queue: &WorkQueue<ObjectKey>) {
-        let (queue, expectations, jobs) = (queue.clone(), Arc::clone(&self.expectations), self.jobs.clone());
+        let (queue, expectations, jobs) = (
+            queue.clone(),
+            Arc::clone(&self.expectations),
+            self.jobs.clone(),
+        );
         let client = self.context.client.clone();
         self.pods.on_change(move |change| {
             let pod = change.object();
@@ -109,14 +127,18 @@ impl Controller {
                 let labels = labels::labels_of(&pod.metadata);
                 let matching = in_namespace.iter().filter(|job| {
                     let selector = job.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-                    selector.is_some_and(|selector| !labels::is_empty(selector) && labels::matches(selector, labels))
+                    selector.is_some_and(|selector| {
+                        !labels::is_empty(selector) && labels::matches(selector, labels)
+                    })
                 });
                 matching.for_each(|job| queue.add(ObjectKey::of(&**job)));
                 return;
             };
             match &change {
                 Change::Added(_) => expectations.creation_observed(&owner),
-                Change::Deleted(_) => expectations.deletion_observed(&owner, &ObjectKey::of(&**pod)),
+                Change::Deleted(_) => {
+                    expectations.deletion_observed(&owner, &ObjectKey::of(&**pod))
+                }
                 Change::Updated { new, .. } if pod_state::is_terminating(new) => {
                     expectations.deletion_observed(&owner, &ObjectKey::of(&**pod));
                 }
@@ -141,8 +163,13 @@ impl Controller {
             self.expectations.forget(&key);
             return Ok(Action::Await);
         };
-        let managed_by = job.spec.as_ref().and_then(|spec| spec.managed_by.as_deref());
-        if managed_by.is_some_and(|manager| manager != MANAGER) || !self.freshness.is_current(&key, &self.jobs) {
+        let managed_by = job
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.managed_by.as_deref());
+        if managed_by.is_some_and(|manager| manager != MANAGER)
+            || !self.freshness.is_current(&key, &self.jobs)
+        {
             return Ok(Action::Await);
         }
         let owned = self.owned_pods(&key, &job).await?;
@@ -165,7 +192,9 @@ impl Controller {
             remove_finalizer(&self.context.client, pod).await?;
         }
         outcome?;
-        Ok(decision.look_again.map_or(Action::Await, |wait| Action::Requeue(to_wait(wait))))
+        Ok(decision
+            .look_again
+            .map_or(Action::Await, |wait| Action::Requeue(to_wait(wait))))
     }
 
     async fn owned_pods(&self, key: &ObjectKey, job: &Job) -> anyhow::Result<Vec<Arc<Pod>>> {
@@ -175,21 +204,34 @@ impl Controller {
             match_labels: Some([(CONTROLLER_UID.to_owned(), uid(&job.metadata).to_owned())].into()),
             match_expressions: None,
         };
-        let selector = job.spec.as_ref().and_then(|spec| spec.selector.clone()).unwrap_or_else(by_uid);
+        let selector = job
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.selector.clone())
+            .unwrap_or_else(by_uid);
         let candidates = self.pods.list_namespace(&key.namespace);
         Ok(adoption::claim(job, &owners, &api, &selector, candidates, |_| true).await?)
     }
 
     /// Create and delete pods; corrects the status by what could not be done.
-    async fn apply(&self, key: &ObjectKey, job: &Job, decision: &mut Decision) -> anyhow::Result<()> {
+    async fn apply(
+        &self,
+        key: &ObjectKey,
+        job: &Job,
+        decision: &mut Decision,
+    ) -> anyhow::Result<()> {
         let create: Vec<Option<i32>> = decision.create.iter().take(BURST).copied().collect();
         let delete: Vec<Arc<Pod>> = decision.delete.iter().take(BURST).cloned().collect();
         if create.is_empty() && delete.is_empty() {
             return Ok(());
         }
-        let deletions: HashSet<ObjectKey> = delete.iter().map(|pod| ObjectKey::of(&**pod)).collect();
+        let deletions: HashSet<ObjectKey> =
+            delete.iter().map(|pod| ObjectKey::of(&**pod)).collect();
         self.expectations.expect(key, create.len(), deletions);
-        let owner = Owner { reference: controller_ref(job), object: job.object_ref(&()) };
+        let owner = Owner {
+            reference: controller_ref(job),
+            object: job.object_ref(&()),
+        };
         let (owner_ref, create_ref) = (&owner, &create);
         let (created, error) = slow_start_batch(create.len(), |i| async move {
             let pod = pods::new(job, owner_ref, create_ref[i]);
@@ -206,11 +248,13 @@ impl Controller {
             (created..create.len()).for_each(|_| self.expectations.creation_observed(key));
         }
         decision.status.active =
-            Some(decision.status.active.unwrap_or(0) + i32::try_from(created).unwrap_or(0)).filter(|n| *n > 0);
+            Some(decision.status.active.unwrap_or(0) + i32::try_from(created).unwrap_or(0))
+                .filter(|n| *n > 0);
         let mut first_error = error;
         for pod in &delete {
             if let Err(error) = self.pod_control.delete(&owner, &pod.metadata).await {
-                self.expectations.deletion_observed(key, &ObjectKey::of(&**pod));
+                self.expectations
+                    .deletion_observed(key, &ObjectKey::of(&**pod));
                 if !is_not_found(&error) {
                     first_error.get_or_insert(error);
                 }
@@ -219,20 +263,29 @@ impl Controller {
         first_error.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    async fn write_status(&self, key: &ObjectKey, job: &Job, decision: &Decision) -> anyhow::Result<()> {
+    async fn write_status(
+        &self,
+        key: &ObjectKey,
+        job: &Job,
+        decision: &Decision,
+    ) -> anyhow::Result<()> {
         if job.status.as_ref() == Some(&decision.status) {
             return Ok(());
         }
         let mut updated = job.clone();
         updated.status = Some(decision.status.clone());
         let api = Api::<Job>::namespaced(self.context.client.clone(), &key.namespace);
-        let written = match api.replace_status(&key.name, &PostParams::default(), &updated).await {
+        let written = match api
+            .replace_status(&key.name, &PostParams::default(), &updated)
+            .await
+        {
             Err(error) if is_not_found(&error) => return Ok(()),
             result => result?,
         };
         self.freshness.wrote(key, &written);
         for (event_type, reason, message) in &decision.events {
-            self.recorder.event(&job.object_ref(&()), *event_type, reason, message.clone());
+            self.recorder
+                .event(&job.object_ref(&()), *event_type, reason, message.clone());
         }
         Ok(())
     }
@@ -249,12 +302,22 @@ async fn release_orphan(client: &kube::Client, pod: &Pod) {
 
 async fn remove_finalizer(client: &kube::Client, pod: &Pod) -> kube::Result<()> {
     let finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
-    let left: Vec<&String> = finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).collect();
+    let left: Vec<&String> = finalizers
+        .iter()
+        .filter(|finalizer| *finalizer != FINALIZER)
+        .collect();
     let patch = json!({"metadata": {
         "uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version, "finalizers": left,
     }});
     let api = Api::<Pod>::namespaced(client.clone(), namespace(&pod.metadata));
-    match api.patch(name(&pod.metadata), &PatchParams::default(), &Patch::Merge(patch)).await {
+    match api
+        .patch(
+            name(&pod.metadata),
+            &PatchParams::default(),
+            &Patch::Merge(patch),
+        )
+        .await
+    {
         // Gone, or another pod of this name. A conflict is retried with the newer version.
         Err(error) if is_not_found(&error) || status_code(&error) == Some(422) => Ok(()),
         result => result.map(drop),

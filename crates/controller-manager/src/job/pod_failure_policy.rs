@@ -26,7 +26,10 @@ pub fn judge(policy: &PodFailurePolicy, pod: &Pod) -> Option<Verdict> {
     Some(match rule.action.as_str() {
         "FailJob" => {
             let pod = ObjectKey::of(pod);
-            Verdict::FailJob(format!("{} matching FailJob rule at index {index}", why.replace("{pod}", &pod.to_string())))
+            Verdict::FailJob(format!(
+                "{} matching FailJob rule at index {index}",
+                why.replace("{pod}", &pod.to_string())
+            ))
         }
         "FailIndex" => Verdict::FailIndex,
         "Ignore" => Verdict::Ignore,
@@ -39,19 +42,18 @@ fn reason(rule: &PodFailurePolicyRule, pod: &Pod) -> Option<String> {
     if let Some(codes) = &rule.on_exit_codes {
         let container = failed_container(codes, pod)?;
         let code = exit_code(container)?;
-        return Some(format!("Container {} for pod {{pod}} failed with exit code {code}", container.name));
+        return Some(format!(
+            "Container {} for pod {{pod}} failed with exit code {code}",
+            container.name
+        ));
     }
     let wanted = rule.on_pod_conditions.iter().flatten();
     let mut matching = wanted.filter(|wanted| {
         pod_state::condition(pod, &wanted.type_)
-            .is_some_and(|condition| Some(condition.status.as_str()) == wanted_status(wanted.status.as_ref()))
+            .is_some_and(|condition| condition.status == wanted.status.as_deref().unwrap_or("True"))
     });
     let condition = &matching.next()?.type_;
     Some(format!("Pod {{pod}} has condition {condition}"))
-}
-
-fn wanted_status<S: AsRef<str>>(status: Option<&S>) -> Option<&str> {
-    Some(status.map_or("True", AsRef::as_ref))
 }
 
 fn exit_code(container: &ContainerStatus) -> Option<i32> {
@@ -64,9 +66,16 @@ fn failed_container<'a>(
     pod: &'a Pod,
 ) -> Option<&'a ContainerStatus> {
     let status = pod.status.as_ref()?;
-    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let containers = status
+        .init_container_statuses
+        .iter()
+        .chain(&status.container_statuses)
+        .flatten();
     let mut named = containers.filter(|container| {
-        codes.container_name.as_ref().is_none_or(|name| *name == container.name)
+        codes
+            .container_name
+            .as_ref()
+            .is_none_or(|name| *name == container.name)
     });
     named.find(|container| {
         exit_code(container).is_some_and(|code| match codes.operator.as_str() {
@@ -87,10 +96,16 @@ mod tests {
     use super::*;
 
     fn failed(code: i32, condition: Option<&str>) -> Pod {
-        let terminated = ContainerStateTerminated { exit_code: code, ..ContainerStateTerminated::default() };
+        let terminated = ContainerStateTerminated {
+            exit_code: code,
+            ..ContainerStateTerminated::default()
+        };
         let container = ContainerStatus {
             name: "main".to_owned(),
-            state: Some(ContainerState { terminated: Some(terminated), ..ContainerState::default() }),
+            state: Some(ContainerState {
+                terminated: Some(terminated),
+                ..ContainerState::default()
+            }),
             ..ContainerStatus::default()
         };
         let condition = condition.map(|type_| PodCondition {
@@ -130,12 +145,20 @@ mod tests {
             }]),
         };
         let policy = PodFailurePolicy {
-            rules: vec![on_condition, on_codes("FailJob", "In", &[42]), on_codes("FailIndex", "NotIn", &[1, 42])],
+            rules: vec![
+                on_condition,
+                on_codes("FailJob", "In", &[42]),
+                on_codes("FailIndex", "NotIn", &[1, 42]),
+            ],
         };
         let verdict = |code, condition| judge(&policy, &failed(code, condition));
         assert_eq!(verdict(42, Some("DisruptionTarget")), Some(Verdict::Ignore));
-        let message = "Container main for pod p failed with exit code 42 matching FailJob rule at index 1";
-        assert_eq!(verdict(42, None), Some(Verdict::FailJob(message.to_owned())));
+        let message =
+            "Container main for pod p failed with exit code 42 matching FailJob rule at index 1";
+        assert_eq!(
+            verdict(42, None),
+            Some(Verdict::FailJob(message.to_owned()))
+        );
         assert_eq!(verdict(7, None), Some(Verdict::FailIndex));
         assert_eq!(verdict(1, None), None);
     }

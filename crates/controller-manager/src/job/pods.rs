@@ -18,7 +18,11 @@ const INDEX_VARIABLE: &str = "JOB_COMPLETION_INDEX";
 
 /// A pod of the job, with its index if the job is indexed.
 pub fn new(job: &Job, owner: &Owner, index: Option<i32>) -> Pod {
-    let template = job.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
+    let template = job
+        .spec
+        .as_ref()
+        .map(|spec| spec.template.clone())
+        .unwrap_or_default();
     let mut pod = pod_from_template(&template, owner);
     let finalizers = pod.metadata.finalizers.get_or_insert_default();
     if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
@@ -28,7 +32,10 @@ pub fn new(job: &Job, owner: &Owner, index: Option<i32>) -> Pod {
     if job.spec.as_ref().is_none_or(|spec| spec.selector.is_none()) {
         let labels: &mut BTreeMap<_, _> = pod.metadata.labels.get_or_insert_default();
         labels.insert(CONTROLLER_UID.to_owned(), uid(&job.metadata).to_owned());
-        labels.insert("batch.kubernetes.io/job-name".to_owned(), name(&job.metadata).to_owned());
+        labels.insert(
+            "batch.kubernetes.io/job-name".to_owned(),
+            name(&job.metadata).to_owned(),
+        );
     }
     if let Some(index) = index {
         add_index(&mut pod, name(&job.metadata), index);
@@ -38,14 +45,23 @@ pub fn new(job: &Job, owner: &Owner, index: Option<i32>) -> Pod {
 
 fn add_index(pod: &mut Pod, job_name: &str, index: i32) {
     for map in [&mut pod.metadata.annotations, &mut pod.metadata.labels] {
-        map.get_or_insert_default().insert(INDEX.to_owned(), index.to_string());
+        map.get_or_insert_default()
+            .insert(INDEX.to_owned(), index.to_string());
     }
     pod.metadata.generate_name = Some(format!("{job_name}-{index}-"));
     let spec = pod.spec.get_or_insert_default();
     spec.hostname = Some(format!("{job_name}-{index}"));
-    for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
+    for container in spec
+        .init_containers
+        .iter_mut()
+        .flatten()
+        .chain(&mut spec.containers)
+    {
         let variables = container.env.get_or_insert_default();
-        if variables.iter().any(|variable| variable.name == INDEX_VARIABLE) {
+        if variables
+            .iter()
+            .any(|variable| variable.name == INDEX_VARIABLE)
+        {
             continue;
         }
         variables.push(EnvVar {

@@ -37,11 +37,17 @@ pub struct Tally {
 }
 
 pub fn is_indexed(job: &Job) -> bool {
-    job.spec.as_ref().and_then(|spec| spec.completion_mode.as_deref()) == Some("Indexed")
+    job.spec
+        .as_ref()
+        .and_then(|spec| spec.completion_mode.as_deref())
+        == Some("Indexed")
 }
 
 fn replaces_only_failed(job: &Job) -> bool {
-    job.spec.as_ref().and_then(|spec| spec.pod_replacement_policy.as_deref()) == Some("Failed")
+    job.spec
+        .as_ref()
+        .and_then(|spec| spec.pod_replacement_policy.as_deref())
+        == Some("Failed")
 }
 
 /// Whether the pod's end counts as a failure: a pod on its way out does not come back, wherever it gets to.
@@ -73,16 +79,33 @@ pub fn count(job: &Job, pods: &[Arc<Pod>]) -> Tally {
     let status = job.status.clone().unwrap_or_default();
     let indexed = is_indexed(job);
     let completions = spec.completions.unwrap_or(0);
-    let parsed = |text: &Option<String>| indexes::parse(text.as_deref().unwrap_or_default(), completions);
+    let parsed =
+        |text: &Option<String>| indexes::parse(text.as_deref().unwrap_or_default(), completions);
     let mut tally = Tally {
         succeeded: status.succeeded.unwrap_or(0),
         failed: status.failed.unwrap_or(0),
-        completed_indexes: if indexed { parsed(&status.completed_indexes) } else { BTreeSet::new() },
-        failed_indexes: if indexed { parsed(&status.failed_indexes) } else { BTreeSet::new() },
+        completed_indexes: if indexed {
+            parsed(&status.completed_indexes)
+        } else {
+            BTreeSet::new()
+        },
+        failed_indexes: if indexed {
+            parsed(&status.failed_indexes)
+        } else {
+            BTreeSet::new()
+        },
         ..Tally::default()
     };
-    let tracked: HashSet<&str> = pods.iter().filter(|pod| is_tracked(pod)).map(|pod| uid(&pod.metadata)).collect();
-    settle(&mut tally, status.uncounted_terminated_pods.unwrap_or_default(), &tracked);
+    let tracked: HashSet<&str> = pods
+        .iter()
+        .filter(|pod| is_tracked(pod))
+        .map(|pod| uid(&pod.metadata))
+        .collect();
+    settle(
+        &mut tally,
+        status.uncounted_terminated_pods.unwrap_or_default(),
+        &tracked,
+    );
     for pod in pods {
         let (succeeded, failed) = (pod_state::phase(pod) == "Succeeded", has_failed(job, pod));
         if failed && let Some(index) = indexes::of_pod(pod) {
@@ -108,8 +131,10 @@ pub fn count(job: &Job, pods: &[Arc<Pod>]) -> Tally {
 /// Notes whose pods have no finalizer any more become counts.
 fn settle(tally: &mut Tally, noted: UncountedTerminatedPods, tracked: &HashSet<&str>) {
     let split = |list: Option<Vec<String>>| -> (Vec<String>, i32) {
-        let (kept, settled): (Vec<String>, Vec<String>) =
-            list.unwrap_or_default().into_iter().partition(|uid| tracked.contains(uid.as_str()));
+        let (kept, settled): (Vec<String>, Vec<String>) = list
+            .unwrap_or_default()
+            .into_iter()
+            .partition(|uid| tracked.contains(uid.as_str()));
         (kept, i32::try_from(settled.len()).unwrap_or(i32::MAX))
     };
     let (succeeded, count) = split(noted.succeeded);
@@ -139,7 +164,10 @@ fn note_success(tally: &mut Tally, pod: &Pod, indexed: bool, completions: i32) {
 }
 
 fn note_failure(tally: &mut Tally, job: &Job, pod: &Pod) {
-    let policy = job.spec.as_ref().and_then(|spec| spec.pod_failure_policy.as_ref());
+    let policy = job
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.pod_failure_policy.as_ref());
     match policy.and_then(|policy| pod_failure_policy::judge(policy, pod)) {
         Some(Verdict::Ignore) => {}
         Some(Verdict::FailJob(message)) => {
