@@ -273,7 +273,7 @@ fn merge_keyed_list(
 }
 
 /// Puts the items that `order` names into that order; others keep their place relative to their predecessor.
-fn apply_order(items: &mut Vec<Value>, order: &[Value], key: Option<&str>) {
+fn apply_order(items: &mut [Value], order: &[Value], key: Option<&str>) {
     let identity = |v: &Value| match key {
         Some(key) => v.get(key).cloned().unwrap_or(Value::Null),
         None => v.clone(),
