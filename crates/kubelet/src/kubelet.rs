@@ -546,6 +546,7 @@ pub async fn start(
     tasks.spawn(Box::pin(crate::eviction::run(kubelet.clone())));
     tasks.close();
     Box::pin(kubelet.run(changes)).await;
+    kubelet.probes.stop();
     tasks.wait().await;
     Ok(())
 }

@@ -76,7 +76,12 @@ impl PodWorkers {
             ending: CancellationToken::new(),
         });
         workers.insert(uid, mailbox.clone());
-        tokio::spawn(Box::pin(run(kubelet.clone(), mailbox)));
+        let work = run(kubelet.clone(), mailbox);
+        // Containers don't end with the kubelet; the next one goes on from what it finds.
+        let shutdown = kubelet.shutdown.clone();
+        tokio::spawn(Box::pin(
+            async move { shutdown.run_until_cancelled(work).await },
+        ));
     }
 
     /// The pod is to end although nobody deletes it.

@@ -33,7 +33,7 @@ impl Node0 {
         let cri = FakeCri::serve(&dir.path().join("cri.sock"));
         let api = FakeApi::new();
         let shutdown = CancellationToken::new();
-        let task = kubelet(&dir, &api, &shutdown);
+        let task = kubelet(&dir, &api, &shutdown, 0);
         let node = Node0 {
             dir,
             api,
@@ -60,7 +60,7 @@ impl Node0 {
         self.shutdown.cancel();
         (&mut self.task).await.unwrap().unwrap();
         self.shutdown = CancellationToken::new();
-        self.task = kubelet(&self.dir, &self.api, &self.shutdown);
+        self.task = kubelet(&self.dir, &self.api, &self.shutdown, 0);
     }
 
     fn run(&self, name: &str, spec: serde_json::Value) -> Pod {
@@ -91,6 +91,7 @@ fn kubelet(
     dir: &tempfile::TempDir,
     api: &FakeApi,
     shutdown: &CancellationToken,
+    port: u16,
 ) -> JoinHandle<anyhow::Result<()>> {
     let path = |name: &str| dir.path().join(name);
     let args = Args {
@@ -102,7 +103,7 @@ fn kubelet(
         hostname_override: Some("node-0".into()),
         node_ip: vec!["127.0.0.1".parse().unwrap()],
         address: Some("127.0.0.1".parse().unwrap()),
-        port: Some(0),
+        port: Some(port),
         healthz_port: Some(0),
         cgroups_per_qos: Some(false),
         pod_manifest_path: Some(path("manifests")),
@@ -252,7 +253,7 @@ async fn a_restarted_kubelet_adopts_what_runs() {
     (&mut node.task).await.unwrap().unwrap();
     node.api.remove(&after);
     node.shutdown = CancellationToken::new();
-    node.task = kubelet(&node.dir, &node.api, &node.shutdown);
+    node.task = kubelet(&node.dir, &node.api, &node.shutdown, 0);
     let cri = node.cri.clone();
     tokio::time::timeout(Duration::from_secs(10), async {
         while !cri.is_empty() {
@@ -379,5 +380,38 @@ async fn static_pods_have_mirrors() {
     gone(&node, "proxy-node-0").await;
     let cri = node.cri.clone();
     assert!(cri.is_empty());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_turned_away() {
+    let mut node = Node0::start().await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    node.shutdown.cancel();
+    (&mut node.task).await.unwrap().unwrap();
+    node.shutdown = CancellationToken::new();
+    node.task = kubelet(&node.dir, &node.api, &node.shutdown, port);
+    // Wait for the port by asking until somebody answers.
+    let ask = |token: Option<&str>| {
+        let mut command = tokio::process::Command::new("curl");
+        command.args([
+            "-sk",
+            "--retry",
+            "50",
+            "--retry-connrefused",
+            "--retry-delay",
+            "0",
+        ]);
+        command.args(["--retry-max-time", "10", "-w", " %{http_code}"]);
+        if let Some(token) = token {
+            command.args(["-H", &format!("Authorization: Bearer {token}")]);
+        }
+        command.arg(format!("https://127.0.0.1:{port}/pods"));
+        async move { String::from_utf8(command.output().await.unwrap().stdout).unwrap() }
+    };
+    assert_eq!(ask(None).await, "Unauthorized 401");
+    assert_eq!(ask(Some("made-up")).await, "Unauthorized 401");
     node.stop().await;
 }

@@ -134,6 +134,15 @@ async fn inside() {
         "metadata": {"name": "node-0"}, "spec": {"podCIDR": "10.244.9.0/24"}}))
     .unwrap();
     api.insert(node);
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let serving = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_string()]).unwrap();
+    std::fs::write(path("tls.crt"), serving.cert.pem()).unwrap();
+    std::fs::write(path("tls.key"), serving.signing_key.serialize_pem()).unwrap();
+    let client = ServerApi::new(port, serving.cert.der().clone());
     let settings: fluyt_kubelet::Args = Args::parse(&words(&[
         ("kubeconfig", path("kubeconfig")),
         ("cert-dir", path("pki")),
@@ -145,7 +154,11 @@ async fn inside() {
         ),
         ("hostname-override", "node-0".into()),
         ("node-ip", "127.0.0.1".into()),
-        ("port", "0".into()),
+        ("port", port.to_string()),
+        ("tls-cert-file", path("tls.crt")),
+        ("tls-private-key-file", path("tls.key")),
+        ("anonymous-auth", "true".into()),
+        ("authorization-mode", "AlwaysAllow".into()),
         ("healthz-port", "0".into()),
         ("cgroup-root", cgroup.clone()),
         ("cluster-dns", "10.0.0.10".into()),
@@ -259,6 +272,37 @@ async fn inside() {
             (64 << 20).to_string()
         );
     }
+
+    // The kubelet's API.
+    let text = client
+        .get("/containerLogs/default/web/app?tailLines=1&timestamps=true")
+        .await;
+    assert!(
+        text.ends_with("uid=1000 gid=1000 groups=1000,2000\n") && text.starts_with("20"),
+        "{text}"
+    );
+    let text = client.get("/containerLogs/default/web/setup").await;
+    assert_eq!(text, "");
+    let text = client.get("/containerLogs/default/web/none").await;
+    assert_eq!(text, "container none is not valid for pod web");
+    let metrics = client.get("/metrics/resource").await;
+    let usage =
+        "container_memory_working_set_bytes{container=\"app\",namespace=\"default\",pod=\"web\"}";
+    for wanted in [
+        usage,
+        "node_cpu_usage_seconds_total ",
+        "pod_cpu_usage_seconds_total{namespace=\"default\"",
+    ] {
+        assert!(metrics.contains(wanted), "{wanted:?} is not in\n{metrics}");
+    }
+    let summary: serde_json::Value =
+        serde_json::from_str(&client.get("/stats/summary").await).unwrap();
+    assert_eq!(summary["pods"][0]["containers"][0]["name"], "app");
+    let output = client.exec("/exec/default/web/app?output=1&error=1&command=sh&command=-c&command=cat+/etc/settings/greeting;exit+3").await;
+    assert!(
+        output.contains("hello") && output.contains("exit code 3"),
+        "{output}"
+    );
 
     // A ConfigMap's update reaches the mounted file.
     let mut changed = map.clone();
@@ -385,6 +429,75 @@ async fn inside() {
     shutdown.cancel();
     for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
         remove_cgroup(&controller.path().join(&cgroup));
+    }
+}
+
+/// A client of the kubelet's API.
+struct ServerApi {
+    port: u16,
+    tls: tokio_rustls::TlsConnector,
+}
+
+impl ServerApi {
+    fn new(port: u16, authority: rustls_pki_types::CertificateDer<'static>) -> Self {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(authority).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        ServerApi {
+            port,
+            tls: tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)),
+        }
+    }
+
+    async fn connect(&self) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port))
+            .await
+            .unwrap();
+        self.tls
+            .connect("127.0.0.1".try_into().unwrap(), stream)
+            .await
+            .unwrap()
+    }
+
+    async fn get(&self, path: &str) -> String {
+        let stream = hyper_util::rt::TokioIo::new(self.connect().await);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let request = hyper::Request::get(path)
+            .header("host", "kubelet")
+            .body(http_body_util::Empty::<bytes::Bytes>::new())
+            .unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        let body = http_body_util::BodyExt::collect(answer.into_body())
+            .await
+            .unwrap();
+        String::from_utf8(body.to_bytes().to_vec()).unwrap()
+    }
+
+    /// Runs a command over a WebSocket; everything that came back as one text.
+    async fn exec(&self, path: &str) -> String {
+        use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+        let mut request = format!("wss://127.0.0.1:{}{path}", self.port)
+            .into_client_request()
+            .unwrap();
+        let protocol = http::HeaderValue::from_static("v5.channel.k8s.io");
+        request
+            .headers_mut()
+            .insert("sec-websocket-protocol", protocol);
+        let (socket, _) = tokio_tungstenite::client_async(request, self.connect().await)
+            .await
+            .unwrap();
+        let messages: Vec<_> = futures::StreamExt::collect(socket).await;
+        let data = messages
+            .into_iter()
+            .flatten()
+            .map(tokio_tungstenite::tungstenite::Message::into_data);
+        String::from_utf8_lossy(&data.collect::<Vec<_>>().concat()).into_owned()
     }
 }
 

@@ -164,6 +164,11 @@ impl ProbeManager {
         }
     }
 
+    /// Ends all probes.
+    pub fn stop(&self) {
+        self.instances.lock().clear();
+    }
+
     pub fn remove(&self, uid: &str) {
         self.instances
             .lock()

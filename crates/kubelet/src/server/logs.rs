@@ -203,6 +203,7 @@ async fn read(
     let mut formatter = Formatter::new(options);
     let mut buffer = vec![0; CHUNK];
     let mut last_round = !options.follow;
+    let mut next = None;
     loop {
         loop {
             let count = file.read(&mut buffer).await?;
@@ -217,9 +218,13 @@ async fn read(
                 return Ok(());
             }
         }
-        // Rotated: what is left of the old file has been read, go on with the new one.
+        if let Some(fresh) = next.take() {
+            file = fresh;
+            continue;
+        }
+        // Rotated: nothing is written to the old file any more, so what is left of it is read first.
         if options.follow && has_moved(&file, path).await {
-            file = File::open(path).await?;
+            next = Some(File::open(path).await?);
             continue;
         }
         let Some(changes) = changes.as_mut().filter(|_| !last_round) else {
