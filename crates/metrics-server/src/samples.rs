@@ -170,8 +170,11 @@ impl Sample {
     }
 }
 
+/// Name, labels and value of a metric.
+type Line<'a> = (&'a str, Vec<(&'a str, String)>, f64);
+
 /// `name{a="b",…} value [timestamp]`
-fn split(line: &str) -> Option<(&str, Vec<(&str, String)>, f64)> {
+fn split(line: &str) -> Option<Line<'_>> {
     let (head, rest) = match line.find('{') {
         Some(open) => {
             let close = line.rfind('}')?;
