@@ -9,9 +9,13 @@ mod context;
 
 mod common;
 
+mod bootstraptokencleaner;
 mod certificates;
+mod clusterroleaggregation;
+mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoint;
 mod endpointslice;
 mod garbagecollector;
@@ -21,10 +25,13 @@ mod nodeipam;
 mod nodelifecycle;
 mod podgc;
 mod replicaset;
+mod resourcequota;
 mod root_ca_cert_publisher;
 mod serviceaccount;
+mod serviceaccounttoken;
 mod statefulset;
 mod tainteviction;
+mod ttlafterfinished;
 mod volume;
 
 use std::{pin::Pin, sync::Arc};
@@ -137,6 +144,37 @@ pub const CONTROLLERS: &[Controller] = &[
         volume::protection::run_volumes
     ),
     controller!("job-controller", "job-controller", job::run),
+    controller!("cronjob-controller", "cronjob-controller", cronjob::run),
+    controller!(
+        "ttl-after-finished-controller",
+        "ttl-after-finished-controller",
+        ttlafterfinished::run
+    ),
+    controller!(
+        "disruption-controller",
+        "disruption-controller",
+        disruption::run
+    ),
+    controller!(
+        "resourcequota-controller",
+        "resourcequota-controller",
+        resourcequota::run
+    ),
+    controller!(
+        "clusterrole-aggregation-controller",
+        "clusterrole-aggregation-controller",
+        clusterroleaggregation::run
+    ),
+    controller!(
+        "serviceaccount-token-controller",
+        "tokens-controller",
+        serviceaccounttoken::run
+    ),
+    controller!(
+        "token-cleaner-controller",
+        "token-cleaner",
+        bootstraptokencleaner::run
+    ),
     controller!(
         "deployment-controller",
         "deployment-controller",

@@ -1,0 +1,165 @@
+use fluyt_client::fake::FakeApi;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, PersistentVolumeClaimSpec, PodSpec, PodStatus, ResourceQuotaSpec,
+    ResourceRequirements, ServicePort, ServiceSpec, VolumeResourceRequirements,
+};
+
+use super::*;
+use crate::common::test_support::{context, named};
+
+fn list(pairs: &[(&str, &str)]) -> Option<BTreeMap<String, Text>> {
+    Some(
+        pairs
+            .iter()
+            .map(|(name, amount)| ((*name).to_owned(), Text((*amount).to_owned())))
+            .collect(),
+    )
+}
+
+fn quota(hard: &[&str], scopes: Option<Vec<&str>>) -> ResourceQuota {
+    let hard: Vec<(&str, &str)> = hard.iter().map(|name| (*name, "100")).collect();
+    ResourceQuota {
+        metadata: named("ns", "quota"),
+        spec: Some(ResourceQuotaSpec {
+            hard: list(&hard),
+            scopes: scopes.map(|scopes| scopes.into_iter().map(str::to_owned).collect()),
+            scope_selector: None,
+        }),
+        status: None,
+    }
+}
+
+fn pod(pod_name: &str, cpu: &str, phase: &str) -> Pod {
+    let resources = ResourceRequirements {
+        requests: list(&[("cpu", cpu), ("memory", "1Gi")]),
+        limits: list(&[("cpu", "2")]),
+        claims: None,
+    };
+    let container = Container {
+        resources: Some(resources),
+        ..Container::default()
+    };
+    Pod {
+        metadata: named("ns", pod_name),
+        spec: Some(PodSpec {
+            containers: vec![container],
+            ..PodSpec::default()
+        }),
+        status: Some(PodStatus {
+            phase: Some(phase.to_owned()),
+            ..PodStatus::default()
+        }),
+    }
+}
+
+fn used(fake: &FakeApi, name: &str) -> Option<String> {
+    let status = fake.get::<ResourceQuota>("ns", "quota")?.status?;
+    Some(status.used?.get(name)?.0.clone())
+}
+
+#[tokio::test]
+async fn usage_falls_when_pods_end_or_go() {
+    let (fake, context) = context();
+    fake.insert(pod("a", "500m", "Running"));
+    fake.insert(pod("b", "1", "Running"));
+    fake.insert(ConfigMap {
+        metadata: named("ns", "c"),
+        ..ConfigMap::default()
+    });
+    fake.insert(quota(
+        &[
+            "pods",
+            "requests.cpu",
+            "cpu",
+            "limits.cpu",
+            "requests.memory",
+            "count/configmaps",
+        ],
+        None,
+    ));
+    tokio::spawn(run(context));
+    fake.until("both", |fake| used(fake, "pods").as_deref() == Some("2"))
+        .await;
+    let all = [
+        "requests.cpu",
+        "cpu",
+        "limits.cpu",
+        "requests.memory",
+        "count/configmaps",
+    ];
+    let amounts: Vec<Option<String>> = all.iter().map(|name| used(&fake, name)).collect();
+    let amounts: Vec<&str> = amounts
+        .iter()
+        .map(|amount| amount.as_deref().unwrap())
+        .collect();
+    assert_eq!(amounts, ["1500m", "1500m", "4", "2Gi", "1"]);
+    fake.update(&pod("a", "500m", "Succeeded"));
+    fake.until("one", |fake| {
+        used(fake, "requests.cpu").as_deref() == Some("1")
+    })
+    .await;
+    fake.remove(&pod("b", "1", "Running"));
+    fake.until("none", |fake| used(fake, "pods").as_deref() == Some("0"))
+        .await;
+}
+
+#[test]
+fn scopes() {
+    let best_effort = Pod {
+        spec: Some(PodSpec::default()),
+        ..Pod::default()
+    };
+    let burstable = pod("p", "1", "Running");
+    let mut terminating = burstable.clone();
+    terminating.spec.as_mut().unwrap().active_deadline_seconds = Some(10);
+    let matches = |scopes: Vec<&str>| {
+        let quota = quota(&["pods"], Some(scopes));
+        [&best_effort, &burstable, &terminating].map(|pod| usage::matches_scopes(&quota, pod))
+    };
+    assert_eq!(matches(vec!["BestEffort"]), [true, false, false]);
+    assert_eq!(matches(vec!["NotBestEffort"]), [false, true, true]);
+    assert_eq!(matches(vec!["Terminating"]), [false, false, true]);
+    assert_eq!(
+        matches(vec!["NotTerminating", "NotBestEffort"]),
+        [false, true, false]
+    );
+}
+
+#[test]
+fn services_and_claims() {
+    let mut usage = Usage::default();
+    let service = |type_: &str| Service {
+        spec: Some(ServiceSpec {
+            type_: Some(type_.to_owned()),
+            ports: Some(vec![ServicePort::default(), ServicePort::default()]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    };
+    for type_ in ["ClusterIP", "NodePort", "LoadBalancer"] {
+        usage.add_service(&service(type_));
+    }
+    usage.add_claim(&PersistentVolumeClaim {
+        spec: Some(PersistentVolumeClaimSpec {
+            storage_class_name: Some("fast".to_owned()),
+            resources: Some(VolumeResourceRequirements {
+                requests: list(&[("storage", "5Gi")]),
+                limits: None,
+            }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        ..PersistentVolumeClaim::default()
+    });
+    let cases = [
+        ("services", "3"),
+        ("services.nodeports", "4"),
+        ("services.loadbalancers", "1"),
+        ("persistentvolumeclaims", "1"),
+        ("requests.storage", "5Gi"),
+        ("fast.storageclass.storage.k8s.io/requests.storage", "5Gi"),
+        ("slow.storageclass.storage.k8s.io/requests.storage", "0"),
+    ];
+    for (name, expected) in cases {
+        assert_eq!(usage.of(name).to_string(), expected, "{name}");
+    }
+}
