@@ -427,7 +427,8 @@ mod tests {
             let bytes = patch.to_string();
             let _ = strategic_merge_patch(schema, ty, &mut object.clone(), bytes.as_bytes());
             let _ = merge_patch(&mut object.clone(), bytes.as_bytes());
-            let _ = json_patch(&mut object.clone(), bytes.as_bytes());
+            let mut object = object;
+            let _ = json_patch(&mut object, bytes.as_bytes());
         }
 
         #[test]

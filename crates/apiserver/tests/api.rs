@@ -1,5 +1,7 @@
 //! The server through its in-process service: what clients see, without sockets.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
 use fluyt_apiserver::dial::Direct;
@@ -22,7 +24,10 @@ impl Api {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::create("test").unwrap();
-        let identity = Identity { common_name: "kube-apiserver".into(), ..Identity::default() };
+        let identity = Identity {
+            common_name: "kube-apiserver".into(),
+            ..Identity::default()
+        };
         let serving = authority.issue(&identity, Usage::Server, 1).unwrap();
         let config = Config {
             store: Arc::new(Embedded::open(directory.path()).unwrap()),
@@ -42,11 +47,16 @@ impl Api {
             shutdown: CancellationToken::new(),
         };
         let server = Server::start(config).await.unwrap();
-        Self { server, user: User::new("admin", &[MASTERS]), _directory: directory }
+        Self {
+            server,
+            user: User::new("admin", &[MASTERS]),
+            _directory: directory,
+        }
     }
 
     async fn call(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
-        self.call_as(&self.user, method, path, "application/json", body).await
+        self.call_as(&self.user, method, path, "application/json", body)
+            .await
     }
 
     async fn call_as(
@@ -57,7 +67,11 @@ impl Api {
         content_type: &str,
         body: Value,
     ) -> (StatusCode, Value) {
-        let bytes = if body.is_null() { Vec::new() } else { serde_json::to_vec(&body).unwrap() };
+        let bytes = if body.is_null() {
+            Vec::new()
+        } else {
+            serde_json::to_vec(&body).unwrap()
+        };
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -68,7 +82,10 @@ impl Api {
         let response = self.server.handle(request).await;
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+        (
+            status,
+            serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+        )
     }
 
     async fn get(&self, path: &str) -> (StatusCode, Value) {
@@ -81,13 +98,19 @@ impl Api {
 
     async fn patch(&self, path: &str, format: &str, body: Value) -> (StatusCode, Value) {
         let content_type = format!("application/{format}+json");
-        self.call_as(&self.user, Method::PATCH, path, &content_type, body).await
+        self.call_as(&self.user, Method::PATCH, path, &content_type, body)
+            .await
     }
 
     /// A namespace `n` with its default service account, which controllers would make.
     async fn namespace(&self) {
-        self.post("/api/v1/namespaces", json!({"metadata": {"name": "n"}})).await;
-        self.post("/api/v1/namespaces/n/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
+        self.post("/api/v1/namespaces", json!({"metadata": {"name": "n"}}))
+            .await;
+        self.post(
+            "/api/v1/namespaces/n/serviceaccounts",
+            json!({"metadata": {"name": "default"}}),
+        )
+        .await;
     }
 }
 
@@ -102,23 +125,40 @@ async fn objects_live_from_creation_to_deletion() {
     api.namespace().await;
     let (status, created) = api.post("/api/v1/namespaces/n/pods", pod("a")).await;
     assert_eq!(status, StatusCode::CREATED, "{created}");
-    assert_eq!(created["status"], json!({"phase": "Pending", "qosClass": "BestEffort"}));
+    assert_eq!(
+        created["status"],
+        json!({"phase": "Pending", "qosClass": "BestEffort"})
+    );
     assert_eq!(created["spec"]["serviceAccountName"], "default");
-    assert_eq!(created["spec"]["containers"][0]["imagePullPolicy"], "IfNotPresent");
+    assert_eq!(
+        created["spec"]["containers"][0]["imagePullPolicy"],
+        "IfNotPresent"
+    );
     assert_eq!(created["spec"]["tolerations"].as_array().unwrap().len(), 2);
     assert!(created["spec"]["volumes"][0]["projected"].is_object());
 
     let (status, again) = api.post("/api/v1/namespaces/n/pods", pod("a")).await;
-    assert_eq!((status, &again["reason"]), (StatusCode::CONFLICT, &"AlreadyExists".into()));
+    assert_eq!(
+        (status, &again["reason"]),
+        (StatusCode::CONFLICT, &"AlreadyExists".into())
+    );
     assert_eq!(again["message"], "pods \"a\" already exists");
 
     let (status, got) = api.get("/api/v1/namespaces/n/pods/a").await;
     assert_eq!((status, &got), (StatusCode::OK, &created));
 
-    let (status, deleted) = api.call(Method::DELETE, "/api/v1/namespaces/n/pods/a", Value::Null).await;
-    assert_eq!((status, &deleted["metadata"]["name"]), (StatusCode::OK, &"a".into()));
+    let (status, deleted) = api
+        .call(Method::DELETE, "/api/v1/namespaces/n/pods/a", Value::Null)
+        .await;
+    assert_eq!(
+        (status, &deleted["metadata"]["name"]),
+        (StatusCode::OK, &"a".into())
+    );
     let (status, gone) = api.get("/api/v1/namespaces/n/pods/a").await;
-    assert_eq!((status, &gone["message"]), (StatusCode::NOT_FOUND, &"pods \"a\" not found".into()));
+    assert_eq!(
+        (status, &gone["message"]),
+        (StatusCode::NOT_FOUND, &"pods \"a\" not found".into())
+    );
 }
 
 #[tokio::test]
@@ -138,11 +178,21 @@ async fn bad_objects_are_refused_with_their_fields() {
     invalid["spec"]["containers"] = json!([]);
     let (status, error) = api.post(path, invalid).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
-    let fields: Vec<&Value> =
-        error["details"]["causes"].as_array().unwrap().iter().map(|c| &c["field"]).collect();
+    let fields: Vec<&Value> = error["details"]["causes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| &c["field"])
+        .collect();
     assert_eq!(fields, ["metadata.name", "spec.containers"]);
     let (status, error) = api.post("/api/v1/namespaces/missing/pods", pod("a")).await;
-    assert_eq!((status, &error["message"]), (StatusCode::NOT_FOUND, &"namespaces \"missing\" not found".into()));
+    assert_eq!(
+        (status, &error["message"]),
+        (
+            StatusCode::NOT_FOUND,
+            &"namespaces \"missing\" not found".into()
+        )
+    );
 }
 
 #[tokio::test]
@@ -150,27 +200,45 @@ async fn updates_are_optimistic_and_patches_retry() {
     let api = Api::start().await;
     api.namespace().await;
     let path = "/api/v1/namespaces/n/configmaps";
-    let (_, first) = api.post(path, json!({"metadata": {"name": "c"}, "data": {"a": "1"}})).await;
+    let (_, first) = api
+        .post(path, json!({"metadata": {"name": "c"}, "data": {"a": "1"}}))
+        .await;
     let one = format!("{path}/c");
     let mut change = first.clone();
     change["data"]["a"] = "2".into();
     let (status, second) = api.call(Method::PUT, &one, change.clone()).await;
     assert_eq!(status, StatusCode::OK);
-    assert_ne!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    assert_ne!(
+        second["metadata"]["resourceVersion"],
+        first["metadata"]["resourceVersion"]
+    );
     let (status, error) = api.call(Method::PUT, &one, change).await;
-    assert_eq!((status, &error["reason"]), (StatusCode::CONFLICT, &"Conflict".into()));
+    assert_eq!(
+        (status, &error["reason"]),
+        (StatusCode::CONFLICT, &"Conflict".into())
+    );
 
-    let patches = (0..10).map(|i| api.patch(&one, "merge-patch", json!({"data": {format!("k{i}"): "v"}})));
+    let patches =
+        (0..10).map(|i| api.patch(&one, "merge-patch", json!({"data": {format!("k{i}"): "v"}})));
     for (status, _) in futures::future::join_all(patches).await {
         assert_eq!(status, StatusCode::OK);
     }
     let (_, last) = api.get(&one).await;
     assert_eq!(last["data"].as_object().unwrap().len(), 11);
-    let (status, _) = api.patch(&one, "json-patch", json!([{"op": "remove", "path": "/data/a"}])).await;
+    let (status, _) = api
+        .patch(
+            &one,
+            "json-patch",
+            json!([{"op": "remove", "path": "/data/a"}]),
+        )
+        .await;
     assert_eq!(status, StatusCode::OK);
     let (_, unchanged) = api.patch(&one, "merge-patch", json!({})).await;
     let (_, same) = api.patch(&one, "strategic-merge-patch", json!({})).await;
-    assert_eq!(unchanged["metadata"]["resourceVersion"], same["metadata"]["resourceVersion"]);
+    assert_eq!(
+        unchanged["metadata"]["resourceVersion"],
+        same["metadata"]["resourceVersion"]
+    );
 }
 
 #[tokio::test]
@@ -179,7 +247,8 @@ async fn lists_are_chunked_consistently_and_selected() {
     api.namespace().await;
     let path = "/api/v1/namespaces/n/configmaps";
     for i in 0..5 {
-        let object = json!({"metadata": {"name": format!("c{i}"), "labels": {"odd": (i % 2).to_string()}}});
+        let object =
+            json!({"metadata": {"name": format!("c{i}"), "labels": {"odd": (i % 2).to_string()}}});
         api.post(path, object).await;
     }
     let (_, first) = api.get(&format!("{path}?limit=2")).await;
@@ -189,12 +258,22 @@ async fn lists_are_chunked_consistently_and_selected() {
     api.post(path, json!({"metadata": {"name": "c9"}})).await;
     let token = first["metadata"]["continue"].as_str().unwrap();
     let (_, rest) = api.get(&format!("{path}?continue={token}")).await;
-    let names: Vec<&Value> = rest["items"].as_array().unwrap().iter().map(|i| &i["metadata"]["name"]).collect();
+    let names: Vec<&Value> = rest["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| &i["metadata"]["name"])
+        .collect();
     assert_eq!(names, ["c2", "c3", "c4"]);
-    assert_eq!(rest["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    assert_eq!(
+        rest["metadata"]["resourceVersion"],
+        first["metadata"]["resourceVersion"]
+    );
     let (_, odd) = api.get(&format!("{path}?labelSelector=odd%3D1")).await;
     assert_eq!(odd["items"].as_array().unwrap().len(), 2);
-    let (_, named) = api.get("/api/v1/configmaps?fieldSelector=metadata.name%3Dc9").await;
+    let (_, named) = api
+        .get("/api/v1/configmaps?fieldSelector=metadata.name%3Dc9")
+        .await;
     assert_eq!(named["items"].as_array().unwrap().len(), 1);
     let (status, _) = api.get(&format!("{path}?fieldSelector=data.x%3D1")).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
@@ -214,8 +293,14 @@ async fn watches_deliver_changes_in_order() {
     request.extensions_mut().insert(api.user.clone());
     let mut body = api.server.handle(request).await.into_body();
     api.post(path, json!({"metadata": {"name": "c"}})).await;
-    api.patch(&format!("{path}/c"), "merge-patch", json!({"data": {"a": "1"}})).await;
-    api.call(Method::DELETE, &format!("{path}/c"), Value::Null).await;
+    api.patch(
+        &format!("{path}/c"),
+        "merge-patch",
+        json!({"data": {"a": "1"}}),
+    )
+    .await;
+    api.call(Method::DELETE, &format!("{path}/c"), Value::Null)
+        .await;
     let mut seen = Vec::new();
     while seen.len() < 3 {
         let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
@@ -229,16 +314,20 @@ async fn watches_deliver_changes_in_order() {
 async fn services_get_addresses_and_ports_of_their_own() {
     let api = Api::start().await;
     api.namespace().await;
-    let service = |name: &str| {
-        json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}})
-    };
+    let service = |name: &str| json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
     let creations = (0..20).map(|i| {
         let service = service(&format!("s{i}"));
         api.call(Method::POST, "/api/v1/namespaces/n/services", service)
     });
     let created = futures::future::join_all(creations).await;
-    let mut addresses: Vec<String> = created.iter().map(|(_, s)| s["spec"]["clusterIP"].to_string()).collect();
-    let mut ports: Vec<i64> = created.iter().map(|(_, s)| s["spec"]["ports"][0]["nodePort"].as_i64().unwrap()).collect();
+    let mut addresses: Vec<String> = created
+        .iter()
+        .map(|(_, s)| s["spec"]["clusterIP"].to_string())
+        .collect();
+    let mut ports: Vec<i64> = created
+        .iter()
+        .map(|(_, s)| s["spec"]["ports"][0]["nodePort"].as_i64().unwrap())
+        .collect();
     addresses.sort();
     addresses.dedup();
     ports.sort_unstable();
@@ -248,7 +337,12 @@ async fn services_get_addresses_and_ports_of_their_own() {
     taken["spec"]["clusterIP"] = "10.0.0.1".into();
     let (status, error) = api.post("/api/v1/namespaces/n/services", taken).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
-    assert!(error["message"].as_str().unwrap().contains("already allocated"));
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("already allocated")
+    );
 }
 
 #[tokio::test]
@@ -258,28 +352,61 @@ async fn users_do_what_roles_allow_and_nodes_read_what_their_pods_use() {
     let nobody = User::new("nobody", &[]);
     let get = |user: User, path: &'static str| {
         let api = &api;
-        async move { api.call_as(&user, Method::GET, path, "", Value::Null).await.0 }
+        async move {
+            api.call_as(&user, Method::GET, path, "", Value::Null)
+                .await
+                .0
+        }
     };
-    assert_eq!(get(nobody.clone(), "/api/v1/namespaces/n/pods").await, StatusCode::FORBIDDEN);
-    assert_eq!(get(User::anonymous(), "/api/v1/nodes").await, StatusCode::FORBIDDEN);
+    assert_eq!(
+        get(nobody.clone(), "/api/v1/namespaces/n/pods").await,
+        StatusCode::FORBIDDEN
+    );
+    assert_eq!(
+        get(User::anonymous(), "/api/v1/nodes").await,
+        StatusCode::FORBIDDEN
+    );
     assert_eq!(get(User::anonymous(), "/healthz").await, StatusCode::OK);
     let binding = json!({"metadata": {"name": "b"}, "subjects": [{"kind": "User", "name": "nobody"}],
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:aggregate-to-view"}});
-    api.post("/apis/rbac.authorization.k8s.io/v1/namespaces/n/rolebindings", binding).await;
-    assert_eq!(get(nobody.clone(), "/api/v1/namespaces/n/pods").await, StatusCode::OK);
-    assert_eq!(get(nobody, "/api/v1/namespaces/default/pods").await, StatusCode::FORBIDDEN);
+    api.post(
+        "/apis/rbac.authorization.k8s.io/v1/namespaces/n/rolebindings",
+        binding,
+    )
+    .await;
+    assert_eq!(
+        get(nobody.clone(), "/api/v1/namespaces/n/pods").await,
+        StatusCode::OK
+    );
+    assert_eq!(
+        get(nobody, "/api/v1/namespaces/default/pods").await,
+        StatusCode::FORBIDDEN
+    );
 
     for name in ["used", "other"] {
-        api.post("/api/v1/namespaces/n/secrets", json!({"metadata": {"name": name}})).await;
+        api.post(
+            "/api/v1/namespaces/n/secrets",
+            json!({"metadata": {"name": name}}),
+        )
+        .await;
     }
     let mut bound = pod("p");
     bound["spec"]["nodeName"] = "node1".into();
     bound["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "used"}}]);
     api.post("/api/v1/namespaces/n/pods", bound).await;
     let node = |name: &str| User::new(format!("system:node:{name}"), &["system:nodes"]);
-    assert_eq!(get(node("node1"), "/api/v1/namespaces/n/secrets/used").await, StatusCode::OK);
-    assert_eq!(get(node("node1"), "/api/v1/namespaces/n/secrets/other").await, StatusCode::FORBIDDEN);
-    assert_eq!(get(node("node2"), "/api/v1/namespaces/n/secrets/used").await, StatusCode::FORBIDDEN);
+    assert_eq!(
+        get(node("node1"), "/api/v1/namespaces/n/secrets/used").await,
+        StatusCode::OK
+    );
+    assert_eq!(
+        get(node("node1"), "/api/v1/namespaces/n/secrets/other").await,
+        StatusCode::FORBIDDEN
+    );
+    assert_eq!(
+        get(node("node2"), "/api/v1/namespaces/n/secrets/used").await,
+        StatusCode::FORBIDDEN
+    );
 }
 
 #[tokio::test]
@@ -292,11 +419,26 @@ async fn tokens_are_bound_and_reviewed() {
     assert_eq!(status, StatusCode::CREATED, "{answer}");
     let token = answer["status"]["token"].clone();
     let review = json!({"spec": {"token": token}});
-    let (_, reviewed) = api.post("/apis/authentication.k8s.io/v1/tokenreviews", review.clone()).await;
-    assert_eq!(reviewed["status"]["user"]["username"], "system:serviceaccount:n:default");
+    let (_, reviewed) = api
+        .post(
+            "/apis/authentication.k8s.io/v1/tokenreviews",
+            review.clone(),
+        )
+        .await;
+    assert_eq!(
+        reviewed["status"]["user"]["username"],
+        "system:serviceaccount:n:default"
+    );
     // The token dies with its account.
-    api.call(Method::DELETE, "/api/v1/namespaces/n/serviceaccounts/default", Value::Null).await;
-    let (_, reviewed) = api.post("/apis/authentication.k8s.io/v1/tokenreviews", review).await;
+    api.call(
+        Method::DELETE,
+        "/api/v1/namespaces/n/serviceaccounts/default",
+        Value::Null,
+    )
+    .await;
+    let (_, reviewed) = api
+        .post("/apis/authentication.k8s.io/v1/tokenreviews", review)
+        .await;
     assert_eq!(reviewed["status"]["authenticated"], false);
 }
 
@@ -312,7 +454,10 @@ async fn quotas_are_charged_before_anything_is_stored() {
     });
     let created = futures::future::join_all(creations).await;
     let count = |status: StatusCode| created.iter().filter(|(s, _)| *s == status).count();
-    assert_eq!((count(StatusCode::CREATED), count(StatusCode::FORBIDDEN)), (2, 4));
+    assert_eq!(
+        (count(StatusCode::CREATED), count(StatusCode::FORBIDDEN)),
+        (2, 4)
+    );
 }
 
 #[tokio::test]
@@ -324,23 +469,49 @@ async fn subresources_change_their_part_only() {
     let base = "/apis/apps/v1/namespaces/n/deployments";
     let (status, created) = api.post(base, deployment).await;
     assert_eq!(status, StatusCode::CREATED, "{created}");
-    assert_eq!(created["spec"]["strategy"]["rollingUpdate"]["maxSurge"], "25%");
-    let (_, scaled) = api.patch(&format!("{base}/d/scale"), "merge-patch", json!({"spec": {"replicas": 5}})).await;
+    assert_eq!(
+        created["spec"]["strategy"]["rollingUpdate"]["maxSurge"],
+        "25%"
+    );
+    let (_, scaled) = api
+        .patch(
+            &format!("{base}/d/scale"),
+            "merge-patch",
+            json!({"spec": {"replicas": 5}}),
+        )
+        .await;
     assert_eq!(scaled["spec"]["replicas"], 5);
     let (_, object) = api.get(&format!("{base}/d")).await;
-    assert_eq!((&object["spec"]["replicas"], &object["metadata"]["generation"]), (&5.into(), &2.into()));
+    assert_eq!(
+        (
+            &object["spec"]["replicas"],
+            &object["metadata"]["generation"]
+        ),
+        (&5.into(), &2.into())
+    );
     let status = json!({"status": {"replicas": 3}, "spec": {"replicas": 9}});
-    let (_, updated) = api.patch(&format!("{base}/d/status"), "merge-patch", status).await;
-    assert_eq!((&updated["status"]["replicas"], &updated["spec"]["replicas"]), (&3.into(), &5.into()));
+    let (_, updated) = api
+        .patch(&format!("{base}/d/status"), "merge-patch", status)
+        .await;
+    assert_eq!(
+        (&updated["status"]["replicas"], &updated["spec"]["replicas"]),
+        (&3.into(), &5.into())
+    );
     assert_eq!(updated["metadata"]["generation"], 2);
 
     api.post("/api/v1/namespaces/n/pods", pod("p")).await;
     let binding = json!({"target": {"kind": "Node", "name": "node1"}});
-    let (status, _) = api.post("/api/v1/namespaces/n/pods/p/binding", binding.clone()).await;
+    let (status, _) = api
+        .post("/api/v1/namespaces/n/pods/p/binding", binding.clone())
+        .await;
     assert_eq!(status, StatusCode::CREATED);
-    let (status, _) = api.post("/api/v1/namespaces/n/pods/p/binding", binding).await;
+    let (status, _) = api
+        .post("/api/v1/namespaces/n/pods/p/binding", binding)
+        .await;
     assert_eq!(status, StatusCode::CONFLICT);
-    let (_, terminating) = api.call(Method::DELETE, "/api/v1/namespaces/n/pods/p", Value::Null).await;
+    let (_, terminating) = api
+        .call(Method::DELETE, "/api/v1/namespaces/n/pods/p", Value::Null)
+        .await;
     assert_eq!(terminating["metadata"]["deletionGracePeriodSeconds"], 30);
 }
 
@@ -351,15 +522,35 @@ async fn tables_and_discovery_serve_kubectl() {
     api.post("/api/v1/namespaces/n/pods", pod("a")).await;
     let mut request = Request::builder()
         .uri("/api/v1/namespaces/n/pods")
-        .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io,application/json")
+        .header(
+            "accept",
+            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+        )
         .body(Full::new(bytes::Bytes::new()))
         .unwrap();
     request.extensions_mut().insert(api.user.clone());
-    let body = api.server.handle(request).await.into_body().collect().await.unwrap().to_bytes();
+    let body = api
+        .server
+        .handle(request)
+        .await
+        .into_body()
+        .collect()
+        .await
+        .unwrap()
+        .to_bytes();
     let table: Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!(table["rows"][0]["cells"].as_array().unwrap()[..3], [json!("a"), json!("0/1"), json!("Pending")]);
+    assert_eq!(
+        table["rows"][0]["cells"].as_array().unwrap()[..3],
+        [json!("a"), json!("0/1"), json!("Pending")]
+    );
     let (_, groups) = api.get("/apis").await;
-    assert!(groups["groups"].as_array().unwrap().iter().any(|g| g["name"] == "apps"));
+    assert!(
+        groups["groups"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|g| g["name"] == "apps")
+    );
     let (_, openapi) = api.get("/openapi/v3/apis/apps/v1").await;
     assert!(openapi["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"].is_object());
     let (status, _) = api.get("/apis/nothing/v1/here").await;

@@ -71,7 +71,13 @@ pub struct Range {
 impl Range {
     #[must_use]
     pub fn new(keys: Keys) -> Self {
-        Self { keys, revision: 0, limit: 0, keys_only: false, count_only: false }
+        Self {
+            keys,
+            revision: 0,
+            limit: 0,
+            keys_only: false,
+            count_only: false,
+        }
     }
 }
 

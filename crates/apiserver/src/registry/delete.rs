@@ -79,7 +79,7 @@ impl Registry {
                 };
                 match self.commit(at, current.revision, op).await? {
                     Committed::At(revision) => {
-                    self.settle(revision).await;
+                        self.settle(revision).await;
                         let mut object = object;
                         meta::set(&mut object, "resourceVersion", revision.to_string());
                         return Ok(if gone {

@@ -37,7 +37,9 @@ pub(super) struct Allocator {
 }
 
 /// An assignment in progress, held until the caches show it; nothing for kinds that are not services.
-pub(super) struct Assignment(#[expect(dead_code, reason = "held, not read")] Option<OwnedMutexGuard<()>>);
+pub(super) struct Assignment(
+    #[expect(dead_code, reason = "held, not read")] Option<OwnedMutexGuard<()>>,
+);
 
 struct InUse {
     addresses: HashSet<String>,

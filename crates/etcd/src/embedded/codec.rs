@@ -20,7 +20,12 @@ const HEADER: usize = 32;
 impl Record {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER + self.value.len());
-        for number in [self.mod_revision, self.create_revision, self.version, self.lease] {
+        for number in [
+            self.mod_revision,
+            self.create_revision,
+            self.version,
+            self.lease,
+        ] {
             bytes.extend_from_slice(&number.to_be_bytes());
         }
         bytes.extend_from_slice(&self.value);
@@ -28,7 +33,13 @@ impl Record {
     }
 
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let number = |i: usize| bytes.get(i * 8..i * 8 + 8)?.try_into().ok().map(i64::from_be_bytes);
+        let number = |i: usize| {
+            bytes
+                .get(i * 8..i * 8 + 8)?
+                .try_into()
+                .ok()
+                .map(i64::from_be_bytes)
+        };
         Some(Self {
             mod_revision: number(0)?,
             create_revision: number(1)?,
@@ -63,7 +74,10 @@ pub(super) fn log_key(revision: i64, position: u32) -> [u8; 12] {
 }
 
 pub(super) fn split_log_key(key: &[u8]) -> Option<(i64, u32)> {
-    Some((i64::from_be_bytes(key.get(..8)?.try_into().ok()?), u32::from_be_bytes(key.get(8..12)?.try_into().ok()?)))
+    Some((
+        i64::from_be_bytes(key.get(..8)?.try_into().ok()?),
+        u32::from_be_bytes(key.get(8..12)?.try_into().ok()?),
+    ))
 }
 
 /// Value of a log record: length of the key, the key, the record.

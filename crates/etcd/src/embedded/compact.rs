@@ -10,7 +10,10 @@ const BATCH: usize = 1000;
 impl Shared {
     pub(super) fn drop_history(&self, revision: i64) -> Result<(), Error> {
         let mut batch = self.database.batch();
-        for guard in self.log.range(..=codec::log_key(revision, u32::MAX).to_vec()) {
+        for guard in self
+            .log
+            .range(..=codec::log_key(revision, u32::MAX).to_vec())
+        {
             let (position, bytes) = guard.into_inner().map_err(storage)?;
             let (at, _) = codec::split_log_key(&position).ok_or_else(read::damaged)?;
             let (key, record) = codec::decode_log(&bytes).ok_or_else(read::damaged)?;
@@ -20,7 +23,9 @@ impl Shared {
             batch.remove(&self.log, position);
             batch.remove(&self.versions, codec::version_key(&key, at));
             if batch.len() >= 2 * BATCH {
-                std::mem::replace(&mut batch, self.database.batch()).commit().map_err(storage)?;
+                std::mem::replace(&mut batch, self.database.batch())
+                    .commit()
+                    .map_err(storage)?;
             }
         }
         batch.commit().map_err(storage)
@@ -29,7 +34,13 @@ impl Shared {
     /// The revision of the version that a read at `revision` finds.
     fn newest_at(&self, key: &[u8], revision: i64) -> Result<Option<i64>, Error> {
         let end = crate::prefix_end(&codec::version_prefix(key)).to_vec();
-        let Some(guard) = self.versions.range(codec::version_key(key, revision)..end).next() else { return Ok(None) };
+        let Some(guard) = self
+            .versions
+            .range(codec::version_key(key, revision)..end)
+            .next()
+        else {
+            return Ok(None);
+        };
         let version = guard.key().map_err(storage)?;
         Ok(codec::split_version_key(&version).map(|(_, at)| at))
     }

@@ -30,7 +30,11 @@ impl Leases {
         let mut leases = Self::default();
         for guard in shared.leases.iter() {
             let (id, ttl) = guard.into_inner().map_err(storage)?;
-            let number = |b: &[u8]| codec::read_u64(b).map(u64::cast_signed).ok_or_else(read::damaged);
+            let number = |b: &[u8]| {
+                codec::read_u64(b)
+                    .map(u64::cast_signed)
+                    .ok_or_else(read::damaged)
+            };
             leases.insert(number(&id)?, number(&ttl)?);
         }
         if leases.leases.is_empty() {
@@ -47,7 +51,14 @@ impl Leases {
     fn insert(&mut self, id: i64, ttl: i64) {
         let deadline = Instant::now() + Duration::from_secs(ttl.unsigned_abs());
         self.deadlines.insert((deadline, id));
-        self.leases.insert(id, Lease { ttl, deadline, keys: BTreeSet::new() });
+        self.leases.insert(
+            id,
+            Lease {
+                ttl,
+                deadline,
+                keys: BTreeSet::new(),
+            },
+        );
     }
 
     pub fn grant(&mut self, id: i64, ttl: i64) -> Result<(i64, i64), Error> {
@@ -75,7 +86,9 @@ impl Leases {
 
     /// The renewed time to live, 0 for an unknown lease.
     pub fn keep_alive(&mut self, id: i64) -> i64 {
-        let Some(lease) = self.leases.get_mut(&id) else { return 0 };
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return 0;
+        };
         self.deadlines.remove(&(lease.deadline, id));
         lease.deadline = Instant::now() + Duration::from_secs(lease.ttl.unsigned_abs());
         self.deadlines.insert((lease.deadline, id));
@@ -84,7 +97,9 @@ impl Leases {
 
     /// Forgets a lease; the keys that must go with it.
     pub fn revoke(&mut self, id: i64) -> BTreeSet<Bytes> {
-        let Some(lease) = self.leases.remove(&id) else { return BTreeSet::new() };
+        let Some(lease) = self.leases.remove(&id) else {
+            return BTreeSet::new();
+        };
         self.deadlines.remove(&(lease.deadline, id));
         lease.keys
     }
@@ -107,6 +122,10 @@ impl Leases {
     }
 
     pub fn expired(&self, now: Instant) -> Vec<i64> {
-        self.deadlines.iter().take_while(|(deadline, _)| *deadline <= now).map(|(_, id)| *id).collect()
+        self.deadlines
+            .iter()
+            .take_while(|(deadline, _)| *deadline <= now)
+            .map(|(_, id)| *id)
+            .collect()
     }
 }

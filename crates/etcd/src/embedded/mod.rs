@@ -54,8 +54,13 @@ pub enum OpenError {
     #[error("{path}: {source}")]
     Database { path: String, source: fjall::Error },
     #[error("{path}: {source}")]
-    Io { path: String, source: std::io::Error },
-    #[error("{path} has data of format {found}, this version knows {FORMAT}: run the version that wrote it, or restore a snapshot into an empty directory")]
+    Io {
+        path: String,
+        source: std::io::Error,
+    },
+    #[error(
+        "{path} has data of format {found}, this version knows {FORMAT}: run the version that wrote it, or restore a snapshot into an empty directory"
+    )]
     Format { path: String, found: u64 },
     #[error("{path} is in use by another process")]
     InUse { path: String },
@@ -72,9 +77,15 @@ impl Embedded {
         let path = directory.display().to_string();
         let fail = |source| match source {
             fjall::Error::Locked => OpenError::InUse { path: path.clone() },
-            source => OpenError::Database { path: path.clone(), source },
+            source => OpenError::Database {
+                path: path.clone(),
+                source,
+            },
         };
-        std::fs::create_dir_all(directory).map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        std::fs::create_dir_all(directory).map_err(|source| OpenError::Io {
+            path: path.clone(),
+            source,
+        })?;
         let database = Database::builder(directory)
             .cache_size(BLOCK_CACHE_BYTES)
             .worker_threads(1)
@@ -82,7 +93,11 @@ impl Embedded {
             .open()
             .map_err(fail)?;
         let keyspace = |name| {
-            database.keyspace(name, || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)).map_err(fail)
+            database
+                .keyspace(name, || {
+                    KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
+                })
+                .map_err(fail)
         };
         let shared = Shared {
             latest: keyspace("latest")?,
@@ -94,15 +109,23 @@ impl Embedded {
             database: database.clone(),
         };
         shared.check_format(&path)?;
-        let (revision, compacted) = shared.revisions().map_err(|e| OpenError::Damaged { path, what: e.to_string() })?;
+        let (revision, compacted) = shared.revisions().map_err(|e| OpenError::Damaged {
+            path,
+            what: e.to_string(),
+        })?;
         shared.hub.start(revision, compacted);
         let shared = Arc::new(shared);
-        let commands = writer::spawn(shared.clone(), revision)
-            .map_err(|source| OpenError::Io { path: directory.display().to_string(), source })?;
+        let commands = writer::spawn(shared.clone(), revision).map_err(|source| OpenError::Io {
+            path: directory.display().to_string(),
+            source,
+        })?;
         Ok(Self { shared, commands })
     }
 
-    async fn command<T>(&self, make: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command) -> Result<T, Error> {
+    async fn command<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
+    ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         let mut command = make(reply);
         // The queue is bounded; a full one holds back its callers without blocking a runtime thread.
@@ -122,15 +145,25 @@ impl Embedded {
 
 impl Shared {
     fn check_format(&self, path: &str) -> Result<(), OpenError> {
-        let fail = |source| OpenError::Database { path: path.to_owned(), source };
+        let fail = |source| OpenError::Database {
+            path: path.to_owned(),
+            source,
+        };
         match self.meta.get("format").map_err(fail)? {
             Some(bytes) => match codec::read_u64(&bytes) {
                 Some(FORMAT) => Ok(()),
-                found => Err(OpenError::Format { path: path.to_owned(), found: found.unwrap_or_default() }),
+                found => Err(OpenError::Format {
+                    path: path.to_owned(),
+                    found: found.unwrap_or_default(),
+                }),
             },
             None => {
-                self.meta.insert("format", FORMAT.to_be_bytes()).map_err(fail)?;
-                self.database.persist(fjall::PersistMode::SyncAll).map_err(fail)
+                self.meta
+                    .insert("format", FORMAT.to_be_bytes())
+                    .map_err(fail)?;
+                self.database
+                    .persist(fjall::PersistMode::SyncAll)
+                    .map_err(fail)
             }
         }
     }
@@ -139,9 +172,14 @@ impl Shared {
     fn revisions(&self) -> Result<(i64, i64), Error> {
         let read = |name: &str| -> Result<Option<i64>, Error> {
             let bytes = self.meta.get(name).map_err(storage)?;
-            Ok(bytes.and_then(|b| codec::read_u64(&b)).and_then(|n| i64::try_from(n).ok()))
+            Ok(bytes
+                .and_then(|b| codec::read_u64(&b))
+                .and_then(|n| i64::try_from(n).ok()))
         };
-        Ok((read("revision")?.unwrap_or(1), read("compacted")?.unwrap_or(0)))
+        Ok((
+            read("revision")?.unwrap_or(1),
+            read("compacted")?.unwrap_or(0),
+        ))
     }
 }
 
@@ -157,7 +195,9 @@ impl Store for Embedded {
             return self.shared.range(&range);
         }
         let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || shared.range(&range)).await.map_err(storage)?
+        tokio::task::spawn_blocking(move || shared.range(&range))
+            .await
+            .map_err(storage)?
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResult, Error> {
@@ -170,21 +210,27 @@ impl Store for Embedded {
     }
 
     async fn compact(&self, revision: i64) -> Result<(), Error> {
-        self.command(|reply| Command::Compact { revision, reply }).await?;
+        self.command(|reply| Command::Compact { revision, reply })
+            .await?;
         let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || shared.drop_history(revision)).await.map_err(storage)?
+        tokio::task::spawn_blocking(move || shared.drop_history(revision))
+            .await
+            .map_err(storage)?
     }
 
     async fn lease_grant(&self, id: i64, ttl: i64) -> Result<(i64, i64), Error> {
-        self.command(|reply| Command::LeaseGrant { id, ttl, reply }).await
+        self.command(|reply| Command::LeaseGrant { id, ttl, reply })
+            .await
     }
 
     async fn lease_revoke(&self, id: i64) -> Result<(), Error> {
-        self.command(|reply| Command::LeaseRevoke { id, reply }).await
+        self.command(|reply| Command::LeaseRevoke { id, reply })
+            .await
     }
 
     async fn lease_keep_alive(&self, id: i64) -> Result<i64, Error> {
-        self.command(|reply| Command::LeaseKeepAlive { id, reply }).await
+        self.command(|reply| Command::LeaseKeepAlive { id, reply })
+            .await
     }
 
     async fn revision(&self) -> Result<i64, Error> {

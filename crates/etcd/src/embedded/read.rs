@@ -18,7 +18,11 @@ pub(super) fn bounds(keys: &Keys) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
     match keys {
         Keys::One(key) => (Bound::Included(key.to_vec()), Bound::Included(key.to_vec())),
         Keys::Range(start, end) => {
-            let end = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end.to_vec()) };
+            let end = if end.is_empty() {
+                Bound::Unbounded
+            } else {
+                Bound::Excluded(end.to_vec())
+            };
             (Bound::Included(start.to_vec()), end)
         }
     }
@@ -28,7 +32,9 @@ impl Shared {
     pub(super) fn range(&self, range: &Range) -> Result<RangeResult, Error> {
         let snapshot = self.database.snapshot();
         let revision = match snapshot.get(&self.meta, "revision").map_err(storage)? {
-            Some(bytes) => codec::read_u64(&bytes).and_then(|n| i64::try_from(n).ok()).ok_or_else(damaged)?,
+            Some(bytes) => codec::read_u64(&bytes)
+                .and_then(|n| i64::try_from(n).ok())
+                .ok_or_else(damaged)?,
             None => 1,
         };
         if range.revision > revision {
@@ -38,7 +44,13 @@ impl Shared {
         if range.revision > 0 && range.revision < compact_revision {
             return Err(Error::Compacted { compact_revision });
         }
-        let mut collected = Collected { range, result: RangeResult { revision, ..RangeResult::default() } };
+        let mut collected = Collected {
+            range,
+            result: RangeResult {
+                revision,
+                ..RangeResult::default()
+            },
+        };
         if range.revision == 0 || range.revision == revision {
             if let Keys::One(key) = &range.keys {
                 if let Some(bytes) = snapshot.get(&self.latest, key).map_err(storage)? {
@@ -61,7 +73,12 @@ impl Shared {
     }
 
     /// Walks the versions of every key and picks the newest that is not newer than `revision`.
-    fn range_at(&self, snapshot: &fjall::Snapshot, revision: i64, mut collected: Collected<'_>) -> Result<RangeResult, Error> {
+    fn range_at(
+        &self,
+        snapshot: &fjall::Snapshot,
+        revision: i64,
+        mut collected: Collected<'_>,
+    ) -> Result<RangeResult, Error> {
         let (start, end) = match &collected.range.keys {
             Keys::One(key) => {
                 let prefix = codec::version_prefix(key);
@@ -75,7 +92,11 @@ impl Shared {
                     prefix.truncate(prefix.len() - 2);
                     prefix
                 };
-                let upper = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(escape(end)) };
+                let upper = if end.is_empty() {
+                    Bound::Unbounded
+                } else {
+                    Bound::Excluded(escape(end))
+                };
                 (Bound::Included(escape(start)), upper)
             }
         };
@@ -83,11 +104,19 @@ impl Shared {
         for guard in snapshot.range::<Vec<u8>, _>(&self.versions, (start, end)) {
             let (version, position) = guard.into_inner().map_err(storage)?;
             let (key, at) = codec::split_version_key(&version).ok_or_else(damaged)?;
-            if at > revision || done.as_ref() == Some(&key) || !collected.range.keys.contains(&key) {
+            if at > revision || done.as_ref() == Some(&key) || !collected.range.keys.contains(&key)
+            {
                 continue;
             }
-            let position = position.as_ref().try_into().map(u32::from_be_bytes).map_err(|_| damaged())?;
-            let bytes = snapshot.get(&self.log, codec::log_key(at, position)).map_err(storage)?.ok_or_else(damaged)?;
+            let position = position
+                .as_ref()
+                .try_into()
+                .map(u32::from_be_bytes)
+                .map_err(|_| damaged())?;
+            let bytes = snapshot
+                .get(&self.log, codec::log_key(at, position))
+                .map_err(storage)?
+                .ok_or_else(damaged)?;
             let (_, record) = codec::decode_log(&bytes).ok_or_else(damaged)?;
             if !record.is_deletion() {
                 collected.add(Bytes::from(key.clone()), record);
@@ -104,11 +133,23 @@ impl Shared {
             Bound::Included(codec::version_key(key, revision - 1)),
             Bound::Excluded(crate::prefix_end(&prefix).to_vec()),
         );
-        let Some(guard) = self.versions.range::<Vec<u8>, _>(range).next() else { return Ok(None) };
+        let Some(guard) = self.versions.range::<Vec<u8>, _>(range).next() else {
+            return Ok(None);
+        };
         let (version, position) = guard.into_inner().map_err(storage)?;
         let (_, at) = codec::split_version_key(&version).ok_or_else(damaged)?;
-        let position = position.as_ref().try_into().map(u32::from_be_bytes).map_err(|_| damaged())?;
-        let Some(bytes) = self.log.get(codec::log_key(at, position)).map_err(storage)? else { return Ok(None) };
+        let position = position
+            .as_ref()
+            .try_into()
+            .map(u32::from_be_bytes)
+            .map_err(|_| damaged())?;
+        let Some(bytes) = self
+            .log
+            .get(codec::log_key(at, position))
+            .map_err(storage)?
+        else {
+            return Ok(None);
+        };
         let (key, record) = codec::decode_log(&bytes).ok_or_else(damaged)?;
         Ok((!record.is_deletion()).then(|| record.into_kv(key)))
     }

@@ -35,7 +35,11 @@ pub(super) struct Revision {
 
 impl Default for Hub {
     fn default() -> Self {
-        Self { recent: Mutex::default(), revision: watch::Sender::new(1), compacted: 0.into() }
+        Self {
+            recent: Mutex::default(),
+            revision: watch::Sender::new(1),
+            compacted: 0.into(),
+        }
     }
 }
 
@@ -54,12 +58,15 @@ impl Hub {
     }
 
     pub fn set_compacted(&self, revision: i64) {
-        self.compacted.store(revision, std::sync::atomic::Ordering::Release);
+        self.compacted
+            .store(revision, std::sync::atomic::Ordering::Release);
     }
 
     /// Publishes durable changes, in order.
     pub fn publish(&self, revisions: Vec<Revision>) {
-        let Some(last) = revisions.last().map(|r| r.revision) else { return };
+        let Some(last) = revisions.last().map(|r| r.revision) else {
+            return;
+        };
         let mut recent = self.recent.lock();
         for revision in revisions {
             if recent.len() == RECENT {
@@ -84,9 +91,18 @@ impl Hub {
 
 pub(super) fn start(shared: Arc<Shared>, watch: Watch) -> WatchStream {
     let (sender, updates) = mpsc::channel(QUEUE);
-    let next = if watch.start_revision > 0 { watch.start_revision } else { shared.hub.revision() + 1 };
+    let next = if watch.start_revision > 0 {
+        watch.start_revision
+    } else {
+        shared.hub.revision() + 1
+    };
     tokio::spawn(async move {
-        let mut watcher = Watcher { shared, watch, next, sender };
+        let mut watcher = Watcher {
+            shared,
+            watch,
+            next,
+            sender,
+        };
         if let Err(error) = watcher.run().await {
             // The receiver may be gone; then nobody needs to know.
             let _ = watcher.sender.send(Err(error)).await;
@@ -123,15 +139,22 @@ impl Watcher {
                 Some(recent) => recent,
                 None => self.read_log().await?,
             };
-            let Some(last) = batch.last().map(|r| r.revision) else { continue };
+            let Some(last) = batch.last().map(|r| r.revision) else {
+                continue;
+            };
             self.next = last + 1;
             let events = self.select(&batch)?;
             let update = if events.is_empty() {
                 // Nothing of interest; a full queue means that progress is of no interest either.
-                let _ = self.sender.try_send(Ok(WatchUpdate::Progress { revision: last }));
+                let _ = self
+                    .sender
+                    .try_send(Ok(WatchUpdate::Progress { revision: last }));
                 continue;
             } else {
-                WatchUpdate::Events { revision: last, events }
+                WatchUpdate::Events {
+                    revision: last,
+                    events,
+                }
             };
             if self.sender.send(Ok(update)).await.is_err() {
                 return Ok(());
@@ -141,7 +164,11 @@ impl Watcher {
 
     fn select(&self, batch: &[Arc<Revision>]) -> Result<Vec<Event>, Error> {
         let mut selected = Vec::new();
-        for event in batch.iter().flat_map(|r| &r.events).filter(|e| self.watch.keys.contains(&e.kv.key)) {
+        for event in batch
+            .iter()
+            .flat_map(|r| &r.events)
+            .filter(|e| self.watch.keys.contains(&e.kv.key))
+        {
             let mut event = event.clone();
             if !self.watch.prev_kv {
                 event.prev = None;
@@ -156,15 +183,20 @@ impl Watcher {
     /// Whole revisions from the log, at least one.
     async fn read_log(&self) -> Result<Vec<Arc<Revision>>, Error> {
         let (shared, from) = (self.shared.clone(), self.next);
-        tokio::task::spawn_blocking(move || shared.read_log(from)).await.map_err(storage)?
+        tokio::task::spawn_blocking(move || shared.read_log(from))
+            .await
+            .map_err(storage)?
     }
 }
 
 impl Shared {
     fn read_log(&self, from: i64) -> Result<Vec<Arc<Revision>>, Error> {
         let mut revisions: Vec<Revision> = Vec::new();
-        let mut count = 0;
-        for guard in self.log.range(codec::log_key(from, 0).to_vec()..) {
+        for (count, guard) in self
+            .log
+            .range(codec::log_key(from, 0).to_vec()..)
+            .enumerate()
+        {
             let (position, bytes) = guard.into_inner().map_err(storage)?;
             let (revision, _) = codec::split_log_key(&position).ok_or_else(read::damaged)?;
             let (key, record) = codec::decode_log(&bytes).ok_or_else(read::damaged)?;
@@ -172,16 +204,21 @@ impl Shared {
                 if count >= CATCH_UP {
                     break;
                 }
-                revisions.push(Revision { revision, events: Vec::new() });
+                revisions.push(Revision {
+                    revision,
+                    events: Vec::new(),
+                });
             }
-            count += 1;
             if let Some(last) = revisions.last_mut() {
                 last.events.push(event(key, record));
             }
         }
         // Revisions without changes (none are written) or a log that ends early must still move the reader on.
         if revisions.is_empty() {
-            revisions.push(Revision { revision: self.hub.revision().max(from), events: Vec::new() });
+            revisions.push(Revision {
+                revision: self.hub.revision().max(from),
+                events: Vec::new(),
+            });
         }
         Ok(revisions.into_iter().map(Arc::new).collect())
     }
@@ -198,7 +235,15 @@ pub(super) fn event(key: bytes::Bytes, record: Record) -> Event {
             version: 0,
             lease: 0,
         };
-        return Event { kv, deleted: true, prev: None };
+        return Event {
+            kv,
+            deleted: true,
+            prev: None,
+        };
     }
-    Event { kv: record.into_kv(key), deleted: false, prev: None }
+    Event {
+        kv: record.into_kv(key),
+        deleted: false,
+        prev: None,
+    }
 }

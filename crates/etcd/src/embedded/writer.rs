@@ -14,7 +14,8 @@ use super::lease::Leases;
 use super::watch::{Revision, event};
 use super::{Shared, WRITE_QUEUE, read, storage};
 use crate::{
-    Compare, CompareOp, Delete, Error, KeyValue, Keys, Op, OpResult, Put, Range, RangeResult, Target, Txn, TxnResult,
+    Compare, CompareOp, Delete, Error, KeyValue, Keys, Op, OpResult, Put, Range, RangeResult,
+    Target, Txn, TxnResult,
 };
 
 /// Transactions committed with one fsync.
@@ -23,11 +24,27 @@ const GROUP: usize = 512;
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 pub(super) enum Command {
-    Txn { txn: Txn, reply: Reply<TxnResult> },
-    Compact { revision: i64, reply: Reply<()> },
-    LeaseGrant { id: i64, ttl: i64, reply: Reply<(i64, i64)> },
-    LeaseRevoke { id: i64, reply: Reply<()> },
-    LeaseKeepAlive { id: i64, reply: Reply<i64> },
+    Txn {
+        txn: Txn,
+        reply: Reply<TxnResult>,
+    },
+    Compact {
+        revision: i64,
+        reply: Reply<()>,
+    },
+    LeaseGrant {
+        id: i64,
+        ttl: i64,
+        reply: Reply<(i64, i64)>,
+    },
+    LeaseRevoke {
+        id: i64,
+        reply: Reply<()>,
+    },
+    LeaseKeepAlive {
+        id: i64,
+        reply: Reply<i64>,
+    },
 }
 
 pub(super) fn spawn(shared: Arc<Shared>, revision: i64) -> std::io::Result<SyncSender<Command>> {
@@ -35,7 +52,14 @@ pub(super) fn spawn(shared: Arc<Shared>, revision: i64) -> std::io::Result<SyncS
     let leases = Leases::load(&shared).map_err(std::io::Error::other)?;
     std::thread::Builder::new()
         .name("etcd-writer".into())
-        .spawn(move || Writer { shared, revision, leases }.run(&receiver))?;
+        .spawn(move || {
+            Writer {
+                shared,
+                revision,
+                leases,
+            }
+            .run(&receiver)
+        })?;
     Ok(sender)
 }
 
@@ -44,6 +68,9 @@ struct Writer {
     revision: i64,
     leases: Leases,
 }
+
+/// Gives one command its answer.
+type Answer = Box<dyn FnOnce(Result<(), Error>)>;
 
 /// What one group of commands will have written.
 #[derive(Default)]
@@ -54,7 +81,7 @@ struct Group {
     log: Vec<(i64, u32, Bytes, Record)>,
     leases: Vec<(i64, Option<i64>)>,
     /// Answers to give once the group is durable.
-    replies: Vec<Box<dyn FnOnce(Result<(), Error>)>>,
+    replies: Vec<Answer>,
     compacted: Option<i64>,
 }
 
@@ -75,7 +102,9 @@ impl Writer {
     fn run(mut self, commands: &Receiver<Command>) {
         loop {
             let first = match self.leases.next_expiry() {
-                Some(deadline) => commands.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+                Some(deadline) => {
+                    commands.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+                }
                 None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             let mut group = Group::default();
@@ -116,7 +145,11 @@ impl Writer {
                 group.answer(reply, result);
             }
             Command::LeaseRevoke { id, reply } => {
-                let result = if self.leases.contains(id) { self.revoke(id, group) } else { Err(Error::LeaseNotFound) };
+                let result = if self.leases.contains(id) {
+                    self.revoke(id, group)
+                } else {
+                    Err(Error::LeaseNotFound)
+                };
                 group.answer(reply, result);
             }
             Command::LeaseKeepAlive { id, reply } => {
@@ -127,7 +160,9 @@ impl Writer {
     }
 
     fn compact(&self, revision: i64, group: &mut Group) -> Result<(), Error> {
-        let compact_revision = group.compacted.unwrap_or_else(|| self.shared.hub.compacted());
+        let compact_revision = group
+            .compacted
+            .unwrap_or_else(|| self.shared.hub.compacted());
         if revision <= compact_revision {
             return Err(Error::Compacted { compact_revision });
         }
@@ -141,13 +176,32 @@ impl Writer {
     fn revoke(&mut self, lease: i64, group: &mut Group) -> Result<(), Error> {
         let keys = self.leases.revoke(lease);
         group.leases.push((lease, None));
-        let deletions =
-            keys.into_iter().map(|key| Op::Delete(Delete { keys: Keys::One(key), prev_kv: false })).collect();
-        self.transaction(&Txn { success: deletions, ..Txn::default() }, group).map(drop)
+        let deletions = keys
+            .into_iter()
+            .map(|key| {
+                Op::Delete(Delete {
+                    keys: Keys::One(key),
+                    prev_kv: false,
+                })
+            })
+            .collect();
+        self.transaction(
+            &Txn {
+                success: deletions,
+                ..Txn::default()
+            },
+            group,
+        )
+        .map(drop)
     }
 
     fn transaction(&mut self, txn: &Txn, group: &mut Group) -> Result<TxnResult, Error> {
-        let mut write = Write { writer: self, group, revision: 0, changes: Vec::new() };
+        let mut write = Write {
+            writer: self,
+            group,
+            revision: 0,
+            changes: Vec::new(),
+        };
         write.revision = write.writer.revision + 1;
         let result = write.transaction(txn);
         let changes = std::mem::take(&mut write.changes);
@@ -178,13 +232,19 @@ impl Writer {
         let mut events = Vec::with_capacity(changes.len());
         for (position, change) in (0_u32..).zip(changes) {
             let before = change.before.as_ref().map_or(0, |b| b.lease);
-            self.leases.move_key(&change.key, before, change.record.lease);
+            self.leases
+                .move_key(&change.key, before, change.record.lease);
             let mut event = event(change.key.clone(), change.record.clone());
             event.prev = change.before.map(|b| b.into_kv(change.key.clone()));
             events.push(event);
-            group.log.push((self.revision, position, change.key, change.record));
+            group
+                .log
+                .push((self.revision, position, change.key, change.record));
         }
-        group.revisions.push(Revision { revision: self.revision, events });
+        group.revisions.push(Revision {
+            revision: self.revision,
+            events,
+        });
     }
 
     fn commit(&mut self, group: Group) {
@@ -220,7 +280,10 @@ impl Writer {
 
     fn persist(&self, group: &Group) -> Result<(), Error> {
         let shared = &self.shared;
-        let mut batch = shared.database.batch().durability(Some(fjall::PersistMode::SyncData));
+        let mut batch = shared
+            .database
+            .batch()
+            .durability(Some(fjall::PersistMode::SyncData));
         for (key, record) in &group.latest {
             match record {
                 Some(record) => batch.insert(&shared.latest, key.to_vec(), record.encode()),
@@ -228,8 +291,16 @@ impl Writer {
             }
         }
         for (revision, position, key, record) in &group.log {
-            batch.insert(&shared.log, codec::log_key(*revision, *position).to_vec(), codec::encode_log(key, record));
-            batch.insert(&shared.versions, codec::version_key(key, *revision), position.to_be_bytes().to_vec());
+            batch.insert(
+                &shared.log,
+                codec::log_key(*revision, *position).to_vec(),
+                codec::encode_log(key, record),
+            );
+            batch.insert(
+                &shared.versions,
+                codec::version_key(key, *revision),
+                position.to_be_bytes().to_vec(),
+            );
         }
         for (id, ttl) in &group.leases {
             match ttl {
@@ -251,7 +322,17 @@ fn stamp(mut result: TxnResult, revision: i64) -> TxnResult {
         match op {
             OpResult::Range(range) => range.revision = revision,
             OpResult::Txn(nested) => {
-                *nested = stamp(std::mem::replace(nested, TxnResult { revision, succeeded: false, results: Vec::new() }), revision);
+                *nested = stamp(
+                    std::mem::replace(
+                        nested,
+                        TxnResult {
+                            revision,
+                            succeeded: false,
+                            results: Vec::new(),
+                        },
+                    ),
+                    revision,
+                );
             }
             OpResult::Put { .. } | OpResult::Delete { .. } => {}
         }
@@ -310,17 +391,27 @@ impl Write<'_> {
         for compare in &txn.compares {
             succeeded &= self.compare(compare)?;
         }
-        let ops = if succeeded { &txn.success } else { &txn.failure };
+        let ops = if succeeded {
+            &txn.success
+        } else {
+            &txn.failure
+        };
         let mut results = Vec::with_capacity(ops.len());
         for op in ops {
             results.push(match op {
                 Op::Range(range) => OpResult::Range(self.range(range)?),
-                Op::Put(put) => OpResult::Put { prev: self.put(put)? },
+                Op::Put(put) => OpResult::Put {
+                    prev: self.put(put)?,
+                },
                 Op::Delete(delete) => self.delete(delete)?,
                 Op::Txn(nested) => OpResult::Txn(self.transaction(nested)?),
             });
         }
-        Ok(TxnResult { revision: 0, succeeded, results })
+        Ok(TxnResult {
+            revision: 0,
+            succeeded,
+            results,
+        })
     }
 
     fn current(&self, key: &Bytes) -> Result<Option<Record>, Error> {
@@ -336,12 +427,24 @@ impl Write<'_> {
     /// All live records of an interval, in order.
     fn records(&self, keys: &Keys) -> Result<Vec<(Bytes, Record)>, Error> {
         if let Keys::One(key) = keys {
-            return Ok(self.current(key)?.map(|r| (key.clone(), r)).into_iter().collect());
+            return Ok(self
+                .current(key)?
+                .map(|r| (key.clone(), r))
+                .into_iter()
+                .collect());
         }
         let mut merged = BTreeMap::new();
-        for guard in self.writer.shared.latest.range::<Vec<u8>, _>(read::bounds(keys)) {
+        for guard in self
+            .writer
+            .shared
+            .latest
+            .range::<Vec<u8>, _>(read::bounds(keys))
+        {
             let (key, value) = guard.into_inner().map_err(storage)?;
-            merged.insert(Bytes::copy_from_slice(&key), Record::decode(&value).ok_or_else(read::damaged)?);
+            merged.insert(
+                Bytes::copy_from_slice(&key),
+                Record::decode(&value).ok_or_else(read::damaged)?,
+            );
         }
         for (key, record) in self.group.latest.iter().filter(|(k, _)| keys.contains(k)) {
             match record {
@@ -356,7 +459,13 @@ impl Write<'_> {
         let records = self.records(&compare.keys)?;
         if records.is_empty() {
             // A missing key compares as zeros; a value cannot be compared with nothing.
-            let zero = Record { mod_revision: 0, create_revision: 0, version: 0, lease: 0, value: Bytes::new() };
+            let zero = Record {
+                mod_revision: 0,
+                create_revision: 0,
+                version: 0,
+                lease: 0,
+                value: Bytes::new(),
+            };
             return Ok(!matches!(compare.target, Target::Value(_)) && holds(compare, &zero));
         }
         Ok(records.iter().all(|(_, record)| holds(compare, record)))
@@ -371,14 +480,27 @@ impl Write<'_> {
         }
         let records = self.records(&range.keys)?;
         let count = i64::try_from(records.len()).unwrap_or(i64::MAX);
-        let limit = if range.limit == 0 { usize::MAX } else { range.limit };
+        let limit = if range.limit == 0 {
+            usize::MAX
+        } else {
+            range.limit
+        };
         let more = records.len() > limit;
         let kvs = if range.count_only {
             Vec::new()
         } else {
-            records.into_iter().take(limit).map(|(key, record)| strip(record.into_kv(key), range.keys_only)).collect()
+            records
+                .into_iter()
+                .take(limit)
+                .map(|(key, record)| strip(record.into_kv(key), range.keys_only))
+                .collect()
         };
-        Ok(RangeResult { revision: self.revision, kvs, count, more })
+        Ok(RangeResult {
+            revision: self.revision,
+            kvs,
+            count,
+            more,
+        })
     }
 
     fn put(&mut self, put: &Put) -> Result<Option<KeyValue>, Error> {
@@ -404,7 +526,11 @@ impl Write<'_> {
         if record.lease != 0 && !self.writer.leases.contains(record.lease) {
             return Err(Error::LeaseNotFound);
         }
-        let prev = if put.prev_kv { before.clone().map(|b| b.into_kv(put.key.clone())) } else { None };
+        let prev = if put.prev_kv {
+            before.clone().map(|b| b.into_kv(put.key.clone()))
+        } else {
+            None
+        };
         self.change(put.key.clone(), record, before);
         Ok(prev)
     }
@@ -417,8 +543,13 @@ impl Write<'_> {
             if delete.prev_kv {
                 prev.push(before.clone().into_kv(key.clone()));
             }
-            let tombstone =
-                Record { mod_revision: self.revision, create_revision: 0, version: 0, lease: 0, value: Bytes::new() };
+            let tombstone = Record {
+                mod_revision: self.revision,
+                create_revision: 0,
+                version: 0,
+                lease: 0,
+                value: Bytes::new(),
+            };
             self.change(key, tombstone, Some(before));
         }
         Ok(OpResult::Delete { deleted, prev })
@@ -427,7 +558,12 @@ impl Write<'_> {
     fn change(&mut self, key: Bytes, record: Record, before: Option<Record>) {
         let live = (!record.is_deletion()).then(|| record.clone());
         let before_in_group = self.group.latest.insert(key.clone(), live);
-        self.changes.push(Change { key, record, before, before_in_group });
+        self.changes.push(Change {
+            key,
+            record,
+            before,
+            before_in_group,
+        });
     }
 }
 
