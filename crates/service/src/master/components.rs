@@ -1,0 +1,53 @@
+//! The components beside the API server, each with its own identity.
+
+use std::sync::Arc;
+
+use fluyt_apiserver::{MASTERS, Server, User};
+use fluyt_controller_manager::config::SigningAuthority;
+use ipnet::IpNet;
+use kube::Client;
+
+use super::pki::Keys;
+use super::{Config, addons};
+use crate::tasks::Components;
+
+/// Starts all of them.
+pub fn spawn_all(components: &Components, server: &Arc<Server>, config: &Arc<Config>, keys: &Arc<Keys>) {
+    let client = as_user(server, User::new("system:addon-manager", &[MASTERS]));
+    let of = config.clone();
+    components.spawn("addon-manager", move |shutdown| addons::run(of.clone(), client.clone(), shutdown));
+
+    let client = as_user(server, User::new("system:kube-scheduler", &[]));
+    components.spawn("kube-scheduler", move |shutdown| {
+        fluyt_scheduler::start(fluyt_scheduler::Config::default(), client.clone(), shutdown)
+    });
+
+    let client = as_user(server, User::new("system:kube-controller-manager", &[]));
+    let (server, config, keys) = (server.clone(), config.clone(), keys.clone());
+    components.spawn("kube-controller-manager", move |shutdown| {
+        let settings = controller_manager(&server, &config, &keys, client.clone());
+        fluyt_controller_manager::start(settings, client.clone(), shutdown)
+    });
+}
+
+fn as_user(server: &Arc<Server>, user: User) -> Client {
+    Client::new(server.service(user), "default")
+}
+
+fn controller_manager(server: &Arc<Server>, config: &Config, keys: &Keys, client: Client) -> fluyt_controller_manager::Config {
+    let server = server.clone();
+    fluyt_controller_manager::Config {
+        // The API server itself vouches for the controllers' identities: they need no tokens.
+        client_for: Arc::new(move |account| as_user(&server, User::service_account("kube-system", account, ""))),
+        cluster_cidrs: vec![IpNet::V4(config.pod_cidr)],
+        allocate_node_cidrs: true,
+        service_cluster_ip_range: Some(IpNet::V4(config.service_cidr)),
+        cluster_signing: Some(SigningAuthority {
+            certificate: keys.ca.certificate_pem().to_owned(),
+            key: keys.ca.key_pem().to_owned(),
+        }),
+        root_ca: Some(keys.ca.certificate_pem().to_owned()),
+        service_account_private_key: Some(keys.service_account_pem.clone()),
+        ..fluyt_controller_manager::Config::for_client(client)
+    }
+}
