@@ -206,12 +206,12 @@ impl Controller {
         }
         let sets = self.owned_replica_sets(&key, &deployment).await?;
         if deployment.metadata.deletion_timestamp.is_some() {
-            let mut rollout = self.split(deployment, sets, NewReplicaSet::Find).await?;
+            let mut rollout = Box::pin(self.split(deployment, sets, NewReplicaSet::Find)).await?;
             return self.write_status(&mut rollout, &cached, false).await;
         }
         conditions::note_pause(&mut deployment);
         if is_paused(&deployment) || scaling::is_scaling_event(&deployment, &sets) {
-            let mut rollout = self.split(deployment, sets, NewReplicaSet::Find).await?;
+            let mut rollout = Box::pin(self.split(deployment, sets, NewReplicaSet::Find)).await?;
             self.scale(&mut rollout).await?;
             if is_paused(&rollout.deployment) {
                 self.clean_up(&rollout).await?;
@@ -223,7 +223,7 @@ impl Controller {
         } else {
             NewReplicaSet::Create
         };
-        let mut rollout = self.split(deployment, sets, create).await?;
+        let mut rollout = Box::pin(self.split(deployment, sets, create)).await?;
         let moved = if is_recreate(&rollout.deployment) {
             self.recreate(&mut rollout).await?
         } else {

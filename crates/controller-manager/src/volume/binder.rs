@@ -125,19 +125,19 @@ impl Controller {
     async fn reconcile(&self, task: Task) -> anyhow::Result<Action> {
         match task {
             Task::Claim(key) => match self.claims.get_key(&key) {
-                Some(claim) => self.reconcile_claim(&claim).await?,
+                Some(claim) => Box::pin(self.reconcile_claim(&claim)).await?,
                 // Its volume has to notice.
                 None => {
                     for volume in self.volumes.list() {
                         if claim_of(&volume).as_ref() == Some(&key) {
-                            self.reconcile_volume(&volume).await?;
+                            Box::pin(self.reconcile_volume(&volume)).await?;
                         }
                     }
                 }
             },
             Task::Volume(key) => {
                 if let Some(volume) = self.volumes.get_key(&key) {
-                    self.reconcile_volume(&volume).await?;
+                    Box::pin(self.reconcile_volume(&volume)).await?;
                 }
             }
         }
@@ -146,7 +146,7 @@ impl Controller {
 
     async fn reconcile_claim(&self, claim: &Arc<PersistentVolumeClaim>) -> anyhow::Result<()> {
         if let Some(wanted) = volume_name(claim) {
-            return self.reconcile_named(claim, wanted).await;
+            return Box::pin(self.reconcile_named(claim, wanted)).await;
         }
         if claim.metadata.deletion_timestamp.is_some() {
             return Ok(());
@@ -159,7 +159,7 @@ impl Controller {
         let selected = annotation(&claim.metadata, SELECTED_NODE);
         // Of a class that waits the scheduler chooses the volume, and reserves it for the claim.
         if let Some(volume) = matching::find(&self.volumes.list(), claim, waits) {
-            return self.bind(claim, &volume).await;
+            return Box::pin(self.bind(claim, &volume)).await;
         }
         if waits && selected.is_none() {
             let message = "waiting for first consumer to be created before binding";
@@ -212,7 +212,7 @@ impl Controller {
             .is_some_and(|spec| spec.claim_ref.is_none());
         if refers_to(&volume, claim) || (is_free && (was_bound || matching::suits(&volume, claim)))
         {
-            return self.bind(claim, &volume).await;
+            return Box::pin(self.bind(claim, &volume)).await;
         }
         if was_bound {
             let message = "Two claims are bound to the same volume, this one is bound incorrectly";
@@ -473,7 +473,9 @@ impl Controller {
                 self.set_phase((**volume).clone(), "Bound").await?;
                 Ok(())
             }
-            Some(claim) if volume_name(&claim).is_none() => self.reconcile_claim(&claim).await,
+            Some(claim) if volume_name(&claim).is_none() => {
+                Box::pin(self.reconcile_claim(&claim)).await
+            }
             // The claim went to another volume.
             Some(_) if annotation(&volume.metadata, super::PROVISIONED_BY).is_some() => {
                 self.reclaim(volume).await

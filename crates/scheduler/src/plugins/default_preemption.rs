@@ -118,7 +118,7 @@ fn victims_on(
         return Err(rejection.reasons.join(", "));
     }
     // The most important are put back first; within budgets those whose loss would violate one.
-    lower.sort_by(|a, b| importance(b).cmp(&importance(a)));
+    lower.sort_by_key(|pod| std::cmp::Reverse(importance(pod)));
     let (violating, others) = split_by_budgets(lower, budgets);
     let mut victims = Vec::new();
     let mut budget_violations = 0;
@@ -134,7 +134,7 @@ fn victims_on(
             victims.push(other);
         }
     }
-    victims.sort_by(|a, b| importance(b).cmp(&importance(a)));
+    victims.sort_by_key(|pod| std::cmp::Reverse(importance(pod)));
     Ok(Candidate {
         node: node.name().to_owned(),
         victims,
