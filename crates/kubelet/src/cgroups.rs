@@ -112,10 +112,25 @@ impl Cgroups {
             QosClass::BestEffort,
         ] {
             let name = format!("{}/pod{uid}", self.class(class));
-            for dir in self.dirs(&name) {
+            for dir in self.all_dirs(&name) {
                 remove_tree(&dir);
             }
         }
+    }
+
+    /// A cgroup in every hierarchy there is: runtimes use also those that we don't.
+    fn all_dirs(&self, name: &str) -> Vec<PathBuf> {
+        if self.version == Version::V2 {
+            return self.dirs(name);
+        }
+        let hierarchies = std::fs::read_dir(&self.mount)
+            .into_iter()
+            .flatten()
+            .flatten();
+        hierarchies
+            .map(|hierarchy| hierarchy.path().join(name.trim_start_matches('/')))
+            .filter(|dir| dir.is_dir())
+            .collect()
     }
 
     /// Uids of the pods that have a cgroup.

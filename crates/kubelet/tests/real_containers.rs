@@ -406,7 +406,7 @@ async fn inside() {
         run(
             &api,
             &name,
-            json!({"terminationGracePeriodSeconds": 0, "containers": [{"name": "c", "image": IMAGE,
+            json!({"terminationGracePeriodSeconds": 1, "containers": [{"name": "c", "image": IMAGE,
             "imagePullPolicy": "IfNotPresent", "command": ["sleep", "1000"]}]}),
         );
         until(&api, "running", &name, |pod| phase(pod) == "Running").await;
@@ -421,14 +421,15 @@ async fn inside() {
     );
     for pod in api.list::<Pod>() {
         let name = pod.metadata.name.unwrap();
-        delete(&api, &name, 0);
-        gone(&api, &name).await;
+        delete(&api, &name, 1);
     }
+    api.until("all pods are gone", |api| api.list::<Pod>().is_empty())
+        .await;
     stop.cancel();
     kubelet.await.unwrap().unwrap();
     shutdown.cancel();
     for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-        remove_cgroup(&controller.path().join(&cgroup));
+        support::remove_cgroup(&controller.path().join(&cgroup));
     }
 }
 
@@ -499,15 +500,6 @@ impl ServerApi {
             .map(tokio_tungstenite::tungstenite::Message::into_data);
         String::from_utf8_lossy(&data.collect::<Vec<_>>().concat()).into_owned()
     }
-}
-
-fn remove_cgroup(dir: &Path) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().unwrap().is_dir() {
-            remove_cgroup(&entry.path());
-        }
-    }
-    let _ = std::fs::remove_dir(dir);
 }
 
 fn run(api: &FakeApi, name: &str, spec: serde_json::Value) -> Pod {

@@ -1,5 +1,5 @@
 //! Reading a pod's status, for the tests.
-#![allow(dead_code)] // Not every test reads everything.
+#![allow(dead_code, clippy::unwrap_used)] // Not every test reads everything.
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
@@ -32,4 +32,14 @@ pub fn waiting_for<'a>(pod: &'a Pod, name: &str) -> &'a str {
     waiting
         .and_then(|waiting| waiting.reason.as_deref())
         .unwrap_or_default()
+}
+
+/// A cgroup and all below it, once they are empty.
+pub fn remove_cgroup(dir: &std::path::Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(dir);
 }
