@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use fluyt_apiserver::dial::Dialer as _;
 use fluyt_apiserver::{MASTERS, Server, User};
 use fluyt_controller_manager::config::SigningAuthority;
 use ipnet::IpNet;
 use kube::Client;
 
 use super::pki::Keys;
-use super::{Config, addons};
+use super::{Config, InNetwork, addons};
 use crate::tasks::Components;
 
 /// Starts all of them.
@@ -20,6 +21,12 @@ pub fn spawn_all(components: &Components, server: &Arc<Server>, config: &Arc<Con
     let client = as_user(server, User::new("system:kube-scheduler", &[]));
     components.spawn("kube-scheduler", move |shutdown| {
         fluyt_scheduler::start(fluyt_scheduler::Config::default(), client.clone(), shutdown)
+    });
+
+    let client = as_user(server, User::service_account("kube-system", "service-controller", ""));
+    let settings = cloud_controller_manager(config);
+    components.spawn("cloud-controller-manager", move |shutdown| {
+        fluyt_cloud_controller_manager::start(settings.clone(), client.clone(), shutdown)
     });
 
     let client = as_user(server, User::new("system:kube-controller-manager", &[]));
@@ -49,5 +56,16 @@ fn controller_manager(server: &Arc<Server>, config: &Config, keys: &Keys, client
         root_ca: Some(keys.ca.certificate_pem().to_owned()),
         service_account_private_key: Some(keys.service_account_pem.clone()),
         ..fluyt_controller_manager::Config::for_client(client)
+    }
+}
+
+fn cloud_controller_manager(config: &Config) -> fluyt_cloud_controller_manager::Config {
+    let network = Arc::new(InNetwork(config.network_namespace.clone()));
+    fluyt_cloud_controller_manager::Config {
+        load_balancer_pool: config.load_balancer_pool,
+        connect: Arc::new(move |address| {
+            let network = network.clone();
+            Box::pin(async move { network.connect(address).await })
+        }),
     }
 }

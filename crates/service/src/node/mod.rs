@@ -8,6 +8,8 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use futures::StreamExt as _;
+use inotify::{Inotify, WatchMask};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -68,8 +70,41 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         let args = parse::<fluyt_kubelet::Args>(&kubelet_flags);
         async move { fluyt_kubelet::run(args?, shutdown).await }
     });
+    let proxy_flags = kube_proxy_flags(&config);
+    components.spawn("kube-proxy", move |shutdown| {
+        let args = parse::<fluyt_kube_proxy::Args>(&proxy_flags);
+        async move {
+            // It shares the kubelet's identity, which is there once the node has joined.
+            if !joined(&shutdown).await? {
+                return Ok(());
+            }
+            fluyt_kube_proxy::run(args?, shutdown).await
+        }
+    });
     components.spawn("routes", move |shutdown| routes::run(config.name.clone(), shutdown));
     components.finished().await;
+    Ok(())
+}
+
+/// Resolves when the kubelet has got its certificate; false at shutdown.
+async fn joined(shutdown: &CancellationToken) -> anyhow::Result<bool> {
+    tokio::select! {
+        there = file(Path::new(KUBECONFIG)) => there.map(|()| true),
+        () = shutdown.cancelled() => Ok(false),
+    }
+}
+
+/// Resolves when the file is there.
+async fn file(path: &Path) -> anyhow::Result<()> {
+    let directory = path.parent().context("a file has a directory")?;
+    std::fs::create_dir_all(directory)?;
+    let watcher = Inotify::init()?;
+    watcher.watches().add(directory, WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE)?;
+    let mut events = watcher.into_event_stream([0; 1024])?;
+    // Looked at after the watch began: nothing is missed.
+    while !path.metadata().is_ok_and(|m| m.len() > 0) {
+        events.next().await.context("the watch of a directory ended")??;
+    }
     Ok(())
 }
 
@@ -112,6 +147,15 @@ fn kubelet_flags(config: &Config) -> Vec<String> {
     flags
 }
 
+fn kube_proxy_flags(config: &Config) -> Vec<String> {
+    vec![
+        format!("--kubeconfig={KUBECONFIG}"),
+        format!("--hostname-override={}", config.name),
+        format!("--cluster-cidr={}", config.pod_cidr),
+        "--proxy-mode=nftables".to_owned(),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +176,7 @@ mod tests {
         let kubelet = parse::<fluyt_kubelet::Args>(&kubelet_flags(&config)).unwrap();
         assert_eq!(kubelet.node_labels, ["a=b", "c="]);
         let runtime = parse::<fluyt_container_runtime::Args>(&container_runtime_flags(&config)).unwrap();
+        assert!(parse::<fluyt_kube_proxy::Args>(&kube_proxy_flags(&config)).is_ok());
         assert_eq!(runtime.cni_non_masquerade_cidr.len(), 2);
     }
 }

@@ -2,12 +2,8 @@
 
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::Context as _;
 use fluyt_client::{Informer, Selectors, kubeconfig};
-use futures::StreamExt as _;
-use inotify::{Inotify, WatchMask};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
@@ -15,9 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Keeps the routes in step with the Nodes until shutdown.
 pub async fn run(own: String, shutdown: CancellationToken) -> anyhow::Result<()> {
-    tokio::select! {
-        there = file(Path::new(super::KUBECONFIG)) => there?,
-        () = shutdown.cancelled() => return Ok(()),
+    if !super::joined(&shutdown).await? {
+        return Ok(());
     }
     let client = kubeconfig::client(Some(Path::new(super::KUBECONFIG)), "fluyt-node").await?;
     let nodes = Informer::<Node>::start(Api::all(client), Selectors::default(), shutdown.clone());
@@ -48,18 +43,4 @@ fn route(node: &Node, own: &str) -> Option<(Ipv4Net, Ipv4Addr)> {
     let addresses = node.status.as_ref()?.addresses.as_ref()?;
     let internal = addresses.iter().find(|a| a.type_ == "InternalIP")?;
     Some((pods, internal.address.parse().ok()?))
-}
-
-/// Resolves when the file is there.
-async fn file(path: &Path) -> anyhow::Result<()> {
-    let directory = path.parent().context("a file has a directory")?;
-    std::fs::create_dir_all(directory)?;
-    let watcher = Inotify::init()?;
-    watcher.watches().add(directory, WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE)?;
-    let mut events = watcher.into_event_stream([0; 1024])?;
-    // Looked at after the watch began: nothing is missed.
-    while !path.metadata().is_ok_and(|m| m.len() > 0) {
-        let _ = tokio::time::timeout(Duration::from_secs(60), events.next()).await;
-    }
-    Ok(())
 }

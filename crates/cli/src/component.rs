@@ -1,0 +1,85 @@
+//! The components: each a process of its own with upstream's flags, and the compositions that the service runs.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::Subcommand;
+use fluyt_service::{logs, tasks};
+
+#[derive(Subcommand, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one is made, and it is used at once")]
+pub enum Command {
+    /// The service: clusters as resources of an ARM API
+    Serve(fluyt_service::serve::Args),
+    /// The control plane of one cluster, in one process
+    Master(fluyt_service::master::Args),
+    /// The agent of one node, in one process
+    Node(fluyt_service::node::Args),
+    /// The Kubernetes API server
+    KubeApiserver(fluyt_apiserver::Args),
+    /// The Kubernetes controllers
+    KubeControllerManager(fluyt_controller_manager::Args),
+    /// The Kubernetes scheduler
+    KubeScheduler(fluyt_scheduler::Args),
+    /// The Kubernetes node agent
+    Kubelet(fluyt_kubelet::Args),
+    /// A container runtime, served as CRI
+    ContainerRuntime(fluyt_container_runtime::Args),
+    /// The Kubernetes service proxy of a node
+    KubeProxy(fluyt_kube_proxy::Args),
+    /// The controllers that know the cloud: load balancers, nodes
+    CloudControllerManager(fluyt_cloud_controller_manager::Args),
+    /// The cluster's DNS server
+    Dns(fluyt_dns::Args),
+    /// Resource metrics of nodes and pods
+    MetricsServer(fluyt_metrics_server::Args),
+}
+
+/// Names that the binary may be called by.
+const NAMES: [&str; 9] = [
+    "kube-apiserver", "kube-controller-manager", "kube-scheduler", "cloud-controller-manager", "kubelet", "kube-proxy",
+    "container-runtime", "dns", "metrics-server",
+];
+
+/// The arguments as if the component's name had been given as a command.
+pub fn by_name(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let name = arguments.first().map(|first| crate::file_name(Path::new(first)).to_owned()).unwrap_or_default();
+    if NAMES.contains(&name.as_str()) {
+        arguments.insert(1, name.into());
+    }
+    arguments
+}
+
+pub async fn run(command: Command) -> anyhow::Result<()> {
+    let shutdown = tasks::shutdown_on_signals()?;
+    // Those two have log files of their own.
+    if !matches!(command, Command::Master(_) | Command::Node(_)) {
+        logs::init_foreground();
+    }
+    match command {
+        Command::Serve(args) => fluyt_service::serve::run(args, shutdown).await,
+        Command::Master(args) => fluyt_service::master::run(args, shutdown).await,
+        Command::Node(args) => fluyt_service::node::run(args, shutdown).await,
+        Command::KubeApiserver(args) => fluyt_apiserver::run(args, shutdown).await,
+        Command::KubeControllerManager(args) => fluyt_controller_manager::run(args, shutdown).await,
+        Command::KubeScheduler(args) => fluyt_scheduler::run(args, shutdown).await,
+        Command::Kubelet(args) => fluyt_kubelet::run(args, shutdown).await,
+        Command::ContainerRuntime(args) => fluyt_container_runtime::run(args, shutdown).await,
+        Command::KubeProxy(args) => fluyt_kube_proxy::run(args, shutdown).await,
+        Command::CloudControllerManager(args) => fluyt_cloud_controller_manager::run(args, shutdown).await,
+        Command::Dns(args) => fluyt_dns::run(args, shutdown).await,
+        Command::MetricsServer(args) => fluyt_metrics_server::run(args, shutdown).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_a_command() {
+        let arguments = by_name(vec!["/usr/bin/kubelet".into(), "--v=2".into()]);
+        assert_eq!(arguments, ["/usr/bin/kubelet", "kubelet", "--v=2"]);
+        assert_eq!(by_name(vec!["./fluyt".into(), "serve".into()]), ["./fluyt", "serve"]);
+    }
+}
