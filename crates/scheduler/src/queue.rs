@@ -136,7 +136,8 @@ impl SchedulingQueue {
                 .any(|(_, known)| known == id)
     }
 
-    pub fn is_gated(&self, id: &str) -> bool {
+    #[cfg(test)]
+    fn is_gated(&self, id: &str) -> bool {
         self.gated.contains_key(id)
     }
 
