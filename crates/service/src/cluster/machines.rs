@@ -89,8 +89,6 @@ fn agent(cluster: &Cluster, pool: &Pool, node: &Node) -> node::Config {
         ("beta.kubernetes.io/instance-type", &pool.vm_size),
         ("topology.kubernetes.io/region", &cluster.location),
         ("topology.kubernetes.io/zone", "0"),
-        ("failure-domain.beta.kubernetes.io/region", &cluster.location),
-        ("failure-domain.beta.kubernetes.io/zone", "0"),
     ];
     let given = pool.labels.iter().map(|(key, value)| format!("{key}={value}"));
     node::Config {

@@ -21,6 +21,7 @@ use crate::versions::IMAGE_TAG;
 /// Those at the top are needed by those below.
 const MANIFESTS: &[&str] = &[
     include_str!("../addons/bootstrap.yaml"),
+    include_str!("../addons/cloud-controller-manager.yaml"),
     include_str!("../addons/storage.yaml"),
     include_str!("../addons/coredns.yaml"),
     include_str!("../addons/metrics-server.yaml"),

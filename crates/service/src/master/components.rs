@@ -23,7 +23,7 @@ pub fn spawn_all(components: &Components, server: &Arc<Server>, config: &Arc<Con
         fluyt_scheduler::start(fluyt_scheduler::Config::default(), client.clone(), shutdown)
     });
 
-    let client = as_user(server, User::service_account("kube-system", "service-controller", ""));
+    let client = as_user(server, User::service_account("kube-system", "cloud-controller-manager", ""));
     let settings = cloud_controller_manager(config);
     components.spawn("cloud-controller-manager", move |shutdown| {
         fluyt_cloud_controller_manager::start(settings.clone(), client.clone(), shutdown)
