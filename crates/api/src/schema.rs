@@ -32,8 +32,8 @@ pub struct Type {
 pub struct Field {
     pub name: Box<str>,
     pub kind: Kind,
-    /// Protobuf field number; 0 when the type has no protobuf form.
-    pub number: u32,
+    /// Protobuf field number, after those of the messages that JSON inlines; empty when there is no protobuf form.
+    pub path: Box<[u32]>,
     pub required: bool,
     pub list: ListType,
     pub patch: PatchStrategy,
@@ -164,7 +164,11 @@ impl Schema {
         let mut field = Field {
             name: name.into(),
             kind: self.parse_kind(kind),
-            number: number.parse().unwrap_or_default(),
+            path: number
+                .split('.')
+                .filter_map(|n| n.parse().ok())
+                .filter(|n| *n != 0)
+                .collect(),
             required: false,
             list: ListType::Atomic,
             patch: PatchStrategy::default(),
@@ -264,7 +268,9 @@ mod tests {
         let schema = Schema::builtin();
         let container = schema.get(schema.find("io.k8s.api.core.v1.Container").unwrap());
         let ports = container.field("ports").unwrap();
-        assert_eq!(ports.number, 6);
+        assert_eq!(*ports.path, [6]);
+        let volume = schema.get(schema.find("io.k8s.api.core.v1.Volume").unwrap());
+        assert_eq!(*volume.field("emptyDir").unwrap().path, [2, 2]);
         assert_eq!(ports.patch.merge_key.as_deref(), Some("containerPort"));
         assert!(matches!(&ports.list, ListType::Map(keys) if keys.len() == 2));
         assert!(container.field("name").unwrap().required);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use fluyt_api::decode::{conform, parse_json};
 use fluyt_api::resources::{api_version, type_of};
 use fluyt_api::schema::Schema;
-use fluyt_api::{Error, Reason};
+use fluyt_api::{Error, Reason, protobuf};
 use http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
@@ -26,11 +26,15 @@ enum FieldValidation {
     Strict,
 }
 
-/// Parses a body as JSON or YAML.
+/// Parses a body as JSON, YAML or protobuf; a protobuf message needs to know its kind.
 ///
 /// # Errors
 /// 415 for another content type, 400 for malformed text.
-pub fn parse(headers: &HeaderMap, body: &Bytes) -> Result<(Value, Vec<String>), Error> {
+pub fn parse(
+    headers: &HeaderMap,
+    body: &Bytes,
+    kind: (&str, &str, &str),
+) -> Result<(Value, Vec<String>), Error> {
     match content_type(headers) {
         "" | "application/json" => parse_json(body).map_err(Error::bad_request),
         "application/yaml" | "application/x-yaml" | "text/yaml" => {
@@ -39,10 +43,11 @@ pub fn parse(headers: &HeaderMap, body: &Bytes) -> Result<(Value, Vec<String>), 
                 .map_err(|e| Error::bad_request(format!("error converting YAML to JSON: {e}")))?;
             Ok((value, Vec::new()))
         }
+        "application/vnd.kubernetes.protobuf" => Ok((from_protobuf(body, kind)?, Vec::new())),
         other => Err(Error::new(
             Reason::UnsupportedMediaType,
             format!(
-                "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml (got {other})"
+                "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf (got {other})"
             ),
         )),
     }
@@ -58,8 +63,35 @@ pub fn object(
     query: &Query,
     (group, version, kind): (&str, &str, &str),
 ) -> Result<Decoded, Error> {
-    let (object, duplicates) = parse(headers, body)?;
+    let (object, duplicates) = parse(headers, body, (group, version, kind))?;
     typed(object, duplicates, query, (group, version, kind))
+}
+
+/// Decodes the protobuf form of an object of a kind.
+fn from_protobuf(body: &[u8], (group, version, kind): (&str, &str, &str)) -> Result<Value, Error> {
+    let envelope = protobuf::open(body).map_err(Error::bad_request)?;
+    let kind_sent = if envelope.kind.is_empty() {
+        kind
+    } else {
+        envelope.kind
+    };
+    // What is sent may be of another kind than the path's; that is told by its name, not by garbled fields.
+    let ty = if kind_sent == kind {
+        type_of(group, version, kind)
+    } else {
+        None
+    };
+    let mut object = match ty {
+        Some(ty) => protobuf::decode(Schema::builtin(), ty, envelope.raw).map_err(|why| {
+            Error::bad_request(format!(
+                "{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"
+            ))
+        })?,
+        None => serde_json::json!({}),
+    };
+    object["kind"] = kind_sent.into();
+    object["apiVersion"] = envelope.api_version.into();
+    Ok(object)
 }
 
 /// Checks an object against the schema of its kind.

@@ -304,7 +304,7 @@ async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, WriteContext)
     let (body, _) = if body.is_empty() {
         (Value::Null, Vec::new())
     } else {
-        decode::parse(&call.parts.headers, &body)?
+        decode::parse(&call.parts.headers, &body, ("", "v1", "DeleteOptions"))?
     };
     let options = DeleteOptions::parse(&body, &call.info.query)?;
     let mut cx = call.write_context()?;
