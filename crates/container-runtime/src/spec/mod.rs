@@ -71,7 +71,7 @@ pub fn generate(input: &Input<'_>) -> Result<Value> {
         "env": environment::env(input),
         "cwd": working_directory(input.container, input.image),
         "capabilities": capabilities::capabilities(&security)?,
-        "oomScoreAdj": resources.oom_score_adj,
+        "oomScoreAdj": possible_oom_score(resources.oom_score_adj),
     });
     // An explicit false would make libcontainer load the seccomp filter when it no longer may.
     if security.no_new_privs {
@@ -128,3 +128,18 @@ pub fn owns_pid_namespace(security: &LinuxContainerSecurityContext) -> bool {
 fn is_v2() -> bool {
     Hierarchies::here().is_v2()
 }
+/// The score itself where we may set any, else not below our own: a host may withhold `CAP_SYS_RESOURCE` even from root.
+fn possible_oom_score(wanted: i64) -> i64 {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    if effective.is_none_or(|set| set & CAP_SYS_RESOURCE != 0) {
+        return wanted;
+    }
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").ok();
+    wanted.max(own.and_then(|text| text.trim().parse().ok()).unwrap_or(0))
+}
+
