@@ -15,6 +15,7 @@ pub mod master;
 pub mod node;
 pub mod process;
 pub mod providers;
+mod routes;
 pub mod serve;
 pub mod service;
 pub mod state;

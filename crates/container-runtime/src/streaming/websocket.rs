@@ -16,7 +16,8 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role};
 use tokio_util::sync::PollSender;
 
 use super::{Body, Grant, offered, port_forward, refuse, remote_command, spdy};
@@ -222,7 +223,7 @@ async fn remote_command(socket: Socket, protocol: Protocol, grant: Grant, runtim
     };
     let status = remote_command::status(&result, protocol.status);
     let _ = messages.send(encode(protocol, ERROR, &status)).await;
-    let _ = messages.send(Message::Close(None)).await;
+    let _ = messages.send(normal_close()).await;
     drop(messages);
     let _ = sending.await;
 }
@@ -309,9 +310,18 @@ fn tunnelled(socket: Socket) -> DuplexStream {
                 return;
             }
         }
+        let _ = sink.send(normal_close()).await;
         let _ = sink.close().await;
     });
     theirs
+}
+
+/// Clients take an end without a status for an error.
+fn normal_close() -> Message {
+    Message::Close(Some(CloseFrame {
+        code: CloseCode::Normal,
+        reason: "".into(),
+    }))
 }
 
 async fn send_messages(

@@ -10,6 +10,7 @@ use kube::Client;
 
 use super::pki::Keys;
 use super::{Config, InNetwork, addons};
+use crate::routes;
 use crate::tasks::Components;
 
 /// Starts all of them.
@@ -27,6 +28,13 @@ pub fn spawn_all(components: &Components, server: &Arc<Server>, config: &Arc<Con
     let settings = cloud_controller_manager(config);
     components.spawn("cloud-controller-manager", move |shutdown| {
         fluyt_cloud_controller_manager::start(settings.clone(), client.clone(), shutdown)
+    });
+
+    let client = as_user(server, User::service_account("kube-system", "route-controller", ""));
+    let of = config.clone();
+    components.spawn("route-controller", move |shutdown| {
+        let (of, client) = (of.clone(), client.clone());
+        async move { routes::run(client, Some(&of.network_namespace), None, shutdown).await }
     });
 
     let client = as_user(server, User::new("system:kube-controller-manager", &[]));

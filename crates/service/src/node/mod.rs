@@ -1,8 +1,6 @@
 //! `fluyt node`: the agent of a node, one process with the container runtime, the kubelet, kube-proxy and the routes to
 //! the other nodes.
 
-mod routes;
-
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -15,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::tasks::Components;
-use crate::{files, logs};
+use crate::{files, logs, routes};
 
 /// Where a machine's file system has the agent's configuration and logs.
 pub const CONFIG: &str = "/etc/fluyt/node.json";
@@ -81,7 +79,16 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             fluyt_kube_proxy::run(args?, shutdown).await
         }
     });
-    components.spawn("routes", move |shutdown| routes::run(config.name.clone(), shutdown));
+    components.spawn("routes", move |shutdown| {
+        let name = config.name.clone();
+        async move {
+            if !joined(&shutdown).await? {
+                return Ok(());
+            }
+            let client = fluyt_client::kubeconfig::client(Some(Path::new(KUBECONFIG)), "fluyt-node").await?;
+            routes::run(client, None, Some(&name), shutdown).await
+        }
+    });
     components.finished().await;
     Ok(())
 }

@@ -1,29 +1,26 @@
-//! Routes to the pods of the other nodes: what upstream leaves to a cloud's route table.
+//! Routes to the pods of the nodes: what upstream leaves to a cloud's route table.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use fluyt_client::{Informer, Selectors, kubeconfig};
+use fluyt_client::{Informer, Selectors};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
-use kube::Api;
+use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
 
-/// Keeps the routes in step with the Nodes until shutdown.
-pub async fn run(own: String, shutdown: CancellationToken) -> anyhow::Result<()> {
-    if !super::joined(&shutdown).await? {
-        return Ok(());
-    }
-    let client = kubeconfig::client(Some(Path::new(super::KUBECONFIG)), "fluyt-node").await?;
+/// Keeps the routes of a network namespace, or of our own, in step with the Nodes until shutdown. A node has none to
+/// itself: `own` is its name.
+pub async fn run(client: Client, namespace: Option<&Path>, own: Option<&str>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let nodes = Informer::<Node>::start(Api::all(client), Selectors::default(), shutdown.clone());
     nodes.synced().await;
     let mut changes = nodes.subscribe();
     let mut applied = None;
     loop {
-        let mut wanted: Vec<_> = nodes.list().iter().filter_map(|node| route(node, &own)).collect();
+        let mut wanted: Vec<_> = nodes.list().iter().filter_map(|node| route(node, own)).collect();
         wanted.sort_unstable();
         if applied.as_ref() != Some(&wanted) {
-            fluyt_network::set_routes(None, &wanted).await?;
+            fluyt_network::set_routes(namespace, &wanted).await?;
             applied = Some(wanted);
         }
         tokio::select! {
@@ -35,8 +32,8 @@ pub async fn run(own: String, shutdown: CancellationToken) -> anyhow::Result<()>
     }
 }
 
-fn route(node: &Node, own: &str) -> Option<(Ipv4Net, Ipv4Addr)> {
-    if node.metadata.name.as_deref() == Some(own) {
+fn route(node: &Node, own: Option<&str>) -> Option<(Ipv4Net, Ipv4Addr)> {
+    if own.is_some() && node.metadata.name.as_deref() == own {
         return None;
     }
     let pods = node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok()?;
