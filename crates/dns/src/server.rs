@@ -63,6 +63,10 @@ impl Server {
                 let name = query.name().to_lowercase().to_ascii();
                 let answer = self.zone.lookup(name.trim_end_matches('.'));
                 match records::respond(&request, query, self.zone.domain(), answer) {
+                    // Before the first lists are in, a name that seems missing may not be.
+                    Some(_) if !self.ready.load(Ordering::Acquire) => {
+                        records::failure(&request, ResponseCode::ServFail)
+                    }
                     Some(response) => response,
                     None => return self.forward(&request, bytes, over_tcp).await,
                 }
@@ -228,6 +232,7 @@ mod tests {
 
     async fn ask(name: &str, ty: RecordType) -> Message {
         let server = Server::new(crate::zone::tests::zone(), Forwarder::default());
+        server.ready.store(true, Ordering::Release);
         let mut request = Message::query();
         request.add_query(Query::query(Name::from_ascii(name).unwrap(), ty));
         let answer = server
