@@ -120,14 +120,15 @@ pub fn identity(directory: &Path, address: std::net::IpAddr) -> anyhow::Result<(
     use fluyt_pki::{Authority, Usage};
     let path = |name: &str| directory.join(name);
     if !path("ca.crt").exists() {
-        let authority = Authority::create("fluyt")?;
+        let authority = Authority::create("fluyt-ca")?;
         files::write_private(&path("ca.key"), authority.key_pem().as_bytes())?;
         files::write(&path("ca.crt"), authority.certificate_pem().as_bytes(), 0o644)?;
     }
     let authority = Authority::load(&files::read(&path("ca.crt"))?, &files::read(&path("ca.key"))?).context("in the service's authority")?;
     // Made at every start: the address may be another one, and it never gets old.
+    // It must not be named as the authority is: it would pass for one that signed itself.
     let names = fluyt_pki::Identity {
-        common_name: "fluyt".to_owned(),
+        common_name: "fluyt-service".to_owned(),
         organizations: Vec::new(),
         dns_names: vec!["localhost".to_owned()],
         addresses: vec![std::net::Ipv4Addr::LOCALHOST.into(), address],

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fluyt_apiserver::dial::Dialer as _;
 use fluyt_apiserver::{MASTERS, Server, User};
+use fluyt_client::Informers;
 use fluyt_controller_manager::config::SigningAuthority;
 use ipnet::IpNet;
 use kube::Client;
@@ -19,9 +20,16 @@ pub fn spawn_all(components: &Components, server: &Arc<Server>, config: &Arc<Con
     let of = config.clone();
     components.spawn("addon-manager", move |shutdown| addons::run(of.clone(), client.clone(), shutdown));
 
+    // What the scheduler and the controllers both watch is held once. The informers outlive a restart of either.
+    let manager = as_user(server, User::new("system:kube-controller-manager", &[]));
+    let informers = Informers::new(manager.clone(), components.shutdown.clone());
+
     let client = as_user(server, User::new("system:kube-scheduler", &[]));
+    let shared = informers.clone();
     components.spawn("kube-scheduler", move |shutdown| {
-        fluyt_scheduler::start(fluyt_scheduler::Config::default(), client.clone(), shutdown)
+        let settings =
+            fluyt_scheduler::Config { informers: Some(shared.clone()), ..fluyt_scheduler::Config::default() };
+        fluyt_scheduler::start(settings, client.clone(), shutdown)
     });
 
     let client = as_user(server, User::service_account("kube-system", "cloud-controller-manager", ""));
@@ -37,10 +45,11 @@ pub fn spawn_all(components: &Components, server: &Arc<Server>, config: &Arc<Con
         async move { routes::run(client, Some(&of.network_namespace), None, shutdown).await }
     });
 
-    let client = as_user(server, User::new("system:kube-controller-manager", &[]));
+    let client = manager;
     let (server, config, keys) = (server.clone(), config.clone(), keys.clone());
     components.spawn("kube-controller-manager", move |shutdown| {
-        let settings = controller_manager(&server, &config, &keys, client.clone());
+        let mut settings = controller_manager(&server, &config, &keys, client.clone());
+        settings.informers = Some(informers.clone());
         fluyt_controller_manager::start(settings, client.clone(), shutdown)
     });
 }
