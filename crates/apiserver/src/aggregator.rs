@@ -1,23 +1,28 @@
 //! The aggregation layer: groups that an `APIService` says another server serves.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fluyt_api::{Error, Reason, meta, resources};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use ::http::{HeaderMap, HeaderValue, Request, Response};
+use parking_lot::RwLock;
 use serde_json::{Value, json};
 
 use crate::Server;
 use crate::cache::Caches;
 use crate::dial::connect_tls;
 use crate::handlers::forward;
-use crate::http::Body;
+use crate::http::{self, Body};
 use crate::registry::{Change, Location, WriteContext};
 use crate::user::{MASTERS, User};
 
 /// Attempts at reaching a group's server while it starts.
 const CHECK_PERIOD: Duration = Duration::from_secs(2);
+
+/// A server that does not say what it serves by then is asked again.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The `APIService` of a group and version that another server serves.
 #[must_use]
@@ -154,6 +159,82 @@ async fn connect(server: &Server, service: &Value) -> Result<(Stream, String), S
     Ok((stream, host))
 }
 
+/// The resources of each aggregated group and version, as entries of aggregated discovery.
+pub type Discovered = RwLock<HashMap<(String, String), Vec<Value>>>;
+
+/// Asks an aggregated server once what it serves.
+async fn discover(server: &Arc<Server>, service: &Value) {
+    let text = |field: &str| {
+        service["spec"][field]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let key = (text("group"), text("version"));
+    if server.aggregated.read().contains_key(&key) {
+        return;
+    }
+    let mut request = Request::new(http::full(""));
+    *request.uri_mut() = match format!("/apis/{}/{}", key.0, key.1).parse() {
+        Ok(uri) => uri,
+        Err(_) => return,
+    };
+    let accept = HeaderValue::from_static("application/json");
+    request.headers_mut().insert(::http::header::ACCEPT, accept);
+    let user = User::new("system:kube-aggregator", &[MASTERS]);
+    let answer = proxy(server.clone(), service.clone(), user, request);
+    let listed = match tokio::time::timeout(DISCOVERY_TIMEOUT, answer).await {
+        Ok(Ok(response)) if response.status().is_success() => {
+            http::collect(response.into_body()).await
+        }
+        _ => return,
+    };
+    let listed = listed.ok().and_then(|b| serde_json::from_slice(&b).ok());
+    if let Some(list) = listed {
+        let entries = discovery_entries(&key.0, &key.1, &list);
+        server.aggregated.write().insert(key, entries);
+    }
+}
+
+/// An `APIResourceList` as entries of aggregated discovery.
+fn discovery_entries(group: &str, version: &str, list: &Value) -> Vec<Value> {
+    let mut entries: Vec<Value> = Vec::new();
+    for resource in list["resources"].as_array().into_iter().flatten() {
+        let name = resource["name"].as_str().unwrap_or_default();
+        let own = |field: &str, default: &str| {
+            let value = resource[field].as_str().filter(|v| !v.is_empty());
+            value.unwrap_or(default).to_owned()
+        };
+        let kind = json!({"group": own("group", group), "version": own("version", version), "kind": resource["kind"]});
+        if let Some((parent, sub)) = name.split_once('/') {
+            let sub = json!({"subresource": sub, "verbs": resource["verbs"], "responseKind": kind});
+            if let Some(parent) = entries.iter_mut().find(|e| e["resource"] == parent) {
+                match parent["subresources"].as_array_mut() {
+                    Some(subs) => subs.push(sub),
+                    None => parent["subresources"] = json!([sub]),
+                }
+            }
+            continue;
+        }
+        let scope = if resource["namespaced"] == true {
+            "Namespaced"
+        } else {
+            "Cluster"
+        };
+        let mut entry = json!({
+            "resource": name, "scope": scope, "singularResource": resource["singularName"],
+            "verbs": resource["verbs"], "responseKind": kind,
+        });
+        for field in ["shortNames", "categories"] {
+            if resource[field].is_array() {
+                entry[field] = resource[field].clone();
+            }
+        }
+        entries.push(entry);
+    }
+    entries
+}
+
 /// Keeps the `Available` condition of every aggregated group true to what answers.
 pub async fn watch_availability(server: Arc<Server>) {
     let Some(resource) = resources::find("apiregistration.k8s.io", "v1", "apiservices") else {
@@ -163,6 +244,7 @@ pub async fn watch_availability(server: Arc<Server>) {
         for service in all(&server.caches) {
             let condition = match connect(&server, &service).await {
                 Ok(_) => {
+                    discover(&server, &service).await;
                     json!({"type": "Available", "status": "True", "reason": "Passed", "message": "all checks passed"})
                 }
                 Err(why) => {
@@ -202,5 +284,22 @@ pub async fn watch_availability(server: Arc<Server>) {
             () = tokio::time::sleep(CHECK_PERIOD) => {}
             () = server.shutdown.cancelled() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resource_lists_become_entries_with_their_subresources() {
+        let list = json!({"resources": [
+            {"name": "pods", "singularName": "pod", "namespaced": true, "kind": "PodMetrics", "verbs": ["get"]},
+            {"name": "pods/x", "singularName": "", "namespaced": true, "kind": "X", "group": "g2", "verbs": ["get"]},
+        ]});
+        let entries = discovery_entries("g", "v1", &list);
+        assert_eq!(entries.len(), 1);
+        assert_eq!(entries[0]["responseKind"], json!({"group": "g", "version": "v1", "kind": "PodMetrics"}));
+        assert_eq!(entries[0]["subresources"][0]["responseKind"]["group"], "g2");
     }
 }

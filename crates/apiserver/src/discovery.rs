@@ -186,7 +186,12 @@ fn groups_aggregated(server: &Arc<Server>, core: bool) -> Value {
                         .filter(|r| r.group == group && r.version == version)
                         .map(entry_aggregated)
                         .collect();
-                    // What another server serves is asked of it by clients.
+                    let key = (group.clone(), version.clone());
+                    let resources = match server.aggregated.read().get(&key) {
+                        Some(entries) if resources.is_empty() => entries.clone(),
+                        _ => resources,
+                    };
+                    // Nobody has said yet what another server serves.
                     let freshness = if resources.is_empty() {
                         "Stale"
                     } else {

@@ -77,6 +77,8 @@ pub struct Server {
     pub(crate) insecure_tls: Arc<ClientConfig>,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: CancellationToken,
+    /// What aggregated servers say they serve.
+    pub(crate) aggregated: aggregator::Discovered,
     ready: AtomicBool,
 }
 
@@ -111,6 +113,7 @@ impl Server {
             insecure_tls,
             metrics: Metrics::default(),
             shutdown: config.shutdown.clone(),
+            aggregated: aggregator::Discovered::default(),
             ready: AtomicBool::new(false),
             caches,
             config,
