@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fluyt_api::{Error, Reason, meta, resources};
 use ::http::{HeaderMap, HeaderValue, Request, Response};
+use fluyt_api::{Error, Reason, meta, resources};
 use parking_lot::RwLock;
 use serde_json::{Value, json};
 
@@ -299,7 +299,10 @@ mod tests {
         ]});
         let entries = discovery_entries("g", "v1", &list);
         assert_eq!(entries.len(), 1);
-        assert_eq!(entries[0]["responseKind"], json!({"group": "g", "version": "v1", "kind": "PodMetrics"}));
+        assert_eq!(
+            entries[0]["responseKind"],
+            json!({"group": "g", "version": "v1", "kind": "PodMetrics"})
+        );
         assert_eq!(entries[0]["subresources"][0]["responseKind"]["group"], "g2");
     }
 }

@@ -7,6 +7,7 @@ mod authn;
 mod authz;
 mod bootstrap;
 mod cache;
+mod compactor;
 pub mod dial;
 mod discovery;
 mod flags;

@@ -30,7 +30,7 @@ use crate::metrics::Metrics;
 use crate::registry::{Registry, ServiceNetwork};
 use crate::request::RequestInfo;
 use crate::user::User;
-use crate::{aggregator, bootstrap, discovery, health, openapi};
+use crate::{aggregator, bootstrap, compactor, discovery, health, openapi};
 
 /// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
 pub struct Config {
@@ -123,6 +123,12 @@ impl Server {
         server.caches.consistent().await?;
         bootstrap::run(&server).await?;
         tokio::spawn(aggregator::watch_availability(server.clone()));
+        let store = server.caches.store().clone();
+        tokio::spawn(compactor::run(
+            store,
+            compactor::INTERVAL,
+            server.shutdown.clone(),
+        ));
         server.ready.store(true, Ordering::Release);
         Ok(server)
     }
