@@ -6,10 +6,12 @@
 
 mod background;
 mod cgroups;
+mod image;
 mod wait;
 mod world;
 
 pub use background::Background;
+pub use image::BUSYBOX;
 pub use wait::{eventually, timed};
 pub use world::{Outcome, World};
 

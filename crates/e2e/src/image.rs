@@ -1,0 +1,35 @@
+//! An image to test with: busybox, as an archive that `docker save` could have written.
+
+use crate::World;
+
+/// The image's name. Started without a command it serves pages on port 80.
+pub const BUSYBOX: &str = "e2e.local/busybox:1";
+
+const MAKE: &str = r#"
+cd "$(mktemp -d)"
+mkdir -p root/bin root/www root/tmp
+cp /bin/busybox root/bin/
+for name in $(/bin/busybox --list); do [ "$name" = busybox ] || ln -s busybox "root/bin/$name"; done
+echo 'a page of busybox' >root/www/index.html
+tar -C root --owner 0 --group 0 -cf layer.tar bin www tmp
+layer=$(sha256sum layer.tar | cut -d' ' -f1)
+cat >config.json <<END
+{"architecture": "amd64", "os": "linux", "config": {"Env": ["PATH=/bin"], "Cmd": ["httpd", "-f", "-p", "80", "-h", "/www"]},
+ "rootfs": {"type": "layers", "diff_ids": ["sha256:$layer"]}}
+END
+echo '[{"Config": "config.json", "RepoTags": ["e2e.local/busybox:1"], "Layers": ["layer.tar"]}]' >manifest.json
+tar -cf busybox.tar manifest.json config.json layer.tar
+fluyt image import busybox.tar
+"#;
+
+impl World {
+    /// Makes the image and brings it in.
+    ///
+    /// # Errors
+    /// Without busybox-static, or what `fluyt image import` says.
+    pub fn import_busybox(&self) -> anyhow::Result<()> {
+        let said = self.ok(MAKE)?;
+        anyhow::ensure!(said.contains(BUSYBOX), "{said}");
+        Ok(())
+    }
+}
