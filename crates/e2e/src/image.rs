@@ -14,7 +14,7 @@ echo 'a page of busybox' >root/www/index.html
 tar -C root --owner 0 --group 0 -cf layer.tar bin www tmp
 layer=$(sha256sum layer.tar | cut -d' ' -f1)
 cat >config.json <<END
-{"architecture": "amd64", "os": "linux", "config": {"Env": ["PATH=/bin"], "Cmd": ["httpd", "-f", "-p", "80", "-h", "/www"]},
+{"architecture": "amd64", "os": "linux", "config": {"Env": ["PATH=/bin"], "Cmd": ["sh", "-c", "trap 'exit 0' TERM; httpd -f -p 80 -h /www & wait"]},
  "rootfs": {"type": "layers", "diff_ids": ["sha256:$layer"]}}
 END
 echo '[{"Config": "config.json", "RepoTags": ["e2e.local/busybox:1"], "Layers": ["layer.tar"]}]' >manifest.json

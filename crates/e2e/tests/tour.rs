@@ -132,7 +132,7 @@ fn cluster_goes(world: &World) -> anyhow::Result<()> {
     let id = directory.rsplit('/').next().unwrap_or_default();
     let traces = world.ok(&format!("ls -d {directory} /run/netns/fluyt-* /sys/fs/cgroup/*/fluyt/{id} 2>/dev/null || true"))?;
     ensure!(traces.is_empty(), "{traces}");
-    let processes = world.ok("pgrep -fa 'fluyt node|node-init|fluyt master|exe master' || true")?;
+    let processes = world.ok("pgrep -fa '^(/fluyt|/proc/self/exe) ' || true")?;
     ensure!(processes.is_empty(), "{processes}");
     Ok(())
 }
