@@ -8,7 +8,8 @@ CACHE  := .cache
 # Debian packages that building and testing need, each with a file by which to see that it is there.
 PACKAGES := protobuf-compiler:/usr/bin/protoc libseccomp-dev:/usr/include/seccomp.h nftables:/usr/sbin/nft \
             iproute2:/usr/sbin/ip unzip:/usr/bin/unzip
-TEST_PACKAGES := busybox-static:/bin/busybox docker-registry:/usr/bin/docker-registry skopeo:/usr/bin/skopeo
+TEST_PACKAGES := busybox-static:/bin/busybox docker-registry:/usr/bin/docker-registry skopeo:/usr/bin/skopeo \
+                 etcd-client:/usr/bin/etcdctl etcd-server:/usr/bin/etcd
 
 .PHONY: help
 help:

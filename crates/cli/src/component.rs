@@ -33,12 +33,18 @@ pub enum Command {
     Dns(fluyt_dns::Args),
     /// Resource metrics of nodes and pods
     MetricsServer(fluyt_metrics_server::Args),
+    /// The key-value store with etcd's API
+    Etcd(fluyt_etcd::Args),
+    /// The sample application's web front
+    SampleWeb(fluyt_sample::web::Args),
+    /// The sample application's store
+    SampleStore(fluyt_sample::store::Args),
 }
 
 /// Names that the binary may be called by.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "kube-apiserver", "kube-controller-manager", "kube-scheduler", "cloud-controller-manager", "kubelet", "kube-proxy",
-    "container-runtime", "dns", "metrics-server",
+    "container-runtime", "dns", "metrics-server", "etcd",
 ];
 
 /// The arguments as if the component's name had been given as a command.
@@ -69,6 +75,9 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::CloudControllerManager(args) => fluyt_cloud_controller_manager::run(args, shutdown).await,
         Command::Dns(args) => fluyt_dns::run(args, shutdown).await,
         Command::MetricsServer(args) => fluyt_metrics_server::run(args, shutdown).await,
+        Command::Etcd(args) => fluyt_etcd::run(args, shutdown).await,
+        Command::SampleWeb(args) => fluyt_sample::web::run(args, shutdown).await,
+        Command::SampleStore(args) => fluyt_sample::store::run(args, shutdown).await,
     }
 }
 

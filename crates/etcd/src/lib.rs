@@ -1,10 +1,13 @@
 //! The key-value store under every API server: etcd's data model (revisions, transactions, leases, watches)
-//! behind one trait, [`Store`], with two engines: [`embedded`] (MVCC over an LSM tree, the default) and
-//! [`external`] (a real etcd cluster). [`grpc`] serves the embedded engine in etcd's v3 wire protocol.
+//! behind one trait, [`Store`], with the engine [`embedded`] (MVCC over an LSM tree). [`grpc`] serves the embedded engine in etcd's v3 wire protocol.
 
+mod auto_compaction;
 pub mod embedded;
+pub mod grpc;
+mod serve;
 mod types;
 
+pub use serve::{Args, run};
 pub use types::*;
 
 use std::sync::Arc;

@@ -33,6 +33,12 @@ impl Keys {
         Self::Range(start, end)
     }
 
+    /// An interval that ends before it starts, and so has no key.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Range(start, end) if !end.is_empty() && end <= start)
+    }
+
     #[must_use]
     pub fn contains(&self, key: &[u8]) -> bool {
         match self {

@@ -32,7 +32,7 @@ impl Shared {
     }
 
     /// The revision of the version that a read at `revision` finds.
-    fn newest_at(&self, key: &[u8], revision: i64) -> Result<Option<i64>, Error> {
+    pub(super) fn newest_at(&self, key: &[u8], revision: i64) -> Result<Option<i64>, Error> {
         let end = crate::prefix_end(&codec::version_prefix(key)).to_vec();
         let Some(guard) = self
             .versions

@@ -19,6 +19,16 @@ pub(super) struct Leases {
     deadlines: BTreeSet<(Instant, i64)>,
 }
 
+/// What is known of a granted lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseStatus {
+    /// Seconds.
+    pub granted_ttl: i64,
+    pub remaining: Duration,
+    /// Keys attached to it, in order.
+    pub keys: Vec<Bytes>,
+}
+
 struct Lease {
     ttl: i64,
     deadline: Instant,
@@ -78,6 +88,20 @@ impl Leases {
         let ttl = ttl.max(1);
         self.insert(id, ttl);
         Ok((id, ttl))
+    }
+
+    pub fn status(&self, id: i64) -> Option<LeaseStatus> {
+        let lease = self.leases.get(&id)?;
+        Some(LeaseStatus {
+            granted_ttl: lease.ttl,
+            remaining: lease.deadline.saturating_duration_since(Instant::now()),
+            keys: lease.keys.iter().cloned().collect(),
+        })
+    }
+
+    /// All leases, the one that expires first at the front.
+    pub fn by_expiry(&self) -> Vec<i64> {
+        self.deadlines.iter().map(|(_, id)| *id).collect()
     }
 
     pub fn contains(&self, id: i64) -> bool {

@@ -6,6 +6,8 @@
 
 mod codec;
 mod compact;
+mod hash;
+mod identity;
 mod lease;
 mod read;
 mod watch;
@@ -19,6 +21,9 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions};
 use tokio::sync::oneshot;
 
 use crate::{Error, Range, RangeResult, Store, Txn, TxnResult, Watch, WatchStream};
+pub use hash::Hash;
+pub use identity::Identity;
+pub use lease::LeaseStatus;
 use writer::Command;
 
 /// Written into the `meta` keyspace; a directory of another format is refused.
@@ -122,6 +127,85 @@ impl Embedded {
         Ok(Self { shared, commands })
     }
 
+    /// The state of a lease.
+    ///
+    /// # Errors
+    /// [`Error::LeaseNotFound`].
+    pub async fn lease_status(&self, id: i64) -> Result<LeaseStatus, Error> {
+        self.command(|reply| Command::LeaseTimeToLive { id, reply })
+            .await
+    }
+
+    /// All leases, the one that expires first at the front.
+    ///
+    /// # Errors
+    /// When the store has stopped.
+    pub async fn leases(&self) -> Result<Vec<i64>, Error> {
+        self.command(|reply| Command::Leases { reply }).await
+    }
+
+    /// The revision up to which history is gone; 0 when none is.
+    #[must_use]
+    pub fn compacted_revision(&self) -> i64 {
+        self.shared.hub.compacted()
+    }
+
+    /// The newest revision, without waiting for anything.
+    #[must_use]
+    pub fn current_revision(&self) -> i64 {
+        self.shared.hub.revision()
+    }
+
+    /// Bytes on disk.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn size(&self) -> Result<u64, Error> {
+        self.shared.database.disk_space().map_err(storage)
+    }
+
+    /// Number of live keys; reads through all of them.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn keys(&self) -> Result<usize, Error> {
+        self.blocking(|shared| shared.latest.len().map_err(storage))
+            .await
+    }
+
+    /// Rewrites the files so that removed records free their space.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn defragment(&self) -> Result<(), Error> {
+        self.blocking(|shared| {
+            for keyspace in [&shared.latest, &shared.log, &shared.versions] {
+                keyspace.rotate_memtable_and_wait().map_err(storage)?;
+                keyspace.major_compact().map_err(storage)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// etcd's hash of all keys and their history up to a revision (0: the newest).
+    ///
+    /// # Errors
+    /// When the revision is compacted or a future one.
+    pub async fn hash(&self, revision: i64) -> Result<Hash, Error> {
+        self.blocking(move |shared| shared.hash(revision)).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || work(&shared))
+            .await
+            .map_err(storage)?
+    }
+
     async fn command<T>(
         &self,
         make: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
@@ -194,10 +278,7 @@ impl Store for Embedded {
         if matches!(range.keys, crate::Keys::One(_)) {
             return self.shared.range(&range);
         }
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || shared.range(&range))
-            .await
-            .map_err(storage)?
+        self.blocking(move |shared| shared.range(&range)).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResult, Error> {
@@ -212,10 +293,8 @@ impl Store for Embedded {
     async fn compact(&self, revision: i64) -> Result<(), Error> {
         self.command(|reply| Command::Compact { revision, reply })
             .await?;
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || shared.drop_history(revision))
+        self.blocking(move |shared| shared.drop_history(revision))
             .await
-            .map_err(storage)?
     }
 
     async fn lease_grant(&self, id: i64, ttl: i64) -> Result<(i64, i64), Error> {

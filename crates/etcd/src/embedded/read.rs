@@ -51,6 +51,9 @@ impl Shared {
                 ..RangeResult::default()
             },
         };
+        if range.keys.is_empty() {
+            return Ok(collected.result);
+        }
         if range.revision == 0 || range.revision == revision {
             if let Keys::One(key) = &range.keys {
                 if let Some(bytes) = snapshot.get(&self.latest, key).map_err(storage)? {

@@ -101,6 +101,7 @@ pub(super) fn start(shared: Arc<Shared>, watch: Watch) -> WatchStream {
             shared,
             watch,
             next,
+            reported: next - 1,
             sender,
         };
         if let Err(error) = watcher.run().await {
@@ -116,6 +117,8 @@ struct Watcher {
     watch: Watch,
     /// The first revision not yet looked at.
     next: i64,
+    /// The revision up to which the receiver knows to have everything.
+    reported: i64,
     sender: mpsc::Sender<Result<WatchUpdate, Error>>,
 }
 
@@ -129,6 +132,19 @@ impl Watcher {
                 return Err(Error::Compacted { compact_revision });
             }
             if *revisions.borrow_and_update() < self.next {
+                if self.reported < self.next - 1 {
+                    self.reported = self.next - 1;
+                    let revision = self.reported;
+                    if self
+                        .sender
+                        .send(Ok(WatchUpdate::Progress { revision }))
+                        .await
+                        .is_err()
+                    {
+                        return Ok(());
+                    }
+                    continue;
+                }
                 tokio::select! {
                     changed = revisions.changed() => if changed.is_err() { return Err(Error::Stopped) },
                     () = self.sender.closed() => return Ok(()),
@@ -145,10 +161,14 @@ impl Watcher {
             self.next = last + 1;
             let events = self.select(&batch)?;
             let update = if events.is_empty() {
-                // Nothing of interest; a full queue means that progress is of no interest either.
-                let _ = self
+                // Nothing of interest. When the queue is full, progress is reported once this has caught up.
+                if self
                     .sender
-                    .try_send(Ok(WatchUpdate::Progress { revision: last }));
+                    .try_send(Ok(WatchUpdate::Progress { revision: last }))
+                    .is_ok()
+                {
+                    self.reported = last;
+                }
                 continue;
             } else {
                 WatchUpdate::Events {
@@ -156,6 +176,7 @@ impl Watcher {
                     events,
                 }
             };
+            self.reported = last;
             if self.sender.send(Ok(update)).await.is_err() {
                 return Ok(());
             }
@@ -191,6 +212,8 @@ impl Watcher {
 
 impl Shared {
     fn read_log(&self, from: i64) -> Result<Vec<Arc<Revision>>, Error> {
+        // Read before the log: what is committed from here on must not be skipped when the log ends early.
+        let newest = self.hub.revision();
         let mut revisions: Vec<Revision> = Vec::new();
         for (count, guard) in self
             .log
@@ -216,9 +239,14 @@ impl Shared {
         // Revisions without changes (none are written) or a log that ends early must still move the reader on.
         if revisions.is_empty() {
             revisions.push(Revision {
-                revision: self.hub.revision().max(from),
+                revision: newest.max(from),
                 events: Vec::new(),
             });
+        }
+        // A compaction that ran meanwhile may have taken records out of what was read.
+        let compact_revision = self.hub.compacted();
+        if from < compact_revision {
+            return Err(Error::Compacted { compact_revision });
         }
         Ok(revisions.into_iter().map(Arc::new).collect())
     }

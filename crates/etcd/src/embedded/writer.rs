@@ -1,7 +1,7 @@
 //! The one writer: a thread that takes all waiting transactions, evaluates them in order against the store and each
 //! other, and commits them with one fsync. Nothing is answered or published before it is durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Instant;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::codec::{self, Record};
-use super::lease::Leases;
+use super::lease::{LeaseStatus, Leases};
 use super::watch::{Revision, event};
 use super::{Shared, WRITE_QUEUE, read, storage};
 use crate::{
@@ -44,6 +44,13 @@ pub(super) enum Command {
     LeaseKeepAlive {
         id: i64,
         reply: Reply<i64>,
+    },
+    LeaseTimeToLive {
+        id: i64,
+        reply: Reply<LeaseStatus>,
+    },
+    Leases {
+        reply: Reply<Vec<i64>>,
     },
 }
 
@@ -155,6 +162,14 @@ impl Writer {
             Command::LeaseKeepAlive { id, reply } => {
                 let ttl = self.leases.keep_alive(id);
                 group.answer(reply, Ok(ttl));
+            }
+            Command::LeaseTimeToLive { id, reply } => {
+                let status = self.leases.status(id).ok_or(Error::LeaseNotFound);
+                group.answer(reply, status);
+            }
+            Command::Leases { reply } => {
+                let leases = self.leases.by_expiry();
+                group.answer(reply, Ok(leases));
             }
         }
     }
@@ -343,29 +358,53 @@ fn stamp(mut result: TxnResult, revision: i64) -> TxnResult {
 /// Refuses what etcd refuses before looking at any data.
 pub(super) fn check(txn: &Txn) -> Result<(), Error> {
     for ops in [&txn.success, &txn.failure] {
-        let mut written: Vec<&Keys> = Vec::new();
-        let mut put: Vec<&Bytes> = Vec::new();
-        for op in ops {
-            match op {
-                Op::Put(p) if p.key.is_empty() => return Err(Error::EmptyKey),
-                Op::Put(p) => {
-                    if put.contains(&&p.key) || written.iter().any(|k| k.contains(&p.key)) {
-                        return Err(Error::DuplicateKey);
-                    }
-                    put.push(&p.key);
-                }
-                Op::Delete(d) => {
-                    if put.iter().any(|k| d.keys.contains(k)) {
-                        return Err(Error::DuplicateKey);
-                    }
-                    written.push(&d.keys);
-                }
-                Op::Txn(nested) => check(nested)?,
-                Op::Range(_) => {}
-            }
-        }
+        written(ops)?;
     }
     Ok(())
+}
+
+/// What a list of operations may write, in whatever branch of nested transactions.
+#[derive(Default)]
+struct Written<'a> {
+    put: HashSet<&'a Bytes>,
+    deleted: Vec<&'a Keys>,
+}
+
+impl Written<'_> {
+    fn deletes(&self, key: &[u8]) -> bool {
+        self.deleted.iter().any(|keys| keys.contains(key))
+    }
+}
+
+/// Refuses operations of which two write the same key. Only one branch of a nested transaction runs, so that both may
+/// put the same key.
+fn written(ops: &[Op]) -> Result<Written<'_>, Error> {
+    let mut all = Written::default();
+    all.deleted.extend(ops.iter().filter_map(|op| match op {
+        Op::Delete(delete) => Some(&delete.keys),
+        _ => None,
+    }));
+    for op in ops {
+        let Op::Txn(nested) = op else { continue };
+        let (success, failure) = (written(&nested.success)?, written(&nested.failure)?);
+        for key in success.put.union(&failure.put) {
+            if all.deletes(key) || !all.put.insert(*key) {
+                return Err(Error::DuplicateKey);
+            }
+        }
+        all.deleted.extend(success.deleted);
+        all.deleted.extend(failure.deleted);
+    }
+    for op in ops {
+        let Op::Put(put) = op else { continue };
+        if put.key.is_empty() {
+            return Err(Error::EmptyKey);
+        }
+        if all.deletes(&put.key) || !all.put.insert(&put.key) {
+            return Err(Error::DuplicateKey);
+        }
+    }
+    Ok(all)
 }
 
 /// One change of the transaction under evaluation.
@@ -434,6 +473,9 @@ impl Write<'_> {
                 .collect());
         }
         let mut merged = BTreeMap::new();
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
         for guard in self
             .writer
             .shared

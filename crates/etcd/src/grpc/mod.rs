@@ -1,0 +1,135 @@
+//! etcd's v3 gRPC API over the embedded engine: one file per service, messages as etcd's own.
+//!
+//! The messages and service traits are those that `etcd-client` generates from etcd's protocol files.
+
+mod auth;
+mod cluster;
+mod convert;
+mod health;
+mod kv;
+mod lease;
+mod limits;
+mod maintenance;
+mod metrics;
+mod raw;
+mod status;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::proto::{
+    PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbResponseHeader,
+    PbWatchServer,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::Error;
+use crate::embedded::{Embedded, Identity};
+pub use metrics::Metrics;
+
+/// The etcd release whose protocol this speaks; clients choose features by it.
+pub const ETCD_VERSION: &str = "3.5.21";
+/// The cluster version that such a release announces.
+pub const CLUSTER_VERSION: &str = "3.5.0";
+
+/// What gRPC may add to a request of the largest size.
+const MESSAGE_OVERHEAD: usize = 512 << 10;
+
+/// How a server presents itself and what it accepts.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub name: String,
+    pub advertise_client_urls: Vec<String>,
+    /// Operations in one transaction.
+    pub max_txn_ops: usize,
+    pub max_request_bytes: usize,
+    /// How often an idle watch that asked for it is told the revision.
+    pub progress_interval: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            name: "default".into(),
+            advertise_client_urls: vec!["http://localhost:2379".into()],
+            max_txn_ops: 128,
+            max_request_bytes: 3 << 19,
+            progress_interval: Duration::from_secs(600),
+        }
+    }
+}
+
+/// The one member of a cluster of one. Cheap to clone.
+#[derive(Clone)]
+pub struct Member(Arc<Inner>);
+
+struct Inner {
+    store: Arc<Embedded>,
+    identity: Identity,
+    options: Options,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+}
+
+impl Member {
+    /// A member over a store; its streams end with `shutdown`.
+    ///
+    /// # Errors
+    /// When the store cannot record the new term.
+    pub fn new(
+        store: Arc<Embedded>,
+        options: Options,
+        shutdown: CancellationToken,
+    ) -> Result<Self, Error> {
+        let identity = store.begin_term()?;
+        Ok(Self(Arc::new(Inner {
+            store,
+            identity,
+            options,
+            metrics: Metrics::default(),
+            shutdown,
+        })))
+    }
+
+    /// All gRPC services.
+    #[must_use]
+    pub fn routes(&self) -> Routes {
+        let limit = self.0.options.max_request_bytes + MESSAGE_OVERHEAD;
+        Routes::new(PbKvServer::new(self.clone()).max_decoding_message_size(limit))
+            .add_service(PbWatchServer::new(self.clone()))
+            .add_service(PbLeaseServer::new(self.clone()))
+            .add_service(PbClusterServer::new(self.clone()))
+            .add_service(PbMaintenanceServer::new(self.clone()))
+            .add_service(auth::AuthServer::new(self.clone()))
+            .add_service(health::HealthServer::new(self.clone()))
+    }
+
+    /// The metrics page, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When the store's disk fails.
+    pub fn metrics_page(&self) -> Result<String, Error> {
+        self.0.metrics.page(self)
+    }
+
+    fn store(&self) -> &Embedded {
+        &self.0.store
+    }
+
+    fn header(&self, revision: i64) -> PbResponseHeader {
+        let identity = &self.0.identity;
+        PbResponseHeader {
+            cluster_id: identity.cluster_id,
+            member_id: identity.member_id,
+            revision,
+            raft_term: identity.raft_term,
+        }
+    }
+
+    /// A header with the newest revision, for answers that are about none.
+    fn current_header(&self) -> PbResponseHeader {
+        self.header(self.store().current_revision())
+    }
+}

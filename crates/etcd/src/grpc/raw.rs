@@ -1,0 +1,73 @@
+//! gRPC calls without generated server code, for the services whose messages are not to be had generated.
+
+use std::convert::Infallible;
+
+use futures::stream::BoxStream;
+use http::{Request, Response};
+use prost::Message;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::BoxFuture;
+use tonic::server::{Grpc, ServerStreamingService, UnaryService};
+use tonic_prost::ProstCodec;
+
+pub(super) type Reply = BoxFuture<Response<Body>, Infallible>;
+
+/// A request of which no field matters.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Ignored {}
+
+/// Answers every call in the same way.
+struct Fixed<T>(T);
+
+impl<In, Out> UnaryService<In> for Fixed<Result<Out, Status>>
+where
+    Out: Message + Clone + 'static,
+{
+    type Response = Out;
+    type Future = std::future::Ready<Result<tonic::Response<Out>, Status>>;
+
+    fn call(&mut self, _: tonic::Request<In>) -> Self::Future {
+        std::future::ready(self.0.clone().map(tonic::Response::new))
+    }
+}
+
+/// Answers the one call with a stream.
+struct Once<Out>(Option<BoxStream<'static, Result<Out, Status>>>);
+
+impl<In, Out> ServerStreamingService<In> for Once<Out>
+where
+    Out: Message + 'static,
+{
+    type Response = Out;
+    type ResponseStream = BoxStream<'static, Result<Out, Status>>;
+    type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, _: tonic::Request<In>) -> Self::Future {
+        let stream = self.0.take().map(tonic::Response::new);
+        std::future::ready(stream.ok_or_else(|| Status::internal("answered already")))
+    }
+}
+
+pub(super) fn unary<Out>(request: Request<Body>, answer: Result<Out, Status>) -> Reply
+where
+    Out: Message + Default + Clone + 'static,
+{
+    Box::pin(async move {
+        let mut grpc = Grpc::new(ProstCodec::<Out, Ignored>::default());
+        Ok(grpc.unary(Fixed(answer), request).await)
+    })
+}
+
+pub(super) fn streaming<Out>(
+    request: Request<Body>,
+    stream: BoxStream<'static, Result<Out, Status>>,
+) -> Reply
+where
+    Out: Message + Default + 'static,
+{
+    Box::pin(async move {
+        let mut grpc = Grpc::new(ProstCodec::<Out, Ignored>::default());
+        Ok(grpc.server_streaming(Once(Some(stream)), request).await)
+    })
+}
