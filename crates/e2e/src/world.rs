@@ -261,6 +261,18 @@ impl World {
         self.ok("ls -d /var/lib/fluyt/clusters/*")
     }
 
+    /// Files `admin.crt` and `admin.key` in [`Self::home`], for curl; the address of the current cluster's API server.
+    ///
+    /// # Errors
+    /// Without a kubeconfig.
+    pub fn admin_files(&self) -> anyhow::Result<String> {
+        let part = |path: &str| format!("kubectl config view --raw --minify -o jsonpath='{{.{path}}}'");
+        for (field, file) in [("certificate", "admin.crt"), ("key", "admin.key")] {
+            self.ok(&format!("{} | base64 -d >$HOME/{file}", part(&format!("users[0].user.client-{field}-data"))))?;
+        }
+        self.ok(&part("clusters[0].cluster.server"))
+    }
+
     /// The number that a process recorded in a file, as the world counts.
     ///
     /// # Errors

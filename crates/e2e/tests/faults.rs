@@ -56,20 +56,11 @@ while :; do
 done
 "#;
 
-/// Files with the administrator's certificate and key; the address of the API server.
-fn admin_files(world: &World) -> anyhow::Result<String> {
-    let part = |path: &str| format!("kubectl config view --raw -o jsonpath='{{.{path}}}'");
-    for (field, file) in [("certificate", "admin.crt"), ("key", "admin.key")] {
-        world.ok(&format!("{} | base64 -d >$HOME/{file}", part(&format!("users[0].user.client-{field}-data"))))?;
-    }
-    world.ok(&part("clusters[0].cluster.server"))
-}
-
 #[test]
 fn a_killed_master_loses_nothing() -> anyhow::Result<()> {
     World::with_cluster(1, |world, _service| {
         sleeper(world)?;
-        let server = admin_files(world)?;
+        let server = world.admin_files()?;
         let before = world.ok(CONTAINERS)?;
         let identity = format!("{}/master-process.json", world.cluster_directory()?);
         let journalled = |at_least: usize| {
@@ -176,7 +167,7 @@ fn a_killed_node_comes_back() -> anyhow::Result<()> {
 fn clusters_and_nodes_are_kept_apart() -> anyhow::Result<()> {
     World::with_cluster(2, |world, _service| {
         world.import_busybox()?;
-        let server = admin_files(world)?;
+        let server = world.admin_files()?;
         for (credentials, codes) in [("", "401 403"), ("-H 'authorization: Bearer nonsense'", "401")] {
             let code = world.ok(&format!("curl -sk -o /dev/null -w '%{{http_code}}' {credentials} {server}/api/v1/secrets"))?;
             ensure!(codes.contains(&code), "`{credentials}` was answered with {code}");
