@@ -35,6 +35,10 @@ pub enum Command {
     MetricsServer(fluyt_metrics_server::Args),
     /// The key-value store with etcd's API
     Etcd(fluyt_etcd::Args),
+    /// The sample application's web front
+    SampleWeb(fluyt_sample::web::Args),
+    /// The sample application's store
+    SampleStore(fluyt_sample::store::Args),
 }
 
 /// Names that the binary may be called by.
@@ -72,6 +76,8 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Dns(args) => fluyt_dns::run(args, shutdown).await,
         Command::MetricsServer(args) => fluyt_metrics_server::run(args, shutdown).await,
         Command::Etcd(args) => fluyt_etcd::run(args, shutdown).await,
+        Command::SampleWeb(args) => fluyt_sample::web::run(args, shutdown).await,
+        Command::SampleStore(args) => fluyt_sample::store::run(args, shutdown).await,
     }
 }
 

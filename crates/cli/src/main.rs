@@ -74,7 +74,8 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, message }) => {
-            eprintln!("ERROR: {message}");
+            // One line: a message may quote what it found in a file.
+            eprintln!("ERROR: {}", message.lines().next().unwrap_or_default());
             ExitCode::from(code)
         }
     }

@@ -107,11 +107,11 @@ mod tests {
     fn what_differs_is_replaced_only_if_asked() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config");
-        merge_file(&path, &config("one", "x"), false, None).unwrap();
-        let refused = merge_file(&path, &config("one", "y"), false, None).unwrap_err();
+        merge_file(&path, &config("one", "https://x"), false, None).unwrap();
+        let refused = merge_file(&path, &config("one", "https://y"), false, None).unwrap_err();
         assert!(refused.message.contains("one in clusters"), "{}", refused.message);
-        merge_file(&path, &config("one", "y"), true, None).unwrap();
-        assert!(std::fs::read_to_string(&path).unwrap().contains("server: y"));
+        merge_file(&path, &config("one", "https://y"), true, None).unwrap();
+        assert!(std::fs::read_to_string(&path).unwrap().contains("https://y"));
     }
 
     #[test]

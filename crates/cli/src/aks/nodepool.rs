@@ -4,7 +4,7 @@ use clap::Subcommand;
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::{confirmed_or, flatten_all, parse_tags, set, words};
+use super::{flatten_all, parse_tags, set, words};
 use crate::arm::{Arm, flatten};
 use crate::output::{Column, Output};
 use crate::{Failure, Result};
@@ -103,8 +103,6 @@ pub enum Command {
     Delete {
         #[command(flatten)]
         target: Target,
-        #[arg(short, long)]
-        yes: bool,
         #[arg(long)]
         no_wait: bool,
     },
@@ -160,10 +158,7 @@ pub async fn run(command: Command) -> Result {
             set(&mut properties, "count", Some(node_count));
             change(&arm, &path, properties, "Scaling", no_wait, output).await
         }
-        Command::Delete { target, yes, no_wait } => {
-            if !confirmed_or(yes)? {
-                return Ok(());
-            }
+        Command::Delete { target, no_wait } => {
             let answer = arm.send(Method::DELETE, &target.path(&arm), None).await?;
             if answer.status == StatusCode::NO_CONTENT {
                 return Err(Failure { code: 3, message: format!("Node pool {} doesnt exist, use 'fluyt aks nodepool list' to get current node pool list", target.name) });
