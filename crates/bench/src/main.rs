@@ -10,13 +10,13 @@ use fluyt_e2e::World;
 const NODES: u32 = 2;
 
 fn main() -> anyhow::Result<()> {
-    World::with_service(|world, _service| {
-        println!("cluster of {NODES} nodes");
-        starts::clusters(world)?;
-        starts::pods(world)?;
-        process::idle(world)?;
-        requests::costs(world)
-    })
+    let world = World::on_disk()?;
+    let _service = world.serve()?;
+    println!("cluster of {NODES} nodes");
+    starts::clusters(&world)?;
+    starts::pods(&world)?;
+    process::idle(&world)?;
+    requests::costs(&world)
 }
 
 /// One line of the table.

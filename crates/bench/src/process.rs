@@ -25,8 +25,16 @@ const PROCESSES: [(&str, &str); 5] = [
 /// Seconds of CPU that a process has used.
 pub fn cpu(world: &World, pid: u32) -> anyhow::Result<f64> {
     let stat = world.ok(&format!("cat /proc/{pid}/stat"))?;
-    let fields = stat.rsplit_once(')').context("/proc/<pid>/stat is not as known")?.1;
-    let ticks: f64 = fields.split_ascii_whitespace().skip(11).take(2).filter_map(|t| t.parse::<f64>().ok()).sum();
+    let fields = stat
+        .rsplit_once(')')
+        .context("/proc/<pid>/stat is not as known")?
+        .1;
+    let ticks: f64 = fields
+        .split_ascii_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|t| t.parse::<f64>().ok())
+        .sum();
     Ok(ticks / TICKS_PER_SECOND)
 }
 
@@ -35,9 +43,12 @@ fn memory(world: &World, pid: u32) -> anyhow::Result<(f64, f64)> {
     let rollup = world.ok(&format!("cat /proc/{pid}/smaps_rollup"))?;
     let field = |name: &str| {
         let line = rollup.lines().find_map(|l| l.strip_prefix(name));
-        line.and_then(|l| l.split_ascii_whitespace().next()?.parse::<f64>().ok()).map(|kib| kib * 1024.0 / 1e6)
+        line.and_then(|l| l.split_ascii_whitespace().next()?.parse::<f64>().ok())
+            .map(|kib| kib * 1024.0 / 1e6)
     };
-    field("Rss:").zip(field("Pss:")).context("/proc/<pid>/smaps_rollup is not as known")
+    field("Rss:")
+        .zip(field("Pss:"))
+        .context("/proc/<pid>/smaps_rollup is not as known")
 }
 
 /// Memory and CPU of each kind of process in a cluster that nobody uses; the mean over those of a kind.
@@ -46,7 +57,10 @@ pub fn idle(world: &World) -> anyhow::Result<()> {
     for (name, pattern) in PROCESSES {
         let pids = world.ok(&format!("pgrep -f '{pattern}' || true"))?;
         let pids: Vec<u32> = pids.lines().filter_map(|pid| pid.parse().ok()).collect();
-        let used = pids.iter().map(|pid| cpu(world, *pid)).collect::<Result<Vec<_>, _>>()?;
+        let used = pids
+            .iter()
+            .map(|pid| cpu(world, *pid))
+            .collect::<Result<Vec<_>, _>>()?;
         seen.push((name, pids, used));
     }
     let begin = Instant::now();
@@ -66,7 +80,11 @@ pub fn idle(world: &World) -> anyhow::Result<()> {
         let percent = used / watched / count * 100.0;
         row(
             &format!("idle {name} (each of {})", pids.len()),
-            format!("RSS {:.1} MB, PSS {:.1} MB, {percent:.2} % of a core", rss / count, pss / count),
+            format!(
+                "RSS {:.1} MB, PSS {:.1} MB, {percent:.2} % of a core",
+                rss / count,
+                pss / count
+            ),
         );
     }
     Ok(())

@@ -15,7 +15,10 @@ const WATCHERS: u32 = 20;
 /// Create, get, list and watch of ConfigMaps, over one connection after the other.
 pub fn costs(world: &World) -> anyhow::Result<()> {
     let server = world.admin_files()?;
-    let master = world.recorded_pid(&format!("{}/master-process.json", world.cluster_directory()?))?;
+    let master = world.recorded_pid(&format!(
+        "{}/master-process.json",
+        world.cluster_directory()?
+    ))?;
     let all = format!("{server}/api/v1/namespaces/default/configmaps");
     let measured = |what: &str, count: u32, requests: &str| -> anyhow::Result<f64> {
         let before = process::cpu(world, master)?;
@@ -26,24 +29,53 @@ pub fn costs(world: &World) -> anyhow::Result<()> {
     };
 
     let creates = |prefix: &str| {
-        let body = |n: u32| format!(r#"{{\"metadata\": {{\"name\": \"{prefix}-{n}\"}}, \"data\": {{\"n\": \"{n}\"}}}}"#);
+        let body = |n: u32| {
+            format!(
+                r#"{{\"metadata\": {{\"name\": \"{prefix}-{n}\"}}, \"data\": {{\"n\": \"{n}\"}}}}"#
+            )
+        };
         requests((0..REQUESTS).map(|n| (all.clone(), Some(body(n)))))
     };
     let create = measured("create", REQUESTS, &creates("a"))?;
-    measured("get", REQUESTS, &requests((0..REQUESTS).map(|n| (format!("{all}/a-{n}"), None))))?;
-    let list = measured(&format!("list of {REQUESTS}"), LISTS, &requests((0..LISTS).map(|_| (all.clone(), None))))?;
-    row("list, each object", format!("{:.2} µs of CPU", list / f64::from(REQUESTS)));
+    measured(
+        "get",
+        REQUESTS,
+        &requests((0..REQUESTS).map(|n| (format!("{all}/a-{n}"), None))),
+    )?;
+    let list = measured(
+        &format!("list of {REQUESTS}"),
+        LISTS,
+        &requests((0..LISTS).map(|_| (all.clone(), None))),
+    )?;
+    row(
+        "list, each object",
+        format!("{:.2} µs of CPU", list / f64::from(REQUESTS)),
+    );
 
-    let watch = format!("curl -sNk --cert $HOME/admin.crt --key $HOME/admin.key '{all}?watch=1&resourceVersion=0'");
-    let watchers = (0..WATCHERS).map(|_| world.background(&watch)).collect::<Result<Vec<_>, _>>()?;
+    let watch = format!(
+        "curl -sNk --cert $HOME/admin.crt --key $HOME/admin.key '{all}?watch=1&resourceVersion=0'"
+    );
+    let watchers = (0..WATCHERS)
+        .map(|_| world.background(&watch))
+        .collect::<Result<Vec<_>, _>>()?;
     for watcher in &watchers {
         watcher.says(&format!("\"a-{}\"", REQUESTS - 1), Duration::from_secs(30))?;
     }
-    let with_watchers = measured(&format!("create, with {WATCHERS} watchers"), REQUESTS, &creates("b"))?;
+    let with_watchers = measured(
+        &format!("create, with {WATCHERS} watchers"),
+        REQUESTS,
+        &creates("b"),
+    )?;
     for watcher in &watchers {
         watcher.says(&format!("\"b-{}\"", REQUESTS - 1), Duration::from_secs(30))?;
     }
-    row("an event to one watcher", format!("{:.1} µs of CPU", (with_watchers - create) / f64::from(WATCHERS)));
+    row(
+        "an event to one watcher",
+        format!(
+            "{:.1} µs of CPU",
+            (with_watchers - create) / f64::from(WATCHERS)
+        ),
+    );
     Ok(())
 }
 
@@ -54,9 +86,15 @@ fn requests(of: impl Iterator<Item = (String, Option<String>)>) -> String {
         if n > 0 {
             config.push_str("next\n");
         }
-        let _ = write!(config, "silent\ninsecure\nfail\ncert = admin.crt\nkey = admin.key\noutput = /dev/null\nurl = \"{url}\"\n");
+        let _ = write!(
+            config,
+            "silent\ninsecure\nfail\ncert = admin.crt\nkey = admin.key\noutput = /dev/null\nurl = \"{url}\"\n"
+        );
         if let Some(body) = body {
-            let _ = write!(config, "header = \"content-type: application/json\"\ndata = \"{body}\"\n");
+            let _ = write!(
+                config,
+                "header = \"content-type: application/json\"\ndata = \"{body}\"\n"
+            );
         }
     }
     config

@@ -29,8 +29,14 @@ pub fn clusters(world: &World) -> anyhow::Result<()> {
             world.ok("fluyt aks delete -g rg -n bench --yes && rm -r $HOME/.kube")?;
         }
     }
-    row("aks create, nodes Ready", format!("{:.2} s (median of {CLUSTERS})", median(created)));
-    row("aks create, and all kube-system pods Running", format!("{:.2} s", median(running)));
+    row(
+        "aks create, nodes Ready",
+        format!("{:.2} s (median of {CLUSTERS})", median(created)),
+    );
+    row(
+        "aks create, and all kube-system pods Running",
+        format!("{:.2} s", median(running)),
+    );
     Ok(())
 }
 
@@ -38,12 +44,19 @@ pub fn clusters(world: &World) -> anyhow::Result<()> {
 pub fn pods(world: &World) -> anyhow::Result<()> {
     let server = world.admin_files()?;
     let pods = format!("{server}/api/v1/namespaces/default/pods");
-    world.until(std::time::Duration::from_secs(30), "kubectl get serviceaccount default -o name", |_| true)?;
+    world.until(
+        std::time::Duration::from_secs(30),
+        "kubectl get serviceaccount default -o name",
+        |_| true,
+    )?;
     let mut took = Vec::new();
     for n in 0..PODS {
         let name = format!("pod-{n}");
         let mut watch = curl(world);
-        watch.args(["-N", &format!("{pods}?watch=1&fieldSelector=metadata.name={name}&resourceVersion=0")]);
+        watch.args([
+            "-N",
+            &format!("{pods}?watch=1&fieldSelector=metadata.name={name}&resourceVersion=0"),
+        ]);
         let mut watch = watch.stdout(Stdio::piped()).spawn()?;
         let lines = BufReader::new(watch.stdout.take().context("no standard output")?).lines();
         let body = format!(
@@ -52,11 +65,20 @@ pub fn pods(world: &World) -> anyhow::Result<()> {
         );
         let begin = Instant::now();
         let mut create = curl(world);
-        create.args(["-H", "content-type: application/json", "-o", "/dev/null", "-d", &body, &pods]);
+        create.args([
+            "-H",
+            "content-type: application/json",
+            "-o",
+            "/dev/null",
+            "-d",
+            &body,
+            &pods,
+        ]);
         if !create.status()?.success() {
             bail!("the pod was not created");
         }
-        let is_running = |line: std::io::Result<String>| line.is_ok_and(|l| l.contains(r#""phase":"Running""#));
+        let is_running =
+            |line: std::io::Result<String>| line.is_ok_and(|l| l.contains(r#""phase":"Running""#));
         if !lines.into_iter().any(is_running) {
             bail!("the watch ended before {name} ran");
         }
@@ -65,7 +87,13 @@ pub fn pods(world: &World) -> anyhow::Result<()> {
         watch.wait()?;
     }
     let worst = took.iter().copied().fold(0.0, f64::max);
-    row("a pod of a present image, Running", format!("{:.0} ms (median of {PODS}; worst {worst:.0} ms)", median(took)));
+    row(
+        "a pod of a present image, Running",
+        format!(
+            "{:.0} ms (median of {PODS}; worst {worst:.0} ms)",
+            median(took)
+        ),
+    );
     world.ok("kubectl delete pods --all --now --timeout=60s")?;
     Ok(())
 }
@@ -73,6 +101,10 @@ pub fn pods(world: &World) -> anyhow::Result<()> {
 fn curl(world: &World) -> std::process::Command {
     let mut curl = world.command("curl");
     let file = |name: &str| world.home().join(name);
-    curl.arg("-sk").arg("--cert").arg(file("admin.crt")).arg("--key").arg(file("admin.key"));
+    curl.arg("-sk")
+        .arg("--cert")
+        .arg(file("admin.crt"))
+        .arg("--key")
+        .arg(file("admin.key"));
     curl
 }

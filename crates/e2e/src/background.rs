@@ -21,7 +21,9 @@ impl Background {
     /// What it has written so far, to both of its outputs.
     #[must_use]
     pub fn output(&self) -> String {
-        fs::read(&self.output).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        fs::read(&self.output)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     /// Waits until it has written `text`.
@@ -29,10 +31,14 @@ impl Background {
     /// # Errors
     /// When it has not, in `limit`.
     pub fn says(&self, text: &str, limit: Duration) -> anyhow::Result<()> {
-        eventually(&format!("\"{text}\" from a command"), limit, || match self.output() {
-            output if output.contains(text) => Ok(Some(())),
-            output => bail!("it wrote: {output}"),
-        })
+        eventually(
+            &format!("\"{text}\" from a command"),
+            limit,
+            || match self.output() {
+                output if output.contains(text) => Ok(Some(())),
+                output => bail!("it wrote: {output}"),
+            },
+        )
     }
 
     /// Waits for its end.
@@ -40,7 +46,9 @@ impl Background {
     /// # Errors
     /// When it does not end in `limit`.
     pub fn ended(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
-        let status = eventually("the end of a command", limit, || Ok(self.child.try_wait()?));
+        let status = eventually("the end of a command", limit, || {
+            Ok(self.child.try_wait()?)
+        });
         status.with_context(|| format!("it wrote: {}", self.output()))
     }
 }

@@ -29,8 +29,14 @@ pub fn repository() -> PathBuf {
 /// # Errors
 /// When it has not been built.
 pub fn binary() -> anyhow::Result<PathBuf> {
-    let path = std::env::var_os("FLUYT_BIN")
-        .map_or_else(|| repository().join("target/x86_64-unknown-linux-gnu/debug/fluyt"), PathBuf::from);
-    anyhow::ensure!(path.exists(), "{} is missing: run `cargo build --bin fluyt` first", path.display());
+    let path = std::env::var_os("FLUYT_BIN").map_or_else(
+        || repository().join("target/x86_64-unknown-linux-gnu/debug/fluyt"),
+        PathBuf::from,
+    );
+    anyhow::ensure!(
+        path.exists(),
+        "{} is missing: run `cargo build --bin fluyt` first",
+        path.display()
+    );
     Ok(path.canonicalize()?)
 }

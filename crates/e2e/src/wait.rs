@@ -11,7 +11,11 @@ const INTERVAL: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// When it has not come in `limit`, with what was wrong the last time.
-pub fn eventually<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+pub fn eventually<T>(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
     let begin = Instant::now();
     loop {
         let seen = condition();
@@ -20,7 +24,9 @@ pub fn eventually<T>(what: &str, limit: Duration, mut condition: impl FnMut() ->
         }
         if begin.elapsed() > limit {
             match seen {
-                Err(error) => return Err(error).with_context(|| format!("not within {limit:?}: {what}")),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("not within {limit:?}: {what}"));
+                }
                 Ok(_) => bail!("not within {limit:?}: {what}"),
             }
         }
@@ -32,7 +38,10 @@ pub fn eventually<T>(what: &str, limit: Duration, mut condition: impl FnMut() ->
 ///
 /// # Errors
 /// Those of `f`.
-pub fn timed<T>(what: &str, f: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Duration)> {
+pub fn timed<T>(
+    what: &str,
+    f: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<(T, Duration)> {
     let begin = Instant::now();
     let value = f().with_context(|| what.to_owned())?;
     let took = begin.elapsed();

@@ -21,6 +21,7 @@ const INIT: &str = r#"
 set -e
 mkdir -p /var/lib/fluyt /run/fluyt /run/netns
 for d in /var/lib/fluyt /run/fluyt /run/netns; do mount -t tmpfs -o mode=755 e2e "$d"; done
+[ -z "$STATE" ] || mount --bind "$STATE" /var/lib/fluyt
 ip link set lo up
 echo ready
 read -r _ || true
@@ -46,18 +47,53 @@ pub struct Outcome {
 // === impl World ===
 
 impl World {
-    /// Makes a world with nothing in it.
+    /// Makes a world with nothing in it, and its state in memory.
     ///
     /// # Errors
     /// Without root or a built binary.
     pub fn new() -> anyhow::Result<Self> {
+        Self::make(false)
+    }
+
+    /// As [`Self::new`], with its state on the disk, where durability costs what it costs.
+    ///
+    /// # Errors
+    /// Without root or a built binary.
+    pub fn on_disk() -> anyhow::Result<Self> {
+        Self::make(true)
+    }
+
+    fn make(on_disk: bool) -> anyhow::Result<Self> {
         let binary = binary()?;
         // Beside the binary, so that it can be linked: a build that goes on meanwhile must not change it under the test.
-        let home = TempDir::with_prefix_in("e2e-", binary.parent().context("the binary is in no directory")?)?;
+        let home = TempDir::with_prefix_in(
+            "e2e-",
+            binary.parent().context("the binary is in no directory")?,
+        )?;
         fs::create_dir(home.path().join("bin"))?;
         fs::hard_link(&binary, home.path().join("bin/fluyt"))?;
+        let state = home.path().join("state");
+        fs::create_dir(&state)?;
         let mut init = Command::new("unshare")
-            .args(["--mount", "--pid", "--net", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT])
+            .env(
+                "STATE",
+                if on_disk {
+                    state.as_os_str()
+                } else {
+                    "".as_ref()
+                },
+            )
+            .args([
+                "--mount",
+                "--pid",
+                "--net",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "bash",
+                "-c",
+                INIT,
+            ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -65,10 +101,21 @@ impl World {
         let life = init.stdin.take().context("no standard input")?;
         let mut line = String::new();
         BufReader::new(init.stdout.take().context("no standard output")?).read_line(&mut line)?;
-        ensure!(line.trim() == "ready", "namespaces cannot be made: is this root?");
+        ensure!(
+            line.trim() == "ready",
+            "namespaces cannot be made: is this root?"
+        );
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", init.id()))?;
-        let pid = children.trim().parse().context("the world has no first process")?;
-        Ok(Self { init, _life: life, pid, home })
+        let pid = children
+            .trim()
+            .parse()
+            .context("the world has no first process")?;
+        Ok(Self {
+            init,
+            _life: life,
+            pid,
+            home,
+        })
     }
 
     /// Runs `test` in a new world; if it fails, shows what may explain that.
@@ -88,7 +135,9 @@ impl World {
     ///
     /// # Errors
     /// The test's.
-    pub fn with_service(test: impl FnOnce(&Self, Background) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    pub fn with_service(
+        test: impl FnOnce(&Self, Background) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         Self::run(|world| {
             let service = world.serve()?;
             test(world, service)
@@ -99,7 +148,10 @@ impl World {
     ///
     /// # Errors
     /// The test's.
-    pub fn with_cluster(nodes: u32, test: impl FnOnce(&Self, Background) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    pub fn with_cluster(
+        nodes: u32,
+        test: impl FnOnce(&Self, Background) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         Self::with_service(|world, service| {
             world.create_cluster("demo", nodes)?;
             test(world, service)
@@ -116,7 +168,10 @@ impl World {
             if let Some(status) = service.child.try_wait()? {
                 bail!("it ended, {status}: {}", service.output());
             }
-            Ok(service.output().contains("the service is ready").then_some(()))
+            Ok(service
+                .output()
+                .contains("the service is ready")
+                .then_some(()))
         })?;
         self.ok("fluyt login")?;
         Ok(service)
@@ -128,7 +183,9 @@ impl World {
     /// What `fluyt` says.
     pub fn create_cluster(&self, name: &str, nodes: u32) -> anyhow::Result<()> {
         self.ok("fluyt group create -n rg")?;
-        self.ok(&format!("fluyt aks create -g rg -n {name} --node-count {nodes} --node-vm-size Standard_D2s_v3"))?;
+        self.ok(&format!(
+            "fluyt aks create -g rg -n {name} --node-count {nodes} --node-vm-size Standard_D2s_v3"
+        ))?;
         self.ok(&format!("fluyt aks get-credentials -g rg -n {name}"))?;
         Ok(())
     }
@@ -163,10 +220,27 @@ impl World {
     /// When it cannot be started.
     pub fn sh(&self, line: &str) -> anyhow::Result<Outcome> {
         let mut command = self.command("timeout");
-        command.args(["-k", "2", COMMAND_LIMIT, "bash", "-o", "pipefail", "-ec", line]);
-        let Output { status, stdout, stderr } = command.output().context("nsenter (util-linux) is needed")?;
+        command.args([
+            "-k",
+            "2",
+            COMMAND_LIMIT,
+            "bash",
+            "-o",
+            "pipefail",
+            "-ec",
+            line,
+        ]);
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = command.output().context("nsenter (util-linux) is needed")?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Ok(Outcome { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) })
+        Ok(Outcome {
+            code: status.code().unwrap_or(-1),
+            stdout: text(stdout),
+            stderr: text(stderr),
+        })
     }
 
     /// Runs a line of bash that must succeed; what it wrote, without the last line's end.
@@ -176,7 +250,12 @@ impl World {
     pub fn ok(&self, line: &str) -> anyhow::Result<String> {
         let outcome = self.sh(line)?;
         if outcome.code != 0 {
-            bail!("`{line}` ended with {}:\n{}{}", outcome.code, outcome.stdout, outcome.stderr);
+            bail!(
+                "`{line}` ended with {}:\n{}{}",
+                outcome.code,
+                outcome.stdout,
+                outcome.stderr
+            );
         }
         Ok(outcome.stdout.trim_end().to_owned())
     }
@@ -186,7 +265,8 @@ impl World {
     /// # Errors
     /// When it fails or is not.
     pub fn json(&self, line: &str) -> anyhow::Result<Value> {
-        serde_json::from_str(&self.ok(line)?).with_context(|| format!("`{line}` did not write JSON"))
+        serde_json::from_str(&self.ok(line)?)
+            .with_context(|| format!("`{line}` did not write JSON"))
     }
 
     /// Runs a line of bash that must fail with `code` and say `message` on standard error.
@@ -210,13 +290,23 @@ impl World {
     ///
     /// # Errors
     /// When it does not, in `limit`.
-    pub fn until(&self, limit: Duration, line: &str, is_wanted: impl Fn(&str) -> bool) -> anyhow::Result<String> {
+    pub fn until(
+        &self,
+        limit: Duration,
+        line: &str,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> anyhow::Result<String> {
         eventually(&format!("`{line}` as wanted"), limit, || {
             let outcome = self.sh(line)?;
             if outcome.code == 0 && is_wanted(outcome.stdout.trim_end()) {
                 return Ok(Some(outcome.stdout.trim_end().to_owned()));
             }
-            bail!("it ended with {} and wrote:\n{}{}", outcome.code, outcome.stdout, outcome.stderr)
+            bail!(
+                "it ended with {} and wrote:\n{}{}",
+                outcome.code,
+                outcome.stdout,
+                outcome.stderr
+            )
         })
     }
 
@@ -225,7 +315,10 @@ impl World {
     /// # Errors
     /// When it cannot be started.
     pub fn background(&self, line: &str) -> anyhow::Result<Background> {
-        let (file, output) = tempfile::Builder::new().prefix("background-").tempfile_in(self.home.path())?.keep()?;
+        let (file, output) = tempfile::Builder::new()
+            .prefix("background-")
+            .tempfile_in(self.home.path())?
+            .keep()?;
         // Killed together with it, even where `line` is more than one command.
         let child = self
             .command("bash")
@@ -266,9 +359,13 @@ impl World {
     /// # Errors
     /// Without a kubeconfig.
     pub fn admin_files(&self) -> anyhow::Result<String> {
-        let part = |path: &str| format!("kubectl config view --raw --minify -o jsonpath='{{.{path}}}'");
+        let part =
+            |path: &str| format!("kubectl config view --raw --minify -o jsonpath='{{.{path}}}'");
         for (field, file) in [("certificate", "admin.crt"), ("key", "admin.key")] {
-            self.ok(&format!("{} | base64 -d >$HOME/{file}", part(&format!("users[0].user.client-{field}-data"))))?;
+            self.ok(&format!(
+                "{} | base64 -d >$HOME/{file}",
+                part(&format!("users[0].user.client-{field}-data"))
+            ))?;
         }
         self.ok(&part("clusters[0].cluster.server"))
     }
@@ -279,7 +376,10 @@ impl World {
     /// When there is no such file.
     pub fn recorded_pid(&self, file: &str) -> anyhow::Result<u32> {
         let id = self.json(&format!("cat {file}"))?;
-        id["pid"].as_u64().and_then(|pid| pid.try_into().ok()).with_context(|| format!("{file} has no pid"))
+        id["pid"]
+            .as_u64()
+            .and_then(|pid| pid.try_into().ok())
+            .with_context(|| format!("{file} has no pid"))
     }
 
     /// The world's path as the host sees it.
@@ -309,14 +409,19 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         let clusters = fs::read_dir(self.outside("/var/lib/fluyt/clusters")).map(|entries| {
-            entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
+            entries
+                .flatten()
+                .map(|e| e.file_name().to_string_lossy().into_owned())
+                .collect::<Vec<_>>()
         });
         // The first process of a pid namespace does not go before all others have gone.
         let _ = self.init.kill();
         let _ = self.init.wait();
-        let gone = eventually("the world's processes are gone", Duration::from_secs(20), || {
-            Ok((!Path::new(&format!("/proc/{}", self.pid)).exists()).then_some(()))
-        });
+        let gone = eventually(
+            "the world's processes are gone",
+            Duration::from_secs(20),
+            || Ok((!Path::new(&format!("/proc/{}", self.pid)).exists()).then_some(())),
+        );
         if let Err(error) = gone {
             eprintln!("{error:#}");
         }

@@ -10,8 +10,14 @@ fn azure_mgmt_containerservice() -> anyhow::Result<()> {
         let said = world.ok(".cache/venv/bin/python crates/e2e/tests/azure_sdk.py")?;
         ensure!(said.ends_with("done"), "{said}");
         let nodes = world.ok("cat $HOME/sdk.nodes")?;
-        ensure!(nodes.lines().filter(|l| l.contains(" Ready ")).count() == 2, "{nodes}");
-        ensure!(world.ok("ls /var/lib/fluyt/clusters")?.is_empty(), "the cluster's directory is left");
+        ensure!(
+            nodes.lines().filter(|l| l.contains(" Ready ")).count() == 2,
+            "{nodes}"
+        );
+        ensure!(
+            world.ok("ls /var/lib/fluyt/clusters")?.is_empty(),
+            "the cluster's directory is left"
+        );
         Ok(())
     })
 }

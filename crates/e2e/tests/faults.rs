@@ -33,7 +33,9 @@ fn a_killed_container_is_back_within_two_seconds() -> anyhow::Result<()> {
         let status = "kubectl get pod sleeper -o jsonpath='{.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].state.running.startedAt}'";
         world.ok(&format!("kill -9 {}", pid_of_nap(world)?))?;
         let ((), took) = timed("the container is back", || {
-            world.until(SOON, status, |s| s.starts_with("1 2")).map(drop)
+            world
+                .until(SOON, status, |s| s.starts_with("1 2"))
+                .map(drop)
         })?;
         ensure!(took < Duration::from_secs(2), "it took {took:?}");
         pid_of_nap(world)?;
@@ -64,7 +66,9 @@ fn a_killed_master_loses_nothing() -> anyhow::Result<()> {
         let before = world.ok(CONTAINERS)?;
         let identity = format!("{}/master-process.json", world.cluster_directory()?);
         let journalled = |at_least: usize| {
-            world.until(SOON, "cat $HOME/journal-* | wc -l", |n| n.parse().is_ok_and(|n: usize| n >= at_least))
+            world.until(SOON, "cat $HOME/journal-* | wc -l", |n| {
+                n.parse().is_ok_and(|n: usize| n >= at_least)
+            })
         };
 
         let writers: Vec<_> = (1..=3)
@@ -75,12 +79,17 @@ fn a_killed_master_loses_nothing() -> anyhow::Result<()> {
             let old = world.recorded_pid(&identity)?;
             world.ok(&format!("kill -9 {old}"))?;
             let ((), took) = timed("the master is back", || {
-                let ready = format!("curl -sk -m 1 --cert $HOME/admin.crt --key $HOME/admin.key {server}/readyz");
+                let ready = format!(
+                    "curl -sk -m 1 --cert $HOME/admin.crt --key $HOME/admin.key {server}/readyz"
+                );
                 world.until(SOON, &ready, |answer| answer == "ok").map(drop)
             })?;
             // One second with the release build.
             ensure!(took < Duration::from_secs(4), "it took {took:?}");
-            ensure!(world.recorded_pid(&identity)? != old, "the old master's number is still recorded");
+            ensure!(
+                world.recorded_pid(&identity)? != old,
+                "the old master's number is still recorded"
+            );
             journalled(written + 20)?;
         }
         drop(writers);
@@ -90,7 +99,10 @@ fn a_killed_master_loses_nothing() -> anyhow::Result<()> {
         let lost = world.ok(lost)?;
         ensure!(lost.is_empty(), "acknowledged and lost:\n{lost}");
         let after = world.ok(CONTAINERS)?;
-        ensure!(before == after, "containers before:\n{before}\nand after:\n{after}");
+        ensure!(
+            before == after,
+            "containers before:\n{before}\nand after:\n{after}"
+        );
         // And it works, as does what the controllers and the node do through it.
         world.ok(&format!("kubectl create deployment late --image={BUSYBOX} && kubectl rollout status deployment/late --timeout=60s"))?;
         Ok(())
@@ -105,16 +117,32 @@ fn a_killed_agent_leaves_containers_alone() -> anyhow::Result<()> {
         let agent = "pgrep -f '^/fluyt node --config'";
         let old = world.ok(agent)?;
         world.ok(&format!("kill -9 {old}"))?;
-        timed("the agent is back", || world.until(SOON, agent, |pid| !pid.is_empty() && pid != old))?;
-        timed("and streams", || world.until(SOON, "kubectl exec sleeper -- echo here", |said| said == "here"))?;
+        timed("the agent is back", || {
+            world.until(SOON, agent, |pid| !pid.is_empty() && pid != old)
+        })?;
+        timed("and streams", || {
+            world.until(SOON, "kubectl exec sleeper -- echo here", |said| {
+                said == "here"
+            })
+        })?;
         world.ok(&format!("kubectl run late --image={BUSYBOX} && kubectl wait --for=condition=Ready pod/late --timeout=30s"))?;
         world.ok("kubectl delete pod late --now")?;
         let after = world.ok(CONTAINERS)?;
-        ensure!(before == after, "containers before:\n{before}\nand after:\n{after}");
-        ensure!(pid_of_nap(world)? == nap, "the container's process is another one");
+        ensure!(
+            before == after,
+            "containers before:\n{before}\nand after:\n{after}"
+        );
+        ensure!(
+            pid_of_nap(world)? == nap,
+            "the container's process is another one"
+        );
         // Its end is still noticed.
         world.ok(&format!("kill -9 {nap}"))?;
-        world.until(SOON, "kubectl get pod sleeper -o jsonpath='{.status.containerStatuses[0].restartCount}'", |n| n == "1")?;
+        world.until(
+            SOON,
+            "kubectl get pod sleeper -o jsonpath='{.status.containerStatuses[0].restartCount}'",
+            |n| n == "1",
+        )?;
         Ok(())
     })
 }
@@ -126,7 +154,10 @@ fn a_killed_service_adopts_its_clusters() -> anyhow::Result<()> {
         let before = world.ok(CONTAINERS)?;
         let identity = format!("{}/master-process.json", world.cluster_directory()?);
         let master = world.recorded_pid(&identity)?;
-        world.ok(&format!("kill -9 {}", world.recorded_pid("/run/fluyt/serve.json")?))?;
+        world.ok(&format!(
+            "kill -9 {}",
+            world.recorded_pid("/run/fluyt/serve.json")?
+        ))?;
         let mut service = service;
         service.ended(SOON)?;
         world.ok(&format!("kubectl run orphan --image={BUSYBOX} && kubectl wait --for=condition=Ready pod/orphan --timeout=30s"))?;
@@ -135,15 +166,24 @@ fn a_killed_service_adopts_its_clusters() -> anyhow::Result<()> {
         let _service = world.serve()?;
         let state = world.ok("fluyt aks show -g rg -n demo -o tsv --query provisioningState || fluyt aks show -g rg -n demo -o json")?;
         ensure!(state.contains("Succeeded"), "{state}");
-        ensure!(world.recorded_pid(&identity)? == master, "another master was started");
+        ensure!(
+            world.recorded_pid(&identity)? == master,
+            "another master was started"
+        );
         let after = world.ok(CONTAINERS)?;
-        ensure!(before == after, "containers before:\n{before}\nand after:\n{after}");
+        ensure!(
+            before == after,
+            "containers before:\n{before}\nand after:\n{after}"
+        );
         // It supervises what it found.
         world.ok(&format!("kill -9 {master}"))?;
         world.until(SOON, "kubectl get --raw /readyz", |answer| answer == "ok")?;
         world.ok("fluyt aks scale -g rg -n demo --node-count 2")?;
         let nodes = world.ok("kubectl get nodes --no-headers")?;
-        ensure!(nodes.lines().filter(|l| l.contains(" Ready ")).count() == 2, "{nodes}");
+        ensure!(
+            nodes.lines().filter(|l| l.contains(" Ready ")).count() == 2,
+            "{nodes}"
+        );
         world.ok("fluyt aks delete -g rg -n demo --yes")?;
         Ok(())
     })
@@ -153,11 +193,20 @@ fn a_killed_service_adopts_its_clusters() -> anyhow::Result<()> {
 fn a_killed_node_comes_back() -> anyhow::Result<()> {
     World::with_cluster(1, |world, _service| {
         sleeper(world)?;
-        let process = format!("{}/process.json", world.ok("ls -d /var/lib/fluyt/clusters/*/nodes/*")?);
+        let process = format!(
+            "{}/process.json",
+            world.ok("ls -d /var/lib/fluyt/clusters/*/nodes/*")?
+        );
         let old = world.recorded_pid(&process)?;
         world.ok(&format!("kill -9 {old}"))?;
-        eventually("another machine", SOON, || Ok((world.recorded_pid(&process)? != old).then_some(())))?;
-        timed("the pod runs again", || world.until(SOON, "kubectl exec sleeper -- echo here", |said| said == "here"))?;
+        eventually("another machine", SOON, || {
+            Ok((world.recorded_pid(&process)? != old).then_some(()))
+        })?;
+        timed("the pod runs again", || {
+            world.until(SOON, "kubectl exec sleeper -- echo here", |said| {
+                said == "here"
+            })
+        })?;
         world.ok("kubectl -n kube-system wait --for=condition=Ready pods --all --timeout=60s")?;
         Ok(())
     })
@@ -168,9 +217,17 @@ fn clusters_and_nodes_are_kept_apart() -> anyhow::Result<()> {
     World::with_cluster(2, |world, _service| {
         world.import_busybox()?;
         let server = world.admin_files()?;
-        for (credentials, codes) in [("", "401 403"), ("-H 'authorization: Bearer nonsense'", "401")] {
-            let code = world.ok(&format!("curl -sk -o /dev/null -w '%{{http_code}}' {credentials} {server}/api/v1/secrets"))?;
-            ensure!(codes.contains(&code), "`{credentials}` was answered with {code}");
+        for (credentials, codes) in [
+            ("", "401 403"),
+            ("-H 'authorization: Bearer nonsense'", "401"),
+        ] {
+            let code = world.ok(&format!(
+                "curl -sk -o /dev/null -w '%{{http_code}}' {credentials} {server}/api/v1/secrets"
+            ))?;
+            ensure!(
+                codes.contains(&code),
+                "`{credentials}` was answered with {code}"
+            );
         }
 
         // Each node may read the secret of its own pod only.
@@ -178,17 +235,23 @@ fn clusters_and_nodes_are_kept_apart() -> anyhow::Result<()> {
         let nodes: Vec<&str> = nodes.split(' ').collect();
         ensure!(nodes.len() == 2, "{nodes:?}");
         for (n, node) in nodes.iter().enumerate() {
-            world.ok(&format!("kubectl create secret generic of-{n} --from-literal=a=b"))?;
+            world.ok(&format!(
+                "kubectl create secret generic of-{n} --from-literal=a=b"
+            ))?;
             let overrides = format!(
                 r#"{{"spec": {{"nodeName": "{node}", "containers": [{{"name": "pod-{n}", "image": "{BUSYBOX}",
                     "envFrom": [{{"secretRef": {{"name": "of-{n}"}}}}]}}]}}}}"#
             );
-            world.ok(&format!("kubectl run pod-{n} --image={BUSYBOX} --overrides='{overrides}'"))?;
+            world.ok(&format!(
+                "kubectl run pod-{n} --image={BUSYBOX} --overrides='{overrides}'"
+            ))?;
         }
         world.ok("kubectl wait --for=condition=Ready pod/pod-0 pod/pod-1 --timeout=30s")?;
         let directory = world.cluster_directory()?;
         for (n, node) in nodes.iter().enumerate() {
-            let certificate = format!("{directory}/nodes/{node}/root/var/lib/kubelet/pki/kubelet-client-current.pem");
+            let certificate = format!(
+                "{directory}/nodes/{node}/root/var/lib/kubelet/pki/kubelet-client-current.pem"
+            );
             let ask = |path: &str| {
                 world.ok(&format!("curl -sk -o /dev/null -w '%{{http_code}}' --cert {certificate} {server}/api/v1{path}"))
             };
@@ -198,26 +261,43 @@ fn clusters_and_nodes_are_kept_apart() -> anyhow::Result<()> {
                 ask("/namespaces/default/secrets")?,
                 ask("/secrets")?,
             ];
-            ensure!(answers == ["200", "403", "403", "403"], "node {n}: {answers:?}");
+            ensure!(
+                answers == ["200", "403", "403", "403"],
+                "node {n}: {answers:?}"
+            );
         }
 
         // A second cluster with the same addresses: other pods behind them, other keys.
         world.create_cluster("other", 1)?;
         let page = |context: &str| -> anyhow::Result<String> {
             let kubectl = format!("kubectl --context {context}");
-            let serve = format!("sh -c 'echo page of {context} >/www/index.html; exec httpd -f -p 80 -h /www'");
+            let serve = format!(
+                "sh -c 'echo page of {context} >/www/index.html; exec httpd -f -p 80 -h /www'"
+            );
             world.ok(&format!("{kubectl} run page --image={BUSYBOX} -- {serve} && {kubectl} expose pod page --port 80 --cluster-ip 10.0.77.77"))?;
-            world.ok(&format!("{kubectl} wait --for=condition=Ready pod/page --timeout=30s"))?;
+            world.ok(&format!(
+                "{kubectl} wait --for=condition=Ready pod/page --timeout=30s"
+            ))?;
             Ok(kubectl)
         };
         let clusters = [("demo", page("demo")?), ("other", page("other")?)];
         for (name, kubectl) in &clusters {
-            let said = world.until(SOON, &format!("{kubectl} exec page -- wget -qO- http://10.0.77.77/"), |_| true)?;
-            ensure!(said == format!("page of {name}"), "{name} was answered: {said}");
+            let said = world.until(
+                SOON,
+                &format!("{kubectl} exec page -- wget -qO- http://10.0.77.77/"),
+                |_| true,
+            )?;
+            ensure!(
+                said == format!("page of {name}"),
+                "{name} was answered: {said}"
+            );
         }
         let other = world.ok("kubectl config view -o jsonpath='{.clusters[?(@.name==\"other\")].cluster.server}'").context("the other server")?;
         let code = world.ok(&format!("curl -sk -o /dev/null -w '%{{http_code}}' --cert $HOME/admin.crt --key $HOME/admin.key {other}/api/v1/secrets"))?;
-        ensure!("401 403".contains(&code), "the other cluster's master answers demo's administrator with {code}");
+        ensure!(
+            "401 403".contains(&code),
+            "the other cluster's master answers demo's administrator with {code}"
+        );
         Ok(())
     })
 }
