@@ -44,26 +44,49 @@ impl Arm {
         let credentials = Credentials::load()?;
         let mut roots = rustls::RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(credentials.ca.as_bytes()) {
-            roots.add(certificate.map_err(|e| Failure::new(format!("the credentials are damaged ({e}): run 'fluyt login' again")))?)?;
+            roots.add(certificate.map_err(|e| {
+                Failure::new(format!(
+                    "the credentials are damaged ({e}): run 'fluyt login' again"
+                ))
+            })?)?;
         }
-        let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().build();
-        Ok(Self { http: Client::builder(TokioExecutor::new()).build(connector), credentials })
+        let tls = rustls::ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_only()
+            .enable_http1()
+            .build();
+        Ok(Self {
+            http: Client::builder(TokioExecutor::new()).build(connector),
+            credentials,
+        })
     }
 
     /// The path of a resource group.
     pub fn group(&self, group: &str) -> String {
-        format!("/subscriptions/{}/resourceGroups/{}", self.credentials.subscription, encode(group))
+        format!(
+            "/subscriptions/{}/resourceGroups/{}",
+            self.credentials.subscription,
+            encode(group)
+        )
     }
 
     /// The path of all groups.
     pub fn groups(&self) -> String {
-        format!("/subscriptions/{}/resourceGroups", self.credentials.subscription)
+        format!(
+            "/subscriptions/{}/resourceGroups",
+            self.credentials.subscription
+        )
     }
 
     /// The path of clusters: of a group, or all.
     pub fn clusters(&self, group: Option<&str>) -> String {
-        let scope = group.map_or_else(|| format!("/subscriptions/{}", self.credentials.subscription), |g| self.group(g));
+        let scope = group.map_or_else(
+            || format!("/subscriptions/{}", self.credentials.subscription),
+            |g| self.group(g),
+        );
         format!("{scope}/providers/Microsoft.ContainerService/managedClusters")
     }
 
@@ -80,7 +103,10 @@ impl Arm {
     }
 
     pub fn versions(&self) -> String {
-        format!("/subscriptions/{}/providers/Microsoft.ContainerService/locations/local/kubernetesVersions", self.credentials.subscription)
+        format!(
+            "/subscriptions/{}/providers/Microsoft.ContainerService/locations/local/kubernetesVersions",
+            self.credentials.subscription
+        )
     }
 
     pub async fn get(&self, path: &str) -> Result<Value> {
@@ -89,16 +115,31 @@ impl Arm {
 
     /// Sends a request to a path of the API.
     pub async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer> {
-        let url = format!("{}{path}?api-version={API_VERSION}", self.credentials.endpoint);
+        let url = format!(
+            "{}{path}?api-version={API_VERSION}",
+            self.credentials.endpoint
+        );
         self.send_to(method, &url, body, None).await
     }
 
-    async fn send_to(&self, method: Method, url: &str, body: Option<&Value>, prefer: Option<&str>) -> Result<Answer> {
+    async fn send_to(
+        &self,
+        method: Method,
+        url: &str,
+        body: Option<&Value>,
+        prefer: Option<&str>,
+    ) -> Result<Answer> {
         let mut request = Request::builder()
             .method(method)
             .uri(url)
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.credentials.token))
-            .header(header::USER_AGENT, concat!("fluyt/", env!("CARGO_PKG_VERSION")));
+            .header(
+                header::AUTHORIZATION,
+                format!("Bearer {}", self.credentials.token),
+            )
+            .header(
+                header::USER_AGENT,
+                concat!("fluyt/", env!("CARGO_PKG_VERSION")),
+            );
         if let Some(prefer) = prefer {
             request = request.header("prefer", prefer);
         }
@@ -109,27 +150,58 @@ impl Arm {
             }
             None => Vec::new(),
         };
-        let response = self.http.request(request.body(Full::new(bytes.into()))?).await.map_err(|error| {
-            Failure::new(format!("The service at {} can't be reached: {}. Is 'fluyt serve' running?", self.credentials.endpoint, innermost(&error)))
-        })?;
+        let response = self
+            .http
+            .request(request.body(Full::new(bytes.into()))?)
+            .await
+            .map_err(|error| {
+                Failure::new(format!(
+                    "The service at {} can't be reached: {}. Is 'fluyt serve' running?",
+                    self.credentials.endpoint,
+                    innermost(&error)
+                ))
+            })?;
         let status = response.status();
-        let operation = response.headers().get("azure-asyncoperation").and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let operation = response
+            .headers()
+            .get("azure-asyncoperation")
+            .and_then(|v| v.to_str().ok())
+            .map(str::to_owned);
         let bytes = response.into_body().collect().await?.to_bytes();
-        let body = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? };
+        let body = if bytes.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&bytes)?
+        };
         if status.is_success() {
-            return Ok(Answer { status, body, operation });
+            return Ok(Answer {
+                status,
+                body,
+                operation,
+            });
         }
-        Err(failure(&body["error"], if status == StatusCode::NOT_FOUND { 3 } else { 1 }))
+        Err(failure(
+            &body["error"],
+            if status == StatusCode::NOT_FOUND {
+                3
+            } else {
+                1
+            },
+        ))
     }
 
     /// Follows an operation to its end, showing what it does.
     pub async fn finish(&self, answer: &Answer, title: &str) -> Result {
-        let Some(url) = &answer.operation else { return Ok(()) };
+        let Some(url) = &answer.operation else {
+            return Ok(());
+        };
         let bar = progress(title);
         let mut seen = String::new();
         let outcome = loop {
             // Not asked again and again: the service answers when there is news.
-            let news = self.send_to(Method::GET, &format!("{url}&seen={seen}"), None, Some(WAIT)).await;
+            let news = self
+                .send_to(Method::GET, &format!("{url}&seen={seen}"), None, Some(WAIT))
+                .await;
             let body = match news {
                 Ok(answer) => answer.body,
                 Err(failure) => break Err(failure),
@@ -139,9 +211,16 @@ impl Arm {
                 Some("Succeeded") => break Ok(()),
                 _ => break Err(failure(&body["error"], 1)),
             }
-            body["properties"]["stepId"].as_str().unwrap_or_default().clone_into(&mut seen);
+            body["properties"]["stepId"]
+                .as_str()
+                .unwrap_or_default()
+                .clone_into(&mut seen);
             let step = body["properties"]["step"].as_str().unwrap_or_default();
-            bar.set_message(if step.is_empty() { title.to_owned() } else { format!("{title}: {step}") });
+            bar.set_message(if step.is_empty() {
+                title.to_owned()
+            } else {
+                format!("{title}: {step}")
+            });
         };
         bar.finish_and_clear();
         outcome
@@ -150,7 +229,10 @@ impl Arm {
 
 fn failure(error: &Value, code: u8) -> Failure {
     let text = |key: &str| error[key].as_str().unwrap_or("Unknown");
-    Failure { code, message: format!("({}) {}", text("code"), text("message")) }
+    Failure {
+        code,
+        message: format!("({}) {}", text("code"), text("message")),
+    }
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {
@@ -177,13 +259,24 @@ fn progress(title: &str) -> ProgressBar {
 
 /// A name as a segment of a path.
 fn encode(name: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~' | b'(' | b')');
-    name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+    let plain =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~' | b'(' | b')');
+    name.bytes()
+        .map(|b| {
+            if plain(b) {
+                char::from(b).to_string()
+            } else {
+                format!("%{b:02X}")
+            }
+        })
+        .collect()
 }
 
 /// A resource as az shows it: its properties beside its name, and its resource group.
 pub fn flatten(resource: &Value) -> Value {
-    let Value::Object(map) = resource else { return resource.clone() };
+    let Value::Object(map) = resource else {
+        return resource.clone();
+    };
     let mut flat = serde_json::Map::new();
     for (key, value) in map {
         match (key.as_str(), value) {
@@ -191,8 +284,14 @@ pub fn flatten(resource: &Value) -> Value {
             _ => drop(flat.insert(key.clone(), value.clone())),
         }
     }
-    let mut segments = map.get("id").and_then(Value::as_str).unwrap_or_default().split('/');
-    if segments.by_ref().any(|s| s.eq_ignore_ascii_case("resourceGroups"))
+    let mut segments = map
+        .get("id")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .split('/');
+    if segments
+        .by_ref()
+        .any(|s| s.eq_ignore_ascii_case("resourceGroups"))
         && let Some(group) = segments.next()
         && segments.next().is_some()
     {

@@ -7,7 +7,10 @@ use clap::Subcommand;
 use fluyt_service::{logs, tasks};
 
 #[derive(Subcommand, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one is made, and it is used at once")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one is made, and it is used at once"
+)]
 pub enum Command {
     /// The service: clusters as resources of an ARM API
     Serve(fluyt_service::serve::Args),
@@ -43,13 +46,24 @@ pub enum Command {
 
 /// Names that the binary may be called by.
 const NAMES: [&str; 10] = [
-    "kube-apiserver", "kube-controller-manager", "kube-scheduler", "cloud-controller-manager", "kubelet", "kube-proxy",
-    "container-runtime", "dns", "metrics-server", "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "cloud-controller-manager",
+    "kubelet",
+    "kube-proxy",
+    "container-runtime",
+    "dns",
+    "metrics-server",
+    "etcd",
 ];
 
 /// The arguments as if the component's name had been given as a command.
 pub fn by_name(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let name = arguments.first().map(|first| crate::file_name(Path::new(first)).to_owned()).unwrap_or_default();
+    let name = arguments
+        .first()
+        .map(|first| crate::file_name(Path::new(first)).to_owned())
+        .unwrap_or_default();
     if NAMES.contains(&name.as_str()) {
         arguments.insert(1, name.into());
     }
@@ -72,7 +86,9 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Kubelet(args) => fluyt_kubelet::run(args, shutdown).await,
         Command::ContainerRuntime(args) => fluyt_container_runtime::run(args, shutdown).await,
         Command::KubeProxy(args) => fluyt_kube_proxy::run(args, shutdown).await,
-        Command::CloudControllerManager(args) => fluyt_cloud_controller_manager::run(args, shutdown).await,
+        Command::CloudControllerManager(args) => {
+            fluyt_cloud_controller_manager::run(args, shutdown).await
+        }
         Command::Dns(args) => fluyt_dns::run(args, shutdown).await,
         Command::MetricsServer(args) => fluyt_metrics_server::run(args, shutdown).await,
         Command::Etcd(args) => fluyt_etcd::run(args, shutdown).await,
@@ -89,6 +105,9 @@ mod tests {
     fn a_link_is_a_command() {
         let arguments = by_name(vec!["/usr/bin/kubelet".into(), "--v=2".into()]);
         assert_eq!(arguments, ["/usr/bin/kubelet", "kubelet", "--v=2"]);
-        assert_eq!(by_name(vec!["./fluyt".into(), "serve".into()]), ["./fluyt", "serve"]);
+        assert_eq!(
+            by_name(vec!["./fluyt".into(), "serve".into()]),
+            ["./fluyt", "serve"]
+        );
     }
 }

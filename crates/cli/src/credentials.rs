@@ -29,7 +29,16 @@ pub fn path() -> Result<PathBuf> {
 impl Credentials {
     pub fn load() -> Result<Self> {
         let path = path()?;
-        let Ok(text) = std::fs::read(&path) else { return Err(Failure::new("Please run 'fluyt login' to set up your account.")) };
-        serde_json::from_slice(&text).map_err(|error| Failure::new(format!("{}: {error}. Run 'fluyt login' again.", path.display())))
+        let Ok(text) = std::fs::read(&path) else {
+            return Err(Failure::new(
+                "Please run 'fluyt login' to set up your account.",
+            ));
+        };
+        serde_json::from_slice(&text).map_err(|error| {
+            Failure::new(format!(
+                "{}: {error}. Run 'fluyt login' again.",
+                path.display()
+            ))
+        })
     }
 }

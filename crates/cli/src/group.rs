@@ -8,7 +8,11 @@ use crate::Result;
 use crate::arm::Arm;
 use crate::output::{Column, Output};
 
-const COLUMNS: &[Column] = &[("Name", "/name"), ("Location", "/location"), ("Status", "/properties/provisioningState")];
+const COLUMNS: &[Column] = &[
+    ("Name", "/name"),
+    ("Location", "/location"),
+    ("Status", "/properties/provisioningState"),
+];
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
@@ -48,8 +52,18 @@ pub enum Command {
 pub async fn run(command: Command) -> Result {
     let arm = Arm::connect()?;
     match command {
-        Command::Create { name, location, output } => {
-            let answer = arm.send(Method::PUT, &arm.group(&name), Some(&json!({"location": location}))).await?;
+        Command::Create {
+            name,
+            location,
+            output,
+        } => {
+            let answer = arm
+                .send(
+                    Method::PUT,
+                    &arm.group(&name),
+                    Some(&json!({"location": location})),
+                )
+                .await?;
             output.print(&answer.body, COLUMNS)
         }
         Command::Delete { name, yes, no_wait } => {
@@ -57,7 +71,11 @@ pub async fn run(command: Command) -> Result {
                 return Ok(());
             }
             let answer = arm.send(Method::DELETE, &arm.group(&name), None).await?;
-            if no_wait { Ok(()) } else { arm.finish(&answer, "Deleting").await }
+            if no_wait {
+                Ok(())
+            } else {
+                arm.finish(&answer, "Deleting").await
+            }
         }
         Command::List { output } => {
             let list = arm.get(&arm.groups()).await?;

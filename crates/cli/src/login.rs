@@ -28,17 +28,29 @@ pub fn run(args: &Args) -> Result {
     }
     // Written anew: an older file may have other permissions.
     let _ = std::fs::remove_file(&path);
-    let mut file = std::fs::File::options().create_new(true).write(true).mode(0o600).open(&path)?;
+    let mut file = std::fs::File::options()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(&path)?;
     file.write_all(&serde_json::to_vec_pretty(&credentials)?)?;
-    println!("Logged in to {} (subscription {}).", credentials.endpoint, credentials.subscription);
+    println!(
+        "Logged in to {} (subscription {}).",
+        credentials.endpoint, credentials.subscription
+    );
     Ok(())
 }
 
 fn read(directory: &Path, name: &str) -> Result<String> {
     let path = directory.join(name);
     let text = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::new("No service has been started on this machine: run 'fluyt serve' first."),
-        std::io::ErrorKind::PermissionDenied => Failure::new(format!("{}: only root may log in to the service of this machine.", path.display())),
+        std::io::ErrorKind::NotFound => {
+            Failure::new("No service has been started on this machine: run 'fluyt serve' first.")
+        }
+        std::io::ErrorKind::PermissionDenied => Failure::new(format!(
+            "{}: only root may log in to the service of this machine.",
+            path.display()
+        )),
         _ => Failure::new(format!("{}: {error}", path.display())),
     })?;
     Ok(text.trim().to_owned())

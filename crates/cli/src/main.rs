@@ -28,7 +28,10 @@ pub type Result<T = (), E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
     pub fn new(message: impl Into<String>) -> Self {
-        Self { code: 1, message: message.into() }
+        Self {
+            code: 1,
+            message: message.into(),
+        }
     }
 }
 
@@ -47,7 +50,10 @@ struct Cli {
 }
 
 #[derive(Subcommand, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one is made, and it is used at once")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one is made, and it is used at once"
+)]
 enum Command {
     /// Manage Kubernetes clusters
     #[command(subcommand)]
@@ -69,8 +75,12 @@ fn main() -> ExitCode {
     // These fork and enter namespaces: not a thread may run before them.
     single_threaded(&arguments);
     let cli = Cli::parse_from(arguments);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let outcome = runtime.map_err(Failure::from).and_then(|runtime| runtime.block_on(run(cli.command)));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let outcome = runtime
+        .map_err(Failure::from)
+        .and_then(|runtime| runtime.block_on(run(cli.command)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, message }) => {
@@ -103,7 +113,9 @@ async fn run(command: Command) -> Result {
 
 /// The last part of a path, as text.
 fn file_name(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -21,7 +21,13 @@ pub enum Format {
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct Output {
     /// Output format
-    #[arg(short = 'o', long = "output", value_enum, default_value_t, global = true)]
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_enum,
+        default_value_t,
+        global = true
+    )]
     pub format: Format,
 }
 
@@ -36,7 +42,13 @@ impl Output {
         match self.format {
             Format::None => {}
             Format::Json => println!("{}", serde_json::to_string_pretty(&sorted(value))?),
-            Format::Jsonc => println!("{}", colored(&serde_json::to_string_pretty(&sorted(value))?, std::io::stdout().is_terminal())),
+            Format::Jsonc => println!(
+                "{}",
+                colored(
+                    &serde_json::to_string_pretty(&sorted(value))?,
+                    std::io::stdout().is_terminal()
+                )
+            ),
             Format::Yaml => print!("{}", serde_saphyr::to_string(&sorted(value))?),
             Format::Table => println!("{}", table(value, columns)),
             Format::Tsv => {
@@ -61,7 +73,8 @@ fn rows(value: &Value) -> Vec<&Value> {
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Object(map) => {
-            let ordered: std::collections::BTreeMap<_, _> = map.iter().map(|(k, v)| (k.clone(), sorted(v))).collect();
+            let ordered: std::collections::BTreeMap<_, _> =
+                map.iter().map(|(k, v)| (k.clone(), sorted(v))).collect();
             Value::Object(ordered.into_iter().collect())
         }
         Value::Array(list) => Value::Array(list.iter().map(sorted).collect()),
@@ -85,13 +98,37 @@ fn table(value: &Value, columns: &[Column]) -> String {
         return String::new();
     }
     // A column of which no row has anything is left out.
-    let columns: Vec<&Column> = columns.iter().filter(|(_, path)| rows.iter().any(|row| !row.pointer(path).is_none_or(Value::is_null))).collect();
-    let cells: Vec<Vec<String>> =
-        rows.iter().map(|row| columns.iter().map(|(_, path)| row.pointer(path).map(cell).unwrap_or_default()).collect()).collect();
-    let widths: Vec<usize> =
-        (0..columns.len()).map(|i| cells.iter().map(|r| r[i].chars().count()).max().unwrap_or(0).max(columns[i].0.len())).collect();
+    let columns: Vec<&Column> = columns
+        .iter()
+        .filter(|(_, path)| {
+            rows.iter()
+                .any(|row| !row.pointer(path).is_none_or(Value::is_null))
+        })
+        .collect();
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            columns
+                .iter()
+                .map(|(_, path)| row.pointer(path).map(cell).unwrap_or_default())
+                .collect()
+        })
+        .collect();
+    let widths: Vec<usize> = (0..columns.len())
+        .map(|i| {
+            cells
+                .iter()
+                .map(|r| r[i].chars().count())
+                .max()
+                .unwrap_or(0)
+                .max(columns[i].0.len())
+        })
+        .collect();
     let line = |cells: Vec<&str>| {
-        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let padded = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     let rules: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
@@ -99,7 +136,11 @@ fn table(value: &Value, columns: &[Column]) -> String {
         line(columns.iter().map(|(title, _)| *title).collect()),
         line(rules.iter().map(String::as_str).collect()),
     ];
-    lines.extend(cells.iter().map(|row| line(row.iter().map(String::as_str).collect())));
+    lines.extend(
+        cells
+            .iter()
+            .map(|row| line(row.iter().map(String::as_str).collect())),
+    );
     lines.join("\n")
 }
 
@@ -107,7 +148,17 @@ fn tsv(row: &Value) -> String {
     match row {
         Value::Object(map) => {
             let ordered: std::collections::BTreeMap<_, _> = map.iter().collect();
-            ordered.values().map(|v| if v.is_object() || v.is_array() { String::new() } else { cell(v) }).collect::<Vec<_>>().join("\t")
+            ordered
+                .values()
+                .map(|v| {
+                    if v.is_object() || v.is_array() {
+                        String::new()
+                    } else {
+                        cell(v)
+                    }
+                })
+                .collect::<Vec<_>>()
+                .join("\t")
         }
         other => cell(other),
     }
@@ -133,7 +184,15 @@ mod tests {
     #[test]
     fn tables_look_as_those_of_az() {
         let value = json!([{"name": "demo", "count": 2, "on": true}, {"name": "a-longer-name", "count": 10, "on": false}]);
-        let text = table(&value, &[("Name", "/name"), ("Count", "/count"), ("On", "/on"), ("Nothing", "/nothing")]);
+        let text = table(
+            &value,
+            &[
+                ("Name", "/name"),
+                ("Count", "/count"),
+                ("On", "/on"),
+                ("Nothing", "/nothing"),
+            ],
+        );
         let expected = "Name           Count  On\n-------------  -----  -----\ndemo           2      True\na-longer-name  10     False";
         assert_eq!(text, expected);
         assert_eq!(table(&json!([]), &[("Name", "/name")]), "");
@@ -141,6 +200,9 @@ mod tests {
 
     #[test]
     fn tsv_has_the_values_in_the_order_of_their_names() {
-        assert_eq!(tsv(&json!({"b": 1, "a": "x", "c": {"d": 1}, "e": null})), "x\t1\t\t");
+        assert_eq!(
+            tsv(&json!({"b": 1, "a": "x", "c": {"d": 1}, "e": null})),
+            "x\t1\t\t"
+        );
     }
 }

@@ -18,7 +18,10 @@ pub struct Restarts {
 
 impl Default for Restarts {
     fn default() -> Self {
-        Self { next: Duration::ZERO, started: Instant::now() }
+        Self {
+            next: Duration::ZERO,
+            started: Instant::now(),
+        }
     }
 }
 

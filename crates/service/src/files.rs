@@ -28,7 +28,11 @@ pub fn write(path: &Path, contents: &[u8], mode: u32) -> anyhow::Result<()> {
         name.push(format!(".{}.tmp", std::process::id()));
         let temporary = path.with_file_name(name);
         let _ = fs::remove_file(&temporary);
-        let mut file = File::options().write(true).create_new(true).mode(mode).open(&temporary)?;
+        let mut file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
         file.write_all(contents)?;
         file.sync_all()?;
         fs::rename(&temporary, path)

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use fluyt_container_runtime::image::{BinaryImage, ImageStore, from_binary, from_binary::BinaryLayer};
+use fluyt_container_runtime::image::{
+    BinaryImage, ImageStore, from_binary, from_binary::BinaryLayer,
+};
 
 use crate::versions::IMAGE_TAG;
 
@@ -29,7 +31,11 @@ pub fn ensure(store: &Path) -> anyhow::Result<()> {
             ..BinaryImage::default()
         })
         .collect();
-    let layer = BinaryLayer { binary: Path::new("/proc/self/exe"), path: "fluyt", links: &[] };
+    let layer = BinaryLayer {
+        binary: Path::new("/proc/self/exe"),
+        path: "fluyt",
+        links: &[],
+    };
     from_binary(&store, &layer, &images)?;
     Ok(())
 }

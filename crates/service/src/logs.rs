@@ -52,17 +52,27 @@ pub struct Line(Arc<LogFile>);
 pub fn init(directory: &Path, process: &str) -> anyhow::Result<()> {
     use anyhow::Context as _;
     fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
-    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(ComponentLogs::new(directory, process));
-    let _ = tracing_subscriber::registry().with(levels()).with(layer).try_init();
+    let layer = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(ComponentLogs::new(directory, process));
+    let _ = tracing_subscriber::registry()
+        .with(levels())
+        .with(layer)
+        .try_init();
     Ok(())
 }
 
 /// Logs to standard error, for processes in the foreground.
 pub fn init_foreground() {
     use std::io::IsTerminal as _;
-    let layer =
-        tracing_subscriber::fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).with_target(false);
-    let _ = tracing_subscriber::registry().with(levels()).with(layer).try_init();
+    let layer = tracing_subscriber::fmt::layer()
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .with_target(false);
+    let _ = tracing_subscriber::registry()
+        .with(levels())
+        .with(layer)
+        .try_init();
 }
 
 /// `FLUYT_LOG` in the form `info,fluyt_kubelet=debug`.
@@ -70,7 +80,11 @@ fn levels() -> Targets {
     std::env::var("FLUYT_LOG")
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO).with_target("kube_client", tracing::Level::WARN))
+        .unwrap_or_else(|| {
+            Targets::new()
+                .with_default(tracing::Level::INFO)
+                .with_target("kube_client", tracing::Level::WARN)
+        })
 }
 
 // === impl ComponentLogs ===
@@ -80,10 +94,19 @@ impl ComponentLogs {
         let mut by_name: HashMap<&str, Arc<LogFile>> = HashMap::new();
         let mut open = |name: &'static str| {
             let path = directory.join(format!("{name}.log"));
-            by_name.entry(name).or_insert_with(|| LogFile::new(path)).clone()
+            by_name
+                .entry(name)
+                .or_insert_with(|| LogFile::new(path))
+                .clone()
         };
-        let files = COMPONENTS.iter().map(|(of, name)| (*of, open(name))).collect();
-        Self { files, own: LogFile::new(directory.join(format!("{process}.log"))) }
+        let files = COMPONENTS
+            .iter()
+            .map(|(of, name)| (*of, open(name)))
+            .collect();
+        Self {
+            files,
+            own: LogFile::new(directory.join(format!("{process}.log"))),
+        }
     }
 }
 
@@ -104,7 +127,10 @@ impl<'a> MakeWriter<'a> for ComponentLogs {
 
 impl LogFile {
     fn new(path: PathBuf) -> Arc<Self> {
-        Arc::new(Self { path, open: Mutex::new(None) })
+        Arc::new(Self {
+            path,
+            open: Mutex::new(None),
+        })
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
@@ -149,7 +175,13 @@ mod tests {
             *size = ROTATE_AT;
         }
         file.write(b"second\n").unwrap();
-        assert_eq!(fs::read_to_string(directory.path().join("a.log.1")).unwrap(), "first\n");
-        assert_eq!(fs::read_to_string(directory.path().join("a.log")).unwrap(), "second\n");
+        assert_eq!(
+            fs::read_to_string(directory.path().join("a.log.1")).unwrap(),
+            "first\n"
+        );
+        assert_eq!(
+            fs::read_to_string(directory.path().join("a.log")).unwrap(),
+            "second\n"
+        );
     }
 }

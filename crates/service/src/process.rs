@@ -34,11 +34,16 @@ impl ProcessId {
     /// When there is none of this number.
     pub fn of(pid: i32) -> io::Result<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (state, start_time) = parse_stat(&stat).ok_or_else(|| io::Error::other("/proc/<pid>/stat is not as known"))?;
+        let (state, start_time) = parse_stat(&stat)
+            .ok_or_else(|| io::Error::other("/proc/<pid>/stat is not as known"))?;
         if matches!(state, 'Z' | 'X') {
             return Err(io::ErrorKind::NotFound.into());
         }
-        Ok(Self { pid, start_time, boot_id: boot_id()? })
+        Ok(Self {
+            pid,
+            start_time,
+            boot_id: boot_id()?,
+        })
     }
 
     /// Opens the process, if it still runs.
@@ -46,7 +51,9 @@ impl ProcessId {
     /// # Errors
     /// When the kernel has no pidfds or no descriptor is left.
     pub fn open(&self) -> io::Result<Option<Process>> {
-        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
+        let Some(pid) = Pid::from_raw(self.pid) else {
+            return Ok(None);
+        };
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
             Err(rustix::io::Errno::SRCH) => return Ok(None),
@@ -92,7 +99,10 @@ impl Process {
     pub async fn stop(&self, grace: std::time::Duration) {
         self.signal(Signal::TERM);
         if tokio::time::timeout(grace, self.ended()).await.is_err() {
-            tracing::warn!(pid = self.id.pid, "a process did not end in time and is killed");
+            tracing::warn!(
+                pid = self.id.pid,
+                "a process did not end in time and is killed"
+            );
             self.signal(Signal::KILL);
             self.ended().await;
         }
@@ -107,7 +117,9 @@ fn parse_stat(stat: &str) -> Option<(char, u64)> {
 }
 
 fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 #[cfg(test)]
@@ -123,13 +135,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_is_found_again_until_it_ends() {
-        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
         let id = ProcessId::of(child.id().cast_signed()).unwrap();
         let process = id.open().unwrap().unwrap();
         process.stop(std::time::Duration::from_secs(5)).await;
         child.wait().unwrap();
         assert!(id.open().unwrap().is_none());
-        let other = ProcessId { start_time: 1, ..ProcessId::of(std::process::id().cast_signed()).unwrap() };
+        let other = ProcessId {
+            start_time: 1,
+            ..ProcessId::of(std::process::id().cast_signed()).unwrap()
+        };
         assert!(other.open().unwrap().is_none());
     }
 }

@@ -11,13 +11,22 @@ use tokio_util::sync::CancellationToken;
 
 /// Keeps the routes of a network namespace, or of our own, in step with the Nodes until shutdown. A node has none to
 /// itself: `own` is its name.
-pub async fn run(client: Client, namespace: Option<&Path>, own: Option<&str>, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    client: Client,
+    namespace: Option<&Path>,
+    own: Option<&str>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let nodes = Informer::<Node>::start(Api::all(client), Selectors::default(), shutdown.clone());
     nodes.synced().await;
     let mut changes = nodes.subscribe();
     let mut applied = None;
     loop {
-        let mut wanted: Vec<_> = nodes.list().iter().filter_map(|node| route(node, own)).collect();
+        let mut wanted: Vec<_> = nodes
+            .list()
+            .iter()
+            .filter_map(|node| route(node, own))
+            .collect();
         wanted.sort_unstable();
         if applied.as_ref() != Some(&wanted) {
             fluyt_network::set_routes(namespace, &wanted).await?;

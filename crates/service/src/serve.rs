@@ -64,15 +64,24 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     if args.stop_all {
         return stop_all(args, shutdown).await;
     }
-    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr()?;
     let directory = directory(&args.data_dir);
-    std::fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("creating {}", directory.display()))?;
     let service = open(&args, shutdown).await?;
     let store = args.data_dir.join("images");
-    tokio::task::spawn_blocking(move || images::ensure(&store)).await?.context("making the add-ons' images")?;
+    tokio::task::spawn_blocking(move || images::ensure(&store))
+        .await?
+        .context("making the add-ons' images")?;
     let (identity, token) = arm::server::identity(&directory, address.ip())?;
-    files::write(&directory.join("endpoint"), format!("https://{address}").as_bytes(), 0o644)?;
+    files::write(
+        &directory.join("endpoint"),
+        format!("https://{address}").as_bytes(),
+        0o644,
+    )?;
     let me = ProcessId::of(std::process::id().cast_signed())?;
     files::write_private(&identity_file(), &serde_json::to_vec(&me)?)?;
 
@@ -96,7 +105,9 @@ async fn open(args: &Args, shutdown: CancellationToken) -> anyhow::Result<Arc<Se
             host_memory: host_memory()?,
         },
         state,
-        provider: Arc::new(Sandbox { image_store: args.data_dir.join("images") }),
+        provider: Arc::new(Sandbox {
+            image_store: args.data_dir.join("images"),
+        }),
         supervisors: TaskTracker::new(),
         shutdown,
     }))
@@ -105,7 +116,10 @@ async fn open(args: &Args, shutdown: CancellationToken) -> anyhow::Result<Arc<Se
 /// Bytes of memory of this host.
 fn host_memory() -> anyhow::Result<u64> {
     let text = files::read(Path::new("/proc/meminfo"))?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:")).context("/proc/meminfo has no MemTotal")?;
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix("MemTotal:"))
+        .context("/proc/meminfo has no MemTotal")?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib * 1024)
 }

@@ -42,7 +42,11 @@ impl Service {
 
     /// Bytes that nodes may have altogether.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss
+    )]
     pub fn memory_budget(&self) -> u64 {
         (self.settings.host_memory as f64 * self.settings.memory_overcommit) as u64
     }

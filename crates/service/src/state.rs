@@ -115,13 +115,18 @@ impl State {
         let store: DynStore = Arc::new(Embedded::open(directory)?);
         let mut tables = Tables::default();
         for group in load::<Group>(&store, "groups").await? {
-            tables.groups.insert((group.subscription.to_lowercase(), group.name.to_lowercase()), Arc::new(group));
+            tables.groups.insert(
+                (group.subscription.to_lowercase(), group.name.to_lowercase()),
+                Arc::new(group),
+            );
         }
         for cluster in load::<Cluster>(&store, "clusters").await? {
             tables.clusters.insert(cluster.key(), Arc::new(cluster));
         }
         for operation in load::<Operation>(&store, "operations").await? {
-            tables.operations.insert(operation.id.clone(), Arc::new(operation));
+            tables
+                .operations
+                .insert(operation.id.clone(), Arc::new(operation));
         }
         let state = Self {
             store,
@@ -133,7 +138,9 @@ impl State {
         let oldest = Timestamp::now() - jiff::SignedDuration::from_hours(OPERATION_HOURS);
         state
             .update(|tables| {
-                tables.operations.retain(|_, o| o.ended.is_none_or(|ended| ended > oldest));
+                tables
+                    .operations
+                    .retain(|_, o| o.ended.is_none_or(|ended| ended > oldest));
                 anyhow::Ok(())
             })
             .await?;
@@ -155,15 +162,25 @@ impl State {
     ///
     /// # Errors
     /// The change's own, or the store's.
-    pub async fn update<T, E: From<anyhow::Error>>(&self, change: impl FnOnce(&mut Tables) -> Result<T, E>) -> Result<T, E> {
+    pub async fn update<T, E: From<anyhow::Error>>(
+        &self,
+        change: impl FnOnce(&mut Tables) -> Result<T, E>,
+    ) -> Result<T, E> {
         let _turn = self.writing.lock().await;
         let before = self.read();
         let mut after = before.clone();
         let result = change(&mut after)?;
         let operations = differences(&before, &after).map_err(E::from)?;
         if !operations.is_empty() {
-            let txn = Txn { compares: Vec::new(), success: operations, failure: Vec::new() };
-            self.store.txn(txn).await.map_err(|error| E::from(error.into()))?;
+            let txn = Txn {
+                compares: Vec::new(),
+                success: operations,
+                failure: Vec::new(),
+            };
+            self.store
+                .txn(txn)
+                .await
+                .map_err(|error| E::from(error.into()))?;
         }
         *self.tables.write() = after;
         self.changed();
@@ -182,7 +199,10 @@ impl State {
 
     /// Says what an operation is doing.
     pub fn set_progress(&self, operation: &str, step: String) {
-        let before = self.progress.write().insert(operation.to_owned(), step.clone());
+        let before = self
+            .progress
+            .write()
+            .insert(operation.to_owned(), step.clone());
         if before.as_ref() != Some(&step) {
             tracing::info!(operation, "{step}");
             self.changed();
@@ -201,18 +221,34 @@ impl State {
 }
 
 async fn load<T: DeserializeOwned>(store: &DynStore, table: &str) -> anyhow::Result<Vec<T>> {
-    let found = store.range(Range::new(Keys::prefix(format!("/fluyt/{table}/")))).await?;
+    let found = store
+        .range(Range::new(Keys::prefix(format!("/fluyt/{table}/"))))
+        .await?;
     let parse = |value: &[u8]| serde_json::from_slice(value);
-    Ok(found.kvs.iter().map(|kv| parse(&kv.value)).collect::<Result<_, _>>()?)
+    Ok(found
+        .kvs
+        .iter()
+        .map(|kv| parse(&kv.value))
+        .collect::<Result<_, _>>()?)
 }
 
 fn differences(before: &Tables, after: &Tables) -> anyhow::Result<Vec<Op>> {
     let mut operations = Vec::new();
-    difference(&mut operations, &before.groups, &after.groups, |(s, name)| format!("/fluyt/groups/{s}/{name}"))?;
+    difference(
+        &mut operations,
+        &before.groups,
+        &after.groups,
+        |(s, name)| format!("/fluyt/groups/{s}/{name}"),
+    )?;
     difference(&mut operations, &before.clusters, &after.clusters, |k| {
         format!("/fluyt/clusters/{}/{}/{}", k.subscription, k.group, k.name)
     })?;
-    difference(&mut operations, &before.operations, &after.operations, |id| format!("/fluyt/operations/{id}"))?;
+    difference(
+        &mut operations,
+        &before.operations,
+        &after.operations,
+        |id| format!("/fluyt/operations/{id}"),
+    )?;
     Ok(operations)
 }
 
@@ -228,7 +264,10 @@ fn difference<K: Ord, V: Serialize>(
         }
     }
     for name in before.keys().filter(|name| !after.contains_key(name)) {
-        operations.push(Op::Delete(Delete { keys: Keys::One(key(name).into()), prev_kv: false }));
+        operations.push(Op::Delete(Delete {
+            keys: Keys::One(key(name).into()),
+            prev_kv: false,
+        }));
     }
     Ok(())
 }
@@ -268,6 +307,13 @@ mod tests {
         };
         state.update(remove).await.unwrap();
         drop(state);
-        assert!(State::open(directory.path()).await.unwrap().read().clusters.is_empty());
+        assert!(
+            State::open(directory.path())
+                .await
+                .unwrap()
+                .read()
+                .clusters
+                .is_empty()
+        );
     }
 }

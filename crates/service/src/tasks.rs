@@ -23,12 +23,18 @@ pub struct Components {
 impl Components {
     #[must_use]
     pub fn new(shutdown: CancellationToken) -> Self {
-        Self { shutdown, tasks: TaskTracker::new() }
+        Self {
+            shutdown,
+            tasks: TaskTracker::new(),
+        }
     }
 
     /// Runs a component until shutdown, starting it again with growing waits when it ends, fails or panics.
-    pub fn spawn<F>(&self, name: &'static str, mut run: impl FnMut(CancellationToken) -> F + Send + 'static)
-    where
+    pub fn spawn<F>(
+        &self,
+        name: &'static str,
+        mut run: impl FnMut(CancellationToken) -> F + Send + 'static,
+    ) where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let shutdown = self.shutdown.clone();
@@ -45,7 +51,11 @@ impl Components {
                 }
                 match ended {
                     Ok(Ok(())) => tracing::warn!(component = name, "ended; starting it again"),
-                    Ok(Err(error)) => tracing::error!(component = name, error = format!("{error:#}"), "failed; starting it again"),
+                    Ok(Err(error)) => tracing::error!(
+                        component = name,
+                        error = format!("{error:#}"),
+                        "failed; starting it again"
+                    ),
                     Err(_) => tracing::error!(component = name, "panicked; starting it again"),
                 }
                 tokio::select! {
@@ -60,7 +70,10 @@ impl Components {
     pub async fn finished(&self) {
         self.shutdown.cancelled().await;
         self.tasks.close();
-        if tokio::time::timeout(GRACE, self.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(GRACE, self.tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("components are still busy; leaving them");
         }
     }
@@ -72,7 +85,10 @@ impl Components {
 /// When the signals cannot be caught.
 pub fn shutdown_on_signals() -> std::io::Result<CancellationToken> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     let shutdown = CancellationToken::new();
     let cancel = shutdown.clone();
     tokio::spawn(async move {

@@ -9,8 +9,17 @@ pub const OFFERED: &[&str] = &[DEFAULT];
 /// The offered version that `1.36.0` or the alias `1.36` means.
 #[must_use]
 pub fn resolve(version: &str) -> Option<&'static str> {
-    let newest_of_minor = |minor: &str| OFFERED.iter().rev().find(|v| v.rsplit_once('.').is_some_and(|(m, _)| m == minor));
-    OFFERED.iter().find(|v| **v == version).or_else(|| newest_of_minor(version)).copied()
+    let newest_of_minor = |minor: &str| {
+        OFFERED
+            .iter()
+            .rev()
+            .find(|v| v.rsplit_once('.').is_some_and(|(m, _)| m == minor))
+    };
+    OFFERED
+        .iter()
+        .find(|v| **v == version)
+        .or_else(|| newest_of_minor(version))
+        .copied()
 }
 
 /// The tag of the images that are made from this binary.

@@ -9,7 +9,11 @@ pub struct VmSize {
 }
 
 const fn size(name: &'static str, cores: u32, memory_gib: u32) -> VmSize {
-    VmSize { name, cores, memory_gib }
+    VmSize {
+        name,
+        cores,
+        memory_gib,
+    }
 }
 
 /// Those that AKS takes for nodes, at least two cores and four GiB for system pools.
@@ -79,7 +83,9 @@ pub const DEFAULT: &str = "Standard_D2s_v3";
 /// Finds a size; case does not matter, as in ARM.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static VmSize> {
-    VM_SIZES.iter().find(|size| size.name.eq_ignore_ascii_case(name))
+    VM_SIZES
+        .iter()
+        .find(|size| size.name.eq_ignore_ascii_case(name))
 }
 
 // === impl VmSize ===
@@ -107,7 +113,11 @@ mod tests {
         assert!(find("Standard_Nothing").is_none());
         for (index, size) in VM_SIZES.iter().enumerate() {
             assert!(size.cores >= 2 && size.memory_gib >= 4, "{}", size.name);
-            assert!(VM_SIZES[..index].iter().all(|s| s.name != size.name), "{}", size.name);
+            assert!(
+                VM_SIZES[..index].iter().all(|s| s.name != size.name),
+                "{}",
+                size.name
+            );
         }
     }
 }

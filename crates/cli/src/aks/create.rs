@@ -73,7 +73,10 @@ pub async fn run(args: Args) -> Result {
     match arm.get(&path).await {
         Ok(there) => {
             let name = there["name"].as_str().unwrap_or_default();
-            let message = format!("(Conflict) The cluster '{name}' already exists in resource group '{}'.", args.target.resource_group);
+            let message = format!(
+                "(Conflict) The cluster '{name}' already exists in resource group '{}'.",
+                args.target.resource_group
+            );
             return Err(Failure::new(message));
         }
         Err(failure) if failure.code == 3 => {}
@@ -96,20 +99,44 @@ fn body(args: &Args) -> Value {
     set(&mut pool, "type", Some("VirtualMachineScaleSets"));
     set(&mut pool, "vmSize", args.node_vm_size.as_deref());
     set(&mut pool, "maxPods", args.max_pods);
-    set(&mut pool, "nodeLabels", (!args.nodepool_labels.is_empty()).then(|| json!(parse_tags(&words(&args.nodepool_labels)))));
-    set(&mut pool, "nodeTaints", (!args.nodepool_taints.is_empty()).then(|| json!(words(&args.nodepool_taints))));
+    set(
+        &mut pool,
+        "nodeLabels",
+        (!args.nodepool_labels.is_empty())
+            .then(|| json!(parse_tags(&words(&args.nodepool_labels)))),
+    );
+    set(
+        &mut pool,
+        "nodeTaints",
+        (!args.nodepool_taints.is_empty()).then(|| json!(words(&args.nodepool_taints))),
+    );
     let mut network = Map::new();
     set(&mut network, "podCidr", args.pod_cidr.as_deref());
     set(&mut network, "serviceCidr", args.service_cidr.as_deref());
     set(&mut network, "dnsServiceIP", args.dns_service_ip.as_deref());
     set(&mut network, "outboundType", args.outbound_type.as_deref());
     let mut properties = Map::new();
-    let prefix = args.dns_name_prefix.clone().unwrap_or_else(|| dns_prefix(&args.target.name, &args.target.resource_group));
+    let prefix = args
+        .dns_name_prefix
+        .clone()
+        .unwrap_or_else(|| dns_prefix(&args.target.name, &args.target.resource_group));
     set(&mut properties, "dnsPrefix", Some(prefix));
-    set(&mut properties, "kubernetesVersion", args.kubernetes_version.as_deref());
-    set(&mut properties, "nodeResourceGroup", args.node_resource_group.as_deref());
+    set(
+        &mut properties,
+        "kubernetesVersion",
+        args.kubernetes_version.as_deref(),
+    );
+    set(
+        &mut properties,
+        "nodeResourceGroup",
+        args.node_resource_group.as_deref(),
+    );
     set(&mut properties, "agentPoolProfiles", Some(json!([pool])));
-    set(&mut properties, "networkProfile", (!network.is_empty()).then_some(network));
+    set(
+        &mut properties,
+        "networkProfile",
+        (!network.is_empty()).then_some(network),
+    );
     let mut body = json!({"location": args.location, "identity": {"type": "SystemAssigned"}, "properties": properties});
     if !args.tags.is_empty() {
         body["tags"] = json!(parse_tags(&args.tags));
@@ -120,13 +147,18 @@ fn body(args: &Args) -> Value {
 /// Cluster and group, shortened and freed of what a DNS name can't have, as az does it.
 fn dns_prefix(name: &str, group: &str) -> String {
     let plain = |text: &str, longest: usize| -> String {
-        text.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(longest).collect()
+        text.chars()
+            .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+            .take(longest)
+            .collect()
     };
     let mut prefix = plain(name, 10);
     if !prefix.starts_with(|c: char| c.is_ascii_alphabetic()) {
         prefix = format!("a{}", prefix.trim_start_matches('-'));
     }
-    format!("{prefix}-{}", plain(group, 16)).trim_end_matches('-').to_owned()
+    format!("{prefix}-{}", plain(group, 16))
+        .trim_end_matches('-')
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -136,7 +168,10 @@ mod tests {
     #[test]
     fn prefixes_are_dns_names() {
         assert_eq!(dns_prefix("demo", "rg"), "demo-rg");
-        assert_eq!(dns_prefix("1_cluster_with_a_long_name", "my.group"), "a1clusterwi-mygroup");
+        assert_eq!(
+            dns_prefix("1_cluster_with_a_long_name", "my.group"),
+            "a1clusterwi-mygroup"
+        );
         assert_eq!(dns_prefix("a", "--"), "a");
     }
 }

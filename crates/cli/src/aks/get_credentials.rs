@@ -32,10 +32,19 @@ pub struct Args {
 
 pub async fn run(args: Args) -> Result {
     let arm = Arm::connect()?;
-    let action = if args.admin { "listClusterAdminCredential" } else { "listClusterUserCredential" };
-    let path = format!("{}/{action}", arm.cluster(&args.target.resource_group, &args.target.name));
+    let action = if args.admin {
+        "listClusterAdminCredential"
+    } else {
+        "listClusterUserCredential"
+    };
+    let path = format!(
+        "{}/{action}",
+        arm.cluster(&args.target.resource_group, &args.target.name)
+    );
     let answer = arm.send(Method::POST, &path, None).await?;
-    let encoded = answer.body["kubeconfigs"][0]["value"].as_str().unwrap_or_default();
+    let encoded = answer.body["kubeconfigs"][0]["value"]
+        .as_str()
+        .unwrap_or_default();
     let kubeconfig = String::from_utf8(STANDARD.decode(encoded)?)?;
     let file = match args.file {
         Some(file) => file,
@@ -45,8 +54,16 @@ pub async fn run(args: Args) -> Result {
         print!("{kubeconfig}");
         return Ok(());
     }
-    let context = merge_file(&file, &kubeconfig, args.overwrite_existing, args.context.as_deref())
-        .map_err(|failure| Failure::new(failure.message))?;
-    println!("Merged \"{context}\" as current context in {}", file.display());
+    let context = merge_file(
+        &file,
+        &kubeconfig,
+        args.overwrite_existing,
+        args.context.as_deref(),
+    )
+    .map_err(|failure| Failure::new(failure.message))?;
+    println!(
+        "Merged \"{context}\" as current context in {}",
+        file.display()
+    );
     Ok(())
 }

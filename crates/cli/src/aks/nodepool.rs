@@ -119,17 +119,38 @@ pub enum Command {
 
 impl Target {
     fn path(&self, arm: &Arm) -> String {
-        arm.pool(&self.cluster.resource_group, &self.cluster.cluster_name, &self.name)
+        arm.pool(
+            &self.cluster.resource_group,
+            &self.cluster.cluster_name,
+            &self.name,
+        )
     }
 }
 
 pub async fn run(command: Command) -> Result {
     let arm = Arm::connect()?;
     match command {
-        Command::Add { target, node_count, node_vm_size, mode, kubernetes_version, max_pods, labels, node_taints, tags, no_wait, output } => {
+        Command::Add {
+            target,
+            node_count,
+            node_vm_size,
+            mode,
+            kubernetes_version,
+            max_pods,
+            labels,
+            node_taints,
+            tags,
+            no_wait,
+            output,
+        } => {
             let path = target.path(&arm);
             match arm.get(&path).await {
-                Ok(_) => return Err(Failure::new(format!("Node pool {} already exists, please try a different name, use 'fluyt aks nodepool list' to get current list of node pool", target.name))),
+                Ok(_) => {
+                    return Err(Failure::new(format!(
+                        "Node pool {} already exists, please try a different name, use 'fluyt aks nodepool list' to get current list of node pool",
+                        target.name
+                    )));
+                }
                 // Not there, or the cluster is not: the service tells which.
                 Err(failure) if failure.code == 3 => {}
                 Err(failure) => return Err(failure),
@@ -141,17 +162,38 @@ pub async fn run(command: Command) -> Result {
             set(&mut properties, "vmSize", node_vm_size);
             set(&mut properties, "orchestratorVersion", kubernetes_version);
             set(&mut properties, "maxPods", max_pods);
-            set(&mut properties, "nodeLabels", (!labels.is_empty()).then(|| json!(parse_tags(&words(&labels)))));
-            set(&mut properties, "nodeTaints", (!node_taints.is_empty()).then(|| json!(words(&node_taints))));
-            set(&mut properties, "tags", (!tags.is_empty()).then(|| json!(parse_tags(&tags))));
+            set(
+                &mut properties,
+                "nodeLabels",
+                (!labels.is_empty()).then(|| json!(parse_tags(&words(&labels)))),
+            );
+            set(
+                &mut properties,
+                "nodeTaints",
+                (!node_taints.is_empty()).then(|| json!(words(&node_taints))),
+            );
+            set(
+                &mut properties,
+                "tags",
+                (!tags.is_empty()).then(|| json!(parse_tags(&tags))),
+            );
             change(&arm, &path, properties, "Adding", no_wait, output).await
         }
         Command::List { cluster, output } => {
-            let list = arm.get(&arm.pools(&cluster.resource_group, &cluster.cluster_name)).await?;
+            let list = arm
+                .get(&arm.pools(&cluster.resource_group, &cluster.cluster_name))
+                .await?;
             output.print(&flatten_all(&list), COLUMNS)
         }
-        Command::Show { target, output } => output.print(&flatten(&arm.get(&target.path(&arm)).await?), COLUMNS),
-        Command::Scale { target, node_count, no_wait, output } => {
+        Command::Show { target, output } => {
+            output.print(&flatten(&arm.get(&target.path(&arm)).await?), COLUMNS)
+        }
+        Command::Scale {
+            target,
+            node_count,
+            no_wait,
+            output,
+        } => {
             let path = target.path(&arm);
             arm.get(&path).await?;
             let mut properties = Map::new();
@@ -161,17 +203,36 @@ pub async fn run(command: Command) -> Result {
         Command::Delete { target, no_wait } => {
             let answer = arm.send(Method::DELETE, &target.path(&arm), None).await?;
             if answer.status == StatusCode::NO_CONTENT {
-                return Err(Failure { code: 3, message: format!("Node pool {} doesnt exist, use 'fluyt aks nodepool list' to get current node pool list", target.name) });
+                return Err(Failure {
+                    code: 3,
+                    message: format!(
+                        "Node pool {} doesnt exist, use 'fluyt aks nodepool list' to get current node pool list",
+                        target.name
+                    ),
+                });
             }
-            if no_wait { Ok(()) } else { arm.finish(&answer, "Deleting").await }
+            if no_wait {
+                Ok(())
+            } else {
+                arm.finish(&answer, "Deleting").await
+            }
         }
         Command::GetVersions { cluster, output } => {
-            let path = format!("{}/availableAgentPoolVersions", arm.cluster(&cluster.resource_group, &cluster.cluster_name));
+            let path = format!(
+                "{}/availableAgentPoolVersions",
+                arm.cluster(&cluster.resource_group, &cluster.cluster_name)
+            );
             let answer = arm.get(&path).await?;
             match output.format {
                 crate::output::Format::Table => {
                     let versions = answer["properties"]["agentPoolVersions"].clone();
-                    output.print(&versions, &[("KubernetesVersion", "/kubernetesVersion"), ("Default", "/default")])
+                    output.print(
+                        &versions,
+                        &[
+                            ("KubernetesVersion", "/kubernetesVersion"),
+                            ("Default", "/default"),
+                        ],
+                    )
                 }
                 _ => output.print(&answer, &[]),
             }
@@ -179,8 +240,17 @@ pub async fn run(command: Command) -> Result {
     }
 }
 
-async fn change(arm: &Arm, path: &str, properties: Map<String, Value>, title: &str, no_wait: bool, output: Output) -> Result {
-    let answer = arm.send(Method::PUT, path, Some(&json!({"properties": properties}))).await?;
+async fn change(
+    arm: &Arm,
+    path: &str,
+    properties: Map<String, Value>,
+    title: &str,
+    no_wait: bool,
+    output: Output,
+) -> Result {
+    let answer = arm
+        .send(Method::PUT, path, Some(&json!({"properties": properties})))
+        .await?;
     if no_wait {
         return Ok(());
     }

@@ -142,4 +142,3 @@ fn possible_oom_score(wanted: i64) -> i64 {
     let own = std::fs::read_to_string("/proc/self/oom_score_adj").ok();
     wanted.max(own.and_then(|text| text.trim().parse().ok()).unwrap_or(0))
 }
-

@@ -22,7 +22,12 @@ pub type Result<T, E = ArmError> = std::result::Result<T, E>;
 impl ArmError {
     #[must_use]
     pub fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
-        Self { status, code: code.to_owned(), message: message.into(), target: None }
+        Self {
+            status,
+            code: code.to_owned(),
+            message: message.into(),
+            target: None,
+        }
     }
 
     #[must_use]
@@ -50,7 +55,11 @@ impl ArmError {
 impl From<anyhow::Error> for ArmError {
     fn from(error: anyhow::Error) -> Self {
         tracing::error!(error = format!("{error:#}"), "a request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", format!("{error:#}"))
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "InternalServerError",
+            format!("{error:#}"),
+        )
     }
 }
 

@@ -42,7 +42,13 @@ impl Verb {
 }
 
 /// Records a new operation; its id.
-pub fn begin(tables: &mut Tables, call: &Call, location: &str, resource_id: &str, verb: Verb) -> String {
+pub fn begin(
+    tables: &mut Tables,
+    call: &Call,
+    location: &str,
+    resource_id: &str,
+    verb: Verb,
+) -> String {
     let id = uuid::Uuid::new_v4().to_string();
     let operation = Operation {
         id: id.clone(),
@@ -66,10 +72,16 @@ pub fn follow(call: &Call, location: &str, operation: &str, response: &mut Respo
             call.origin, call.subscription, call.api_version
         )
     };
-    let headers = [("azure-asyncoperation", url("operations")), ("location", url("operationresults")), ("retry-after", RETRY_AFTER.into())];
+    let headers = [
+        ("azure-asyncoperation", url("operations")),
+        ("location", url("operationresults")),
+        ("retry-after", RETRY_AFTER.into()),
+    ];
     for (name, value) in headers {
         if let Ok(value) = HeaderValue::from_str(&value) {
-            response.headers_mut().insert(header::HeaderName::from_static(name), value);
+            response
+                .headers_mut()
+                .insert(header::HeaderName::from_static(name), value);
         }
     }
 }
@@ -82,9 +94,19 @@ pub fn accepted(call: &Call, location: &str, operation: &str) -> Result<Response
 }
 
 fn find(call: &Call, id: &str) -> Result<Arc<Operation>> {
-    call.service.state.read().operations.get(id).cloned().ok_or_else(|| {
-        ArmError::new(StatusCode::NOT_FOUND, "NotFound", format!("The operation '{id}' could not be found."))
-    })
+    call.service
+        .state
+        .read()
+        .operations
+        .get(id)
+        .cloned()
+        .ok_or_else(|| {
+            ArmError::new(
+                StatusCode::NOT_FOUND,
+                "NotFound",
+                format!("The operation '{id}' could not be found."),
+            )
+        })
 }
 
 /// The operation, after waiting for news of it as long as the client prefers.
@@ -93,10 +115,19 @@ async fn awaited(call: &Call, id: &str) -> Result<(Arc<Operation>, Option<String
     let mut changes = state.subscribe();
     let look = || find(call, id).map(|operation| (operation, state.progress(id)));
     let first = look()?;
-    let wait = call.header("prefer").and_then(|p| p.trim().strip_prefix("wait=")).and_then(|s| s.parse().ok());
-    let Some(wait) = wait.filter(|_| first.0.ended.is_none()) else { return Ok(first) };
+    let wait = call
+        .header("prefer")
+        .and_then(|p| p.trim().strip_prefix("wait="))
+        .and_then(|s| s.parse().ok());
+    let Some(wait) = wait.filter(|_| first.0.ended.is_none()) else {
+        return Ok(first);
+    };
     // A client that has seen a step waits for the next one.
-    let seen = call.query.iter().find(|(key, _)| key == "seen").map(|(_, step)| step.clone());
+    let seen = call
+        .query
+        .iter()
+        .find(|(key, _)| key == "seen")
+        .map(|(_, step)| step.clone());
     let news = async {
         loop {
             let now = look()?;
@@ -143,7 +174,9 @@ pub async fn status(call: &Call, id: &str) -> Result<Response> {
     }
     let mut response = Json(body).into_response();
     if operation.ended.is_none() {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
     }
     Ok(response)
 }
@@ -156,7 +189,11 @@ pub async fn result(call: &Call, id: &str) -> Result<Response> {
     }
     if let Some(error) = &operation.error {
         let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
-        return Err(ArmError::new(StatusCode::INTERNAL_SERVER_ERROR, &text("code"), text("message")));
+        return Err(ArmError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            &text("code"),
+            text("message"),
+        ));
     }
     match resource(call, &operation) {
         Some(value) => Ok(Json(value).into_response()),
@@ -167,9 +204,18 @@ pub async fn result(call: &Call, id: &str) -> Result<Response> {
 /// What the operation made, if it is still there.
 fn resource(call: &Call, operation: &Operation) -> Option<Value> {
     let tables = call.service.state.read();
-    let cluster = tables.clusters.values().find(|c| operation.resource_id.starts_with(&c.resource_id()))?;
-    match operation.resource_id.strip_prefix(&cluster.resource_id())?.strip_prefix("/agentPools/") {
-        Some(pool) => cluster.pool(pool).map(|pool| super::view::pool(cluster, pool)),
+    let cluster = tables
+        .clusters
+        .values()
+        .find(|c| operation.resource_id.starts_with(&c.resource_id()))?;
+    match operation
+        .resource_id
+        .strip_prefix(&cluster.resource_id())?
+        .strip_prefix("/agentPools/")
+    {
+        Some(pool) => cluster
+            .pool(pool)
+            .map(|pool| super::view::pool(cluster, pool)),
         None => Some(super::view::cluster(cluster)),
     }
 }
@@ -179,7 +225,14 @@ pub fn delete_group_when_empty(service: Arc<Service>, key: (String, String), ope
     let tracker = service.supervisors.clone();
     tracker.spawn(async move {
         let mut changes = service.state.subscribe();
-        let is_empty = || !service.state.read().clusters.keys().any(|c| (&c.subscription, &c.group) == (&key.0, &key.1));
+        let is_empty = || {
+            !service
+                .state
+                .read()
+                .clusters
+                .keys()
+                .any(|c| (&c.subscription, &c.group) == (&key.0, &key.1))
+        };
         while !is_empty() {
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
@@ -192,7 +245,10 @@ pub fn delete_group_when_empty(service: Arc<Service>, key: (String, String), ope
             anyhow::Ok(())
         });
         if let Err(error) = removed.await {
-            tracing::error!(error = format!("{error:#}"), "cannot remove a resource group");
+            tracing::error!(
+                error = format!("{error:#}"),
+                "cannot remove a resource group"
+            );
         }
     });
 }
@@ -202,9 +258,13 @@ pub fn resume_group_deletions(service: &Arc<Service>) {
     let tables = service.state.read();
     for operation in tables.operations.values().filter(|o| o.ended.is_none()) {
         let mut segments = operation.resource_id.trim_start_matches('/').split('/');
-        if let (Some(_), Some(subscription), Some("resourceGroups"), Some(group), None) =
-            (segments.next(), segments.next(), segments.next(), segments.next(), segments.next())
-        {
+        if let (Some(_), Some(subscription), Some("resourceGroups"), Some(group), None) = (
+            segments.next(),
+            segments.next(),
+            segments.next(),
+            segments.next(),
+            segments.next(),
+        ) {
             let key = (subscription.to_lowercase(), group.to_lowercase());
             delete_group_when_empty(service.clone(), key, operation.id.clone());
         }

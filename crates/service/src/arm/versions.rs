@@ -11,7 +11,9 @@ use crate::versions::{DEFAULT, OFFERED};
 pub fn list() -> Response {
     let mut minors: Vec<(&str, Vec<&str>)> = Vec::new();
     for version in OFFERED {
-        let minor = version.rsplit_once('.').map_or(*version, |(minor, _)| minor);
+        let minor = version
+            .rsplit_once('.')
+            .map_or(*version, |(minor, _)| minor);
         match minors.last_mut() {
             Some((last, patches)) if *last == minor => patches.push(version),
             _ => minors.push((minor, vec![version])),
@@ -20,7 +22,10 @@ pub fn list() -> Response {
     let values: Vec<Value> = minors
         .into_iter()
         .map(|(minor, patches)| {
-            let patches: serde_json::Map<_, _> = patches.into_iter().map(|p| (p.to_owned(), json!({"upgrades": []}))).collect();
+            let patches: serde_json::Map<_, _> = patches
+                .into_iter()
+                .map(|p| (p.to_owned(), json!({"upgrades": []})))
+                .collect();
             json!({
                 "version": minor,
                 "capabilities": {"supportPlan": ["KubernetesOfficial"]},
@@ -36,7 +41,10 @@ pub fn list() -> Response {
 /// Those that a pool of the cluster may have.
 pub fn for_pools(call: &Call, group: &str, name: &str) -> Result<Response> {
     let cluster = managed_clusters::find(call, group, name)?;
-    let versions: Vec<Value> = OFFERED.iter().map(|v| json!({"default": *v == DEFAULT, "kubernetesVersion": v})).collect();
+    let versions: Vec<Value> = OFFERED
+        .iter()
+        .map(|v| json!({"default": *v == DEFAULT, "kubernetesVersion": v}))
+        .collect();
     let id = format!("{}/availableAgentPoolVersions", cluster.resource_id());
     Ok(ok(json!({
         "id": id, "name": "default", "type": "Microsoft.ContainerService/managedClusters/availableAgentPoolVersions",
@@ -48,7 +56,11 @@ pub fn for_pools(call: &Call, group: &str, name: &str) -> Result<Response> {
 pub fn upgrade_profile(call: &Call, group: &str, name: &str) -> Result<Response> {
     let cluster = managed_clusters::find(call, group, name)?;
     let profile = |version: &str, name: &str| json!({"kubernetesVersion": version, "name": name, "osType": "Linux", "upgrades": []});
-    let pools: Vec<Value> = cluster.pools.iter().map(|p| profile(&p.version, &p.name)).collect();
+    let pools: Vec<Value> = cluster
+        .pools
+        .iter()
+        .map(|p| profile(&p.version, &p.name))
+        .collect();
     Ok(ok(json!({
         "id": format!("{}/upgradeprofiles/default", cluster.resource_id()), "name": "default",
         "type": "Microsoft.ContainerService/managedClusters/upgradeprofiles",

@@ -47,7 +47,11 @@ pub fn cluster(cluster: &Cluster) -> Value {
         "workloadAutoScalerProfile": {},
     });
     add_missing(&mut properties, defaults);
-    let profiles: Vec<Value> = cluster.pools.iter().map(|p| pool_profile(cluster, p)).collect();
+    let profiles: Vec<Value> = cluster
+        .pools
+        .iter()
+        .map(|p| pool_profile(cluster, p))
+        .collect();
     let own = json!({
         "provisioningState": cluster.state,
         "powerState": {"code": "Running"},
@@ -63,13 +67,16 @@ pub fn cluster(cluster: &Cluster) -> Value {
     });
     set(&mut properties, own);
     let mut top = cluster.top.clone();
-    add_missing(&mut top, json!({
-        "identity": {
-            "type": "SystemAssigned", "principalId": pseudo_guid(&cluster.id, 1), "tenantId": SUBSCRIPTION,
-        },
-        "kind": "Base",
-        "sku": {"name": "Base", "tier": "Free"},
-    }));
+    add_missing(
+        &mut top,
+        json!({
+            "identity": {
+                "type": "SystemAssigned", "principalId": pseudo_guid(&cluster.id, 1), "tenantId": SUBSCRIPTION,
+            },
+            "kind": "Base",
+            "sku": {"name": "Base", "tier": "Free"},
+        }),
+    );
     let own = json!({
         "id": cluster.resource_id(),
         "name": cluster.name,
@@ -92,22 +99,28 @@ pub fn cluster(cluster: &Cluster) -> Value {
 fn network_profile(cluster: &Cluster) -> Value {
     let network = &cluster.network;
     let mut profile = network.profile.clone();
-    add_missing(&mut profile, json!({
-        "networkPlugin": "azure",
-        "networkPluginMode": "overlay",
-        "networkPolicy": "none",
-        "networkDataplane": "azure",
-        "loadBalancerSku": "standard",
-        "ipFamilies": ["IPv4"],
-    }));
-    set(&mut profile, json!({
-        "podCidr": network.pods,
-        "podCidrs": [network.pods],
-        "serviceCidr": network.services,
-        "serviceCidrs": [network.services],
-        "dnsServiceIP": network.dns_service_ip,
-        "outboundType": match network.outbound { Outbound::None => "none", Outbound::LoadBalancer => "loadBalancer" },
-    }));
+    add_missing(
+        &mut profile,
+        json!({
+            "networkPlugin": "azure",
+            "networkPluginMode": "overlay",
+            "networkPolicy": "none",
+            "networkDataplane": "azure",
+            "loadBalancerSku": "standard",
+            "ipFamilies": ["IPv4"],
+        }),
+    );
+    set(
+        &mut profile,
+        json!({
+            "podCidr": network.pods,
+            "podCidrs": [network.pods],
+            "serviceCidr": network.services,
+            "serviceCidrs": [network.services],
+            "dnsServiceIP": network.dns_service_ip,
+            "outboundType": match network.outbound { Outbound::None => "none", Outbound::LoadBalancer => "loadBalancer" },
+        }),
+    );
     Value::Object(profile)
 }
 
@@ -130,33 +143,39 @@ pub fn pool(cluster: &Cluster, pool: &Pool) -> Value {
 
 fn pool_properties(cluster: &Cluster, pool: &Pool) -> Map<String, Value> {
     let mut properties = pool.properties.clone();
-    add_missing(&mut properties, json!({
-        "enableAutoScaling": false,
-        "enableEncryptionAtHost": false,
-        "enableFIPS": false,
-        "enableNodePublicIP": false,
-        "enableUltraSSD": false,
-        "kubeletDiskType": "OS",
-        "osDiskSizeGB": 128,
-        "osDiskType": "Managed",
-        "osSKU": "Ubuntu",
-        "scaleDownMode": "Delete",
-        "upgradeSettings": {"maxSurge": "10%", "maxUnavailable": "0"},
-    }));
-    set(&mut properties, json!({
-        "count": pool.count,
-        "vmSize": pool.vm_size,
-        "osType": "Linux",
-        "type": "VirtualMachineScaleSets",
-        "mode": pool.mode,
-        "maxPods": pool.max_pods,
-        "orchestratorVersion": pool.version,
-        "currentOrchestratorVersion": pool.version,
-        "nodeImageVersion": format!("Fluyt-sandbox-{IMAGE_TAG}"),
-        "provisioningState": pool.state,
-        "powerState": {"code": "Running"},
-        "eTag": pseudo_guid(&format!("{}{}", cluster.id, pool.name), pool.generation),
-    }));
+    add_missing(
+        &mut properties,
+        json!({
+            "enableAutoScaling": false,
+            "enableEncryptionAtHost": false,
+            "enableFIPS": false,
+            "enableNodePublicIP": false,
+            "enableUltraSSD": false,
+            "kubeletDiskType": "OS",
+            "osDiskSizeGB": 128,
+            "osDiskType": "Managed",
+            "osSKU": "Ubuntu",
+            "scaleDownMode": "Delete",
+            "upgradeSettings": {"maxSurge": "10%", "maxUnavailable": "0"},
+        }),
+    );
+    set(
+        &mut properties,
+        json!({
+            "count": pool.count,
+            "vmSize": pool.vm_size,
+            "osType": "Linux",
+            "type": "VirtualMachineScaleSets",
+            "mode": pool.mode,
+            "maxPods": pool.max_pods,
+            "orchestratorVersion": pool.version,
+            "currentOrchestratorVersion": pool.version,
+            "nodeImageVersion": format!("Fluyt-sandbox-{IMAGE_TAG}"),
+            "provisioningState": pool.state,
+            "powerState": {"code": "Running"},
+            "eTag": pseudo_guid(&format!("{}{}", cluster.id, pool.name), pool.generation),
+        }),
+    );
     if !pool.labels.is_empty() {
         properties.insert("nodeLabels".to_owned(), json!(pool.labels));
     }
@@ -170,7 +189,9 @@ fn pool_properties(cluster: &Cluster, pool: &Pool) -> Map<String, Value> {
 }
 
 fn add_missing(map: &mut Map<String, Value>, defaults: Value) {
-    let Value::Object(defaults) = defaults else { return };
+    let Value::Object(defaults) = defaults else {
+        return;
+    };
     for (key, value) in defaults {
         if map.get(&key).is_none_or(Value::is_null) {
             map.insert(key, value);
@@ -179,7 +200,9 @@ fn add_missing(map: &mut Map<String, Value>, defaults: Value) {
 }
 
 fn set(map: &mut Map<String, Value>, values: Value) {
-    let Value::Object(values) = values else { return };
+    let Value::Object(values) = values else {
+        return;
+    };
     map.extend(values);
 }
 
@@ -188,7 +211,14 @@ pub fn pseudo_guid(text: &str, number: u64) -> String {
     use sha2::Digest as _;
     let hash = sha2::Sha256::digest(format!("{text}/{number}"));
     let hex: String = hash.iter().take(16).map(|b| format!("{b:02x}")).collect();
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }
 
 #[cfg(test)]
@@ -202,11 +232,25 @@ mod tests {
         let value = cluster(&record);
         assert_eq!(value["properties"]["provisioningState"], "Creating");
         assert_eq!(value["properties"]["powerState"]["code"], "Running");
-        assert_eq!(value["properties"]["networkProfile"]["dnsServiceIP"], "10.0.0.10");
-        assert_eq!(value["properties"]["networkProfile"]["outboundType"], "none");
-        assert_eq!(value["properties"]["agentPoolProfiles"][0]["name"], "nodepool1");
+        assert_eq!(
+            value["properties"]["networkProfile"]["dnsServiceIP"],
+            "10.0.0.10"
+        );
+        assert_eq!(
+            value["properties"]["networkProfile"]["outboundType"],
+            "none"
+        );
+        assert_eq!(
+            value["properties"]["agentPoolProfiles"][0]["name"],
+            "nodepool1"
+        );
         assert_eq!(value["properties"]["agentPoolProfiles"][0]["count"], 2);
-        assert!(value["id"].as_str().unwrap().ends_with("/managedClusters/demo"));
+        assert!(
+            value["id"]
+                .as_str()
+                .unwrap()
+                .ends_with("/managedClusters/demo")
+        );
         let pool = pool(&record, &record.pools[0]);
         assert_eq!(pool["properties"]["vmSize"], "Standard_D2s_v3");
         assert!(pool["properties"].get("name").is_none());

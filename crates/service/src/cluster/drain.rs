@@ -35,17 +35,27 @@ async fn attempt(client: &Client, node: &str, watching: CancellationToken) -> ku
         Err(error) if is_not_found(&error) => return Ok(()),
         patched => drop(patched?),
     }
-    let selectors = Selectors { fields: Some(format!("spec.nodeName={node}")), ..Selectors::default() };
+    let selectors = Selectors {
+        fields: Some(format!("spec.nodeName={node}")),
+        ..Selectors::default()
+    };
     let pods = Informer::<Pod>::start(Api::all(client.clone()), selectors, watching);
     pods.synced().await;
     let mut changes = pods.subscribe();
     loop {
-        let staying: Vec<_> = pods.list().into_iter().filter(|pod| is_to_go(pod)).collect();
+        let staying: Vec<_> = pods
+            .list()
+            .into_iter()
+            .filter(|pod| is_to_go(pod))
+            .collect();
         if staying.is_empty() {
             return Ok(());
         }
         let mut refused = false;
-        for pod in staying.iter().filter(|p| p.metadata.deletion_timestamp.is_none()) {
+        for pod in staying
+            .iter()
+            .filter(|p| p.metadata.deletion_timestamp.is_none())
+        {
             let api = Api::<Pod>::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
             match api.evict(&pod.name_any(), &EvictParams::default()).await {
                 Err(error) if status_code(&error) == Some(429) => refused = true,
@@ -75,8 +85,13 @@ async fn attempt(client: &Client, node: &str, watching: CancellationToken) -> ku
 
 /// Whether the pod is to leave: not those that belong to the node itself, nor those that have ended.
 fn is_to_go(pod: &Pod) -> bool {
-    let is_mirror = pod.annotations().contains_key("kubernetes.io/config.mirror");
-    let is_daemon = pod.owner_references().iter().any(|o| o.kind == "DaemonSet" && o.controller == Some(true));
+    let is_mirror = pod
+        .annotations()
+        .contains_key("kubernetes.io/config.mirror");
+    let is_daemon = pod
+        .owner_references()
+        .iter()
+        .any(|o| o.kind == "DaemonSet" && o.controller == Some(true));
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     !is_mirror && !is_daemon && !matches!(phase, Some("Succeeded" | "Failed"))
 }
@@ -86,7 +101,10 @@ fn is_to_go(pod: &Pod) -> bool {
 /// # Errors
 /// What the API says.
 pub async fn forget(client: &Client, node: &str) -> kube::Result<()> {
-    match Api::<Node>::all(client.clone()).delete(node, &DeleteParams::default()).await {
+    match Api::<Node>::all(client.clone())
+        .delete(node, &DeleteParams::default())
+        .await
+    {
         Err(error) if is_not_found(&error) => Ok(()),
         deleted => deleted.map(drop),
     }

@@ -31,7 +31,10 @@ pub enum Status {
     Starting,
     Running,
     /// Could not be started, this many times in a row.
-    Failing { times: u32, error: String },
+    Failing {
+        times: u32,
+        error: String,
+    },
 }
 
 /// Keeps one process running until told otherwise. Dropping it leaves the process as it is.
@@ -60,7 +63,13 @@ impl Keeper {
                 }
             }
         });
-        Self { status, stop, kill, leave, task }
+        Self {
+            status,
+            stop,
+            kill,
+            leave,
+            task,
+        }
     }
 
     #[must_use]
@@ -89,7 +98,12 @@ impl Drop for Keeper {
     }
 }
 
-async fn keep(kept: &dyn Kept, status: &watch::Sender<Status>, stop: &CancellationToken, kill: &AtomicBool) {
+async fn keep(
+    kept: &dyn Kept,
+    status: &watch::Sender<Status>,
+    stop: &CancellationToken,
+    kill: &AtomicBool,
+) {
     let name = kept.name();
     let mut restarts = Restarts::default();
     let mut failures = 0;
@@ -127,7 +141,10 @@ async fn keep(kept: &dyn Kept, status: &watch::Sender<Status>, stop: &Cancellati
                 failures += 1;
                 let error = format!("{error:#}");
                 tracing::error!(name, error, "could not be started");
-                status.send_replace(Status::Failing { times: failures, error });
+                status.send_replace(Status::Failing {
+                    times: failures,
+                    error,
+                });
             }
         }
         tokio::select! {
@@ -173,7 +190,12 @@ mod tests {
         let mut status = keeper.status();
         status.wait_for(|s| *s == Status::Running).await.unwrap();
         let first = kept.0.lock().unwrap()[0].id();
-        ProcessId::of(first.cast_signed()).unwrap().open().unwrap().unwrap().signal(Signal::KILL);
+        ProcessId::of(first.cast_signed())
+            .unwrap()
+            .open()
+            .unwrap()
+            .unwrap()
+            .signal(Signal::KILL);
         status.wait_for(|s| *s == Status::Starting).await.unwrap();
         status.wait_for(|s| *s == Status::Running).await.unwrap();
         keeper.stop().await;

@@ -15,7 +15,16 @@ use crate::master::pki::Keys;
 pub fn admin(cluster: &Cluster, keys: &Keys, is_admin: bool) -> anyhow::Result<String> {
     let suffix = if is_admin { "-admin" } else { "" };
     let context = format!("{}{suffix}", cluster.name);
-    let user = format!("{}_{}_{}", if is_admin { "clusterAdmin" } else { "clusterUser" }, cluster.group, cluster.name);
+    let user = format!(
+        "{}_{}_{}",
+        if is_admin {
+            "clusterAdmin"
+        } else {
+            "clusterUser"
+        },
+        cluster.group,
+        cluster.name
+    );
     let server = format!("https://127.0.0.1:{}", cluster.port);
     let credentials = json!({
         "client-certificate-data": STANDARD.encode(&keys.admin.certificate_pem),
@@ -29,11 +38,29 @@ pub fn admin(cluster: &Cluster, keys: &Keys, is_admin: bool) -> anyhow::Result<S
 /// # Errors
 /// Never for what we put in.
 pub fn bootstrap(cluster: &Cluster, keys: &Keys) -> anyhow::Result<String> {
-    let server = format!("https://{}:{}", cluster.network.gateway().addr(), master::PORT);
-    render(&cluster.name, &server, keys, "bootstrap", "kubelet-bootstrap", json!({"token": cluster.bootstrap_token}))
+    let server = format!(
+        "https://{}:{}",
+        cluster.network.gateway().addr(),
+        master::PORT
+    );
+    render(
+        &cluster.name,
+        &server,
+        keys,
+        "bootstrap",
+        "kubelet-bootstrap",
+        json!({"token": cluster.bootstrap_token}),
+    )
 }
 
-fn render(cluster: &str, server: &str, keys: &Keys, context: &str, user: &str, credentials: Value) -> anyhow::Result<String> {
+fn render(
+    cluster: &str,
+    server: &str,
+    keys: &Keys,
+    context: &str,
+    user: &str,
+    credentials: Value,
+) -> anyhow::Result<String> {
     let ca = STANDARD.encode(keys.ca.certificate_pem());
     let config = json!({
         "apiVersion": "v1",

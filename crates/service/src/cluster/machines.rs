@@ -44,10 +44,21 @@ impl Kept for NodeMachine {
 ///
 /// # Errors
 /// When the pool's size is not one any more.
-pub fn machine(data: &Path, cluster: &Cluster, pool: &Pool, node: &Node, keys: &Keys) -> anyhow::Result<Machine> {
-    let Some(size) = vm_sizes::find(&pool.vm_size) else { anyhow::bail!("there is no size {}", pool.vm_size) };
+pub fn machine(
+    data: &Path,
+    cluster: &Cluster,
+    pool: &Pool,
+    node: &Node,
+    keys: &Keys,
+) -> anyhow::Result<Machine> {
+    let Some(size) = vm_sizes::find(&pool.vm_size) else {
+        anyhow::bail!("there is no size {}", pool.vm_size)
+    };
     let agent = serde_json::to_string_pretty(&agent(cluster, pool, node))?;
-    let file = |path: &str, contents: String| MachineFile { path: path.into(), contents };
+    let file = |path: &str, contents: String| MachineFile {
+        path: path.into(),
+        contents,
+    };
     Ok(Machine {
         cluster: cluster.id.clone(),
         name: node.name.clone(),
@@ -59,14 +70,21 @@ pub fn machine(data: &Path, cluster: &Cluster, pool: &Pool, node: &Node, keys: &
         files: vec![
             file(node::CONFIG, agent),
             file(node::CLUSTER_CA, keys.ca.certificate_pem().to_owned()),
-            file(node::BOOTSTRAP_KUBECONFIG, kubeconfig::bootstrap(cluster, keys)?),
+            file(
+                node::BOOTSTRAP_KUBECONFIG,
+                kubeconfig::bootstrap(cluster, keys)?,
+            ),
         ],
     })
 }
 
 /// A node's Azure id, as its `providerID` has it.
 fn provider_id(cluster: &Cluster, pool: &Pool, node: &Node) -> String {
-    let number = node.name.rsplit_once("vmss").and_then(|(_, n)| u32::from_str_radix(n, 36).ok()).unwrap_or_default();
+    let number = node
+        .name
+        .rsplit_once("vmss")
+        .and_then(|(_, n)| u32::from_str_radix(n, 36).ok())
+        .unwrap_or_default();
     format!(
         "azure:///subscriptions/{}/resourceGroups/{}/providers/Microsoft.Compute/virtualMachineScaleSets/aks-{}-{}-vmss/virtualMachines/{number}",
         cluster.subscription,
@@ -90,12 +108,19 @@ fn agent(cluster: &Cluster, pool: &Pool, node: &Node) -> node::Config {
         ("topology.kubernetes.io/region", &cluster.location),
         ("topology.kubernetes.io/zone", "0"),
     ];
-    let given = pool.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let given = pool
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"));
     node::Config {
         name: node.name.clone(),
         address: node.address,
         provider_id: provider_id(cluster, pool, node),
-        labels: labels.iter().map(|(key, value)| format!("{key}={value}")).chain(given).collect(),
+        labels: labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .chain(given)
+            .collect(),
         taints: pool.taints.clone(),
         max_pods: pool.max_pods,
         cluster_dns: cluster.network.dns_service_ip,
@@ -114,8 +139,22 @@ mod tests {
         let cluster = cluster(11);
         let pool = &cluster.pools[0];
         let agent = agent(&cluster, pool, &pool.nodes[10]);
-        assert!(agent.provider_id.ends_with("aks-nodepool1-12345678-vmss/virtualMachines/10"), "{}", agent.provider_id);
-        assert!(agent.labels.contains(&"kubernetes.azure.com/mode=system".to_owned()));
-        assert!(agent.labels.contains(&"node.kubernetes.io/instance-type=Standard_D2s_v3".to_owned()));
+        assert!(
+            agent
+                .provider_id
+                .ends_with("aks-nodepool1-12345678-vmss/virtualMachines/10"),
+            "{}",
+            agent.provider_id
+        );
+        assert!(
+            agent
+                .labels
+                .contains(&"kubernetes.azure.com/mode=system".to_owned())
+        );
+        assert!(
+            agent
+                .labels
+                .contains(&"node.kubernetes.io/instance-type=Standard_D2s_v3".to_owned())
+        );
     }
 }

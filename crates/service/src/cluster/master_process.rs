@@ -55,8 +55,12 @@ impl Kept for MasterProcess {
     }
 
     async fn adopt(&self) -> anyhow::Result<Option<Process>> {
-        let Ok(text) = std::fs::read(self.identity()) else { return Ok(None) };
-        let Ok(id) = serde_json::from_slice::<ProcessId>(&text) else { return Ok(None) };
+        let Ok(text) = std::fs::read(self.identity()) else {
+            return Ok(None);
+        };
+        let Ok(id) = serde_json::from_slice::<ProcessId>(&text) else {
+            return Ok(None);
+        };
         Ok(id.open()?)
     }
 
@@ -65,7 +69,11 @@ impl Kept for MasterProcess {
         self.config.save()?;
         let log = Config::logs(&self.config.directory).join("master.err");
         std::fs::create_dir_all(Config::logs(&self.config.directory))?;
-        let log = File::options().create(true).append(true).open(&log).with_context(|| format!("opening {}", log.display()))?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("opening {}", log.display()))?;
         let mut child = Command::new("/proc/self/exe")
             .args(["master", "--config"])
             .arg(Config::file(&self.config.directory))
@@ -76,9 +84,14 @@ impl Kept for MasterProcess {
             .spawn()
             .context("starting the master")?;
         let pid = child.id().context("the master ended at once")?;
-        let process = ProcessId::of(pid.cast_signed())?.open()?.context("the master ended at once")?;
+        let process = ProcessId::of(pid.cast_signed())?
+            .open()?
+            .context("the master ended at once")?;
         files::write_private(&self.identity(), &serde_json::to_vec(process.id())?)?;
-        let out = child.stdout.take().context("the master has no standard output")?;
+        let out = child
+            .stdout
+            .take()
+            .context("the master has no standard output")?;
         let mut lines = BufReader::new(out).lines();
         match lines.next_line().await? {
             Some(word) if word == LISTENING => Ok(process),
@@ -98,7 +111,8 @@ impl Kept for MasterProcess {
 impl MasterProcess {
     /// The last line that it wrote before it ended.
     fn last_words(&self) -> String {
-        let text = files::read(&Config::logs(&self.config.directory).join("master.err")).unwrap_or_default();
+        let text = files::read(&Config::logs(&self.config.directory).join("master.err"))
+            .unwrap_or_default();
         text.lines().last().unwrap_or("see its logs").to_owned()
     }
 }

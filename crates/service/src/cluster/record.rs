@@ -175,11 +175,15 @@ impl Cluster {
 
     #[must_use]
     pub fn pool(&self, name: &str) -> Option<&Pool> {
-        self.pools.iter().find(|p| p.name.eq_ignore_ascii_case(name))
+        self.pools
+            .iter()
+            .find(|p| p.name.eq_ignore_ascii_case(name))
     }
 
     pub fn pool_mut(&mut self, name: &str) -> Option<&mut Pool> {
-        self.pools.iter_mut().find(|p| p.name.eq_ignore_ascii_case(name))
+        self.pools
+            .iter_mut()
+            .find(|p| p.name.eq_ignore_ascii_case(name))
     }
 
     /// Gives each pool as many nodes as it is to have, and marks those that are too many, newest first.
@@ -187,12 +191,29 @@ impl Cluster {
     /// # Errors
     /// When the nodes' network has no address left.
     pub fn plan_nodes(&mut self) -> Result<(), String> {
-        let mut used: Vec<Ipv4Addr> = self.pools.iter().flat_map(|p| p.nodes.iter().map(|n| n.address)).collect();
-        let (nodes, deleting) = (self.network.nodes, self.state == ProvisioningState::Deleting);
+        let mut used: Vec<Ipv4Addr> = self
+            .pools
+            .iter()
+            .flat_map(|p| p.nodes.iter().map(|n| n.address))
+            .collect();
+        let (nodes, deleting) = (
+            self.network.nodes,
+            self.state == ProvisioningState::Deleting,
+        );
         for pool in &mut self.pools {
-            let wanted = if deleting || pool.deleting { 0 } else { pool.count as usize };
+            let wanted = if deleting || pool.deleting {
+                0
+            } else {
+                pool.count as usize
+            };
             let staying = pool.nodes.iter().filter(|n| !n.leaving).count();
-            for node in pool.nodes.iter_mut().rev().filter(|n| !n.leaving).take(staying.saturating_sub(wanted)) {
+            for node in pool
+                .nodes
+                .iter_mut()
+                .rev()
+                .filter(|n| !n.leaving)
+                .take(staying.saturating_sub(wanted))
+            {
                 node.leaving = true;
             }
             for _ in staying..wanted {
@@ -200,9 +221,18 @@ impl Cluster {
                 let free = nodes.hosts().skip(3).find(|a| !used.contains(a));
                 let address = free.ok_or_else(|| format!("no free address left in {nodes}"))?;
                 used.push(address);
-                let name = format!("aks-{}-{}-vmss{}", pool.name, pool.digits, base36(pool.next_node));
+                let name = format!(
+                    "aks-{}-{}-vmss{}",
+                    pool.name,
+                    pool.digits,
+                    base36(pool.next_node)
+                );
                 pool.next_node += 1;
-                pool.nodes.push(Node { name, address, leaving: false });
+                pool.nodes.push(Node {
+                    name,
+                    address,
+                    leaving: false,
+                });
             }
         }
         Ok(())
@@ -240,7 +270,11 @@ fn base36(number: u32) -> String {
     let mut rest = number;
     let mut digits: Vec<char> = Vec::new();
     for _ in 0..6 {
-        digits.push(char::from_digit(rest % 36, 36).unwrap_or('0').to_ascii_lowercase());
+        digits.push(
+            char::from_digit(rest % 36, 36)
+                .unwrap_or('0')
+                .to_ascii_lowercase(),
+        );
         rest /= 36;
     }
     digits.iter().rev().collect()
@@ -321,8 +355,14 @@ pub mod tests {
         assert_eq!(leaving, [false, true, true]);
         cluster.pools[0].count = 2;
         cluster.plan_nodes().unwrap();
-        assert_eq!(cluster.pools[0].nodes[3].name, "aks-nodepool1-12345678-vmss000003");
-        assert_eq!(cluster.pools[0].nodes[3].address, Ipv4Addr::new(10, 224, 0, 7));
+        assert_eq!(
+            cluster.pools[0].nodes[3].name,
+            "aks-nodepool1-12345678-vmss000003"
+        );
+        assert_eq!(
+            cluster.pools[0].nodes[3].address,
+            Ipv4Addr::new(10, 224, 0, 7)
+        );
         cluster.state = ProvisioningState::Deleting;
         cluster.plan_nodes().unwrap();
         assert!(cluster.pools[0].nodes.iter().all(|n| n.leaving));

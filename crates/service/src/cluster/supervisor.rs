@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use fluyt_client::{Informer, Selectors};
 use fluyt_network::ClusterNetwork;
-use futures::future::{join_all, select_all};
 use futures::FutureExt as _;
+use futures::future::{join_all, select_all};
 use k8s_openapi::api::core::v1::Node;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
@@ -46,7 +46,12 @@ pub struct Supervisor {
 impl Supervisor {
     /// Supervises until the cluster is gone or the service ends; then the cluster's processes go on alone.
     pub fn spawn(service: Arc<Service>, key: ClusterKey) {
-        let supervisor = Self { service: service.clone(), key, master: None, nodes: HashMap::new() };
+        let supervisor = Self {
+            service: service.clone(),
+            key,
+            master: None,
+            nodes: HashMap::new(),
+        };
         service.supervisors.spawn(supervisor.run());
     }
 
@@ -87,8 +92,13 @@ impl Supervisor {
 
     /// Ends the operation under way.
     async fn finish(&self, cluster: &Cluster, error: Option<String>) {
-        let state = if error.is_none() { ProvisioningState::Succeeded } else { ProvisioningState::Failed };
-        let error = error.map(|message| json!({"code": "InternalOperationError", "message": message}));
+        let state = if error.is_none() {
+            ProvisioningState::Succeeded
+        } else {
+            ProvisioningState::Failed
+        };
+        let error =
+            error.map(|message| json!({"code": "InternalOperationError", "message": message}));
         let written = self.service.state.update(|tables| {
             tables.edit(&self.key, |now| {
                 now.state = state;
@@ -101,7 +111,10 @@ impl Supervisor {
             anyhow::Ok(())
         });
         if let Err(error) = written.await {
-            tracing::error!(error = format!("{error:#}"), "cannot record the end of an operation");
+            tracing::error!(
+                error = format!("{error:#}"),
+                "cannot record the end of an operation"
+            );
         }
         self.service.state.clear_progress(&cluster.operation);
     }
@@ -121,7 +134,10 @@ impl Supervisor {
             .context("making the cluster's network")?;
         match cluster.network.outbound {
             // Made anew when the service starts: it is stateless, and the host may have been rebooted.
-            Outbound::LoadBalancer if self.master.is_none() => network.enable_egress(cluster.network.egress_link()).await.context("opening egress")?,
+            Outbound::LoadBalancer if self.master.is_none() => network
+                .enable_egress(cluster.network.egress_link())
+                .await
+                .context("opening egress")?,
             _ => {}
         }
         if self.master.is_none() {
@@ -129,10 +145,19 @@ impl Supervisor {
             self.master = Some(Keeper::start(Arc::new(MasterProcess { config })));
         }
         for pool in &cluster.pools {
-            for node in pool.nodes.iter().filter(|n| !n.leaving && !self.nodes.contains_key(&n.name)).collect::<Vec<_>>() {
+            for node in pool
+                .nodes
+                .iter()
+                .filter(|n| !n.leaving && !self.nodes.contains_key(&n.name))
+                .collect::<Vec<_>>()
+            {
                 let machine = machine(&data, cluster, pool, node, &keys)?;
-                let kept = NodeMachine { provider: self.service.provider.clone(), machine };
-                self.nodes.insert(node.name.clone(), Keeper::start(Arc::new(kept)));
+                let kept = NodeMachine {
+                    provider: self.service.provider.clone(),
+                    machine,
+                };
+                self.nodes
+                    .insert(node.name.clone(), Keeper::start(Arc::new(kept)));
             }
         }
         let client = client(cluster, &keys).await?;
@@ -151,25 +176,42 @@ impl Supervisor {
 
     /// Resolves when all nodes that are to stay are ready.
     async fn wait_until_ready(&self, cluster: &Cluster, client: &Client) -> anyhow::Result<()> {
-        let wanted: Vec<&str> =
-            cluster.pools.iter().flat_map(|p| &p.nodes).filter(|n| !n.leaving).map(|n| n.name.as_str()).collect();
+        let wanted: Vec<&str> = cluster
+            .pools
+            .iter()
+            .flat_map(|p| &p.nodes)
+            .filter(|n| !n.leaving)
+            .map(|n| n.name.as_str())
+            .collect();
         let watching = CancellationToken::new();
         let _end = watching.clone().drop_guard();
-        let nodes = Informer::<Node>::start(Api::all(client.clone()), Selectors::default(), watching);
+        let nodes =
+            Informer::<Node>::start(Api::all(client.clone()), Selectors::default(), watching);
         let all_ready = async {
             let mut changes = nodes.subscribe();
             loop {
-                let ready = wanted.iter().filter(|name| nodes.get(None, name).is_some_and(|n| is_ready(&n))).count();
+                let ready = wanted
+                    .iter()
+                    .filter(|name| nodes.get(None, name).is_some_and(|n| is_ready(&n)))
+                    .count();
                 if ready == wanted.len() {
                     return;
                 }
-                self.progress(cluster, format!("waiting for nodes: {ready} of {} ready", wanted.len()));
+                self.progress(
+                    cluster,
+                    format!("waiting for nodes: {ready} of {} ready", wanted.len()),
+                );
                 if changes.recv().await.is_none() {
                     return;
                 }
             }
         };
-        let failing = select_all(self.master.iter().chain(self.nodes.values()).map(|keeper| given_up(keeper).boxed()));
+        let failing = select_all(
+            self.master
+                .iter()
+                .chain(self.nodes.values())
+                .map(|keeper| given_up(keeper).boxed()),
+        );
         tokio::select! {
             () = all_ready => Ok(()),
             (error, _, _) = failing => Err(anyhow::anyhow!(error)),
@@ -178,11 +220,19 @@ impl Supervisor {
     }
 
     /// Drains and removes the nodes that are to go, and pools that have none left and are to go too.
-    async fn remove_leaving(&mut self, cluster: &Cluster, keys: &Keys, client: &Client) -> anyhow::Result<()> {
+    async fn remove_leaving(
+        &mut self,
+        cluster: &Cluster,
+        keys: &Keys,
+        client: &Client,
+    ) -> anyhow::Result<()> {
         let mut removals = Vec::new();
         for pool in &cluster.pools {
             for node in pool.nodes.iter().filter(|n| n.leaving) {
-                removals.push((node.name.clone(), machine(&self.service.settings.data_dir, cluster, pool, node, keys)?));
+                removals.push((
+                    node.name.clone(),
+                    machine(&self.service.settings.data_dir, cluster, pool, node, keys)?,
+                ));
             }
         }
         if !removals.is_empty() {
@@ -207,7 +257,8 @@ impl Supervisor {
                 if let Some(now) = tables.clusters.get_mut(&self.key) {
                     let now = Arc::make_mut(now);
                     for pool in &mut now.pools {
-                        pool.nodes.retain(|n| !removals.iter().any(|(name, _)| *name == n.name));
+                        pool.nodes
+                            .retain(|n| !removals.iter().any(|(name, _)| *name == n.name));
                     }
                     now.pools.retain(|p| !p.deleting || !p.nodes.is_empty());
                 }
@@ -225,7 +276,13 @@ impl Supervisor {
             let config = config.clone();
             tokio::task::spawn_blocking(move || pki::ensure(&config)).await??
         };
-        join_all(self.nodes.values_mut().chain(self.master.as_mut()).map(Keeper::kill)).await;
+        join_all(
+            self.nodes
+                .values_mut()
+                .chain(self.master.as_mut())
+                .map(Keeper::kill),
+        )
+        .await;
         // Those that were never adopted since the service started.
         let master = MasterProcess { config };
         if let Some(running) = master.adopt().await? {
@@ -235,15 +292,30 @@ impl Supervisor {
         self.master = None;
         self.nodes.clear();
         for pool in &cluster.pools {
-            let machines = pool.nodes.iter().map(|node| machine(&data, cluster, pool, node, &keys));
+            let machines = pool
+                .nodes
+                .iter()
+                .map(|node| machine(&data, cluster, pool, node, &keys));
             let machines: Vec<_> = machines.collect::<Result<_, _>>()?;
-            let deleted = join_all(machines.iter().map(|machine| self.service.provider.delete(machine))).await;
+            let deleted = join_all(
+                machines
+                    .iter()
+                    .map(|machine| self.service.provider.delete(machine)),
+            )
+            .await;
             deleted.into_iter().collect::<anyhow::Result<()>>()?;
         }
-        cluster.cluster_network().delete().await.context("removing the cluster's network")?;
+        cluster
+            .cluster_network()
+            .delete()
+            .await
+            .context("removing the cluster's network")?;
         let directory = cluster.directory(&data);
-        tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display())))
-            .await??;
+        tokio::task::spawn_blocking(move || {
+            std::fs::remove_dir_all(&directory)
+                .with_context(|| format!("removing {}", directory.display()))
+        })
+        .await??;
         sandbox::forget_cluster(&cluster.id);
         self.service
             .state
@@ -260,7 +332,11 @@ impl Supervisor {
 
 async fn wait_for_change(service: &Arc<Service>, key: ClusterKey, generation: u64) {
     let mut changes = service.state.subscribe();
-    while service.state.cluster(&key).is_some_and(|now| now.generation == generation) {
+    while service
+        .state
+        .cluster(&key)
+        .is_some_and(|now| now.generation == generation)
+    {
         if changes.changed().await.is_err() {
             return;
         }
@@ -270,7 +346,10 @@ async fn wait_for_change(service: &Arc<Service>, key: ClusterKey, generation: u6
 /// Resolves with the reason when what is kept has failed too often.
 async fn given_up(keeper: &Keeper) -> String {
     let mut status = keeper.status();
-    let failed = status.wait_for(|s| matches!(s, Status::Failing { times, .. } if *times >= TRIES)).await.map(|s| s.clone());
+    let failed = status
+        .wait_for(|s| matches!(s, Status::Failing { times, .. } if *times >= TRIES))
+        .await
+        .map(|s| s.clone());
     match failed {
         Ok(Status::Failing { error, .. }) => error,
         _ => std::future::pending().await,
@@ -278,13 +357,19 @@ async fn given_up(keeper: &Keeper) -> String {
 }
 
 fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// A client with the administrator's rights, through the host's loopback.
 async fn client(cluster: &Cluster, keys: &Keys) -> anyhow::Result<Client> {
     let config = Kubeconfig::from_yaml(&kubeconfig::admin(cluster, keys, true)?)?;
-    let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+    let config =
+        kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)
 }

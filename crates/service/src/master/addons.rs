@@ -33,7 +33,11 @@ const HASH: &str = "addons.fluyt.io/hash";
 const RECHECK: Duration = Duration::from_secs(60);
 
 /// Applies all add-ons now and whenever something is missing.
-pub async fn run(config: Arc<Config>, client: Client, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    config: Arc<Config>,
+    client: Client,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let objects = objects(&config)?;
     loop {
         let applied = join_all(objects.iter().map(|object| apply(&client, object))).await;
@@ -50,7 +54,10 @@ pub async fn run(config: Arc<Config>, client: Client, shutdown: CancellationToke
 
 /// The objects of all manifests, with this cluster's values in them.
 fn objects(config: &Config) -> anyhow::Result<Vec<Value>> {
-    let (token_id, token_secret) = config.bootstrap_token.split_once('.').context("the bootstrap token is not id.secret")?;
+    let (token_id, token_secret) = config
+        .bootstrap_token
+        .split_once('.')
+        .context("the bootstrap token is not id.secret")?;
     let dns_service_ip = config.dns_service_ip.to_string();
     let values = [
         ("{{dnsServiceIP}}", dns_service_ip.as_str()),
@@ -60,11 +67,20 @@ fn objects(config: &Config) -> anyhow::Result<Vec<Value>> {
     ];
     let mut objects = Vec::new();
     for manifest in MANIFESTS {
-        let text = values.iter().fold((*manifest).to_owned(), |text, (name, value)| text.replace(name, value));
+        let text = values
+            .iter()
+            .fold((*manifest).to_owned(), |text, (name, value)| {
+                text.replace(name, value)
+            });
         for document in text.split("\n---\n") {
-            let mut object: Value = serde_saphyr::from_str(document).context("in an add-on's manifest")?;
+            let mut object: Value =
+                serde_saphyr::from_str(document).context("in an add-on's manifest")?;
             let hash = Sha256::digest(document.as_bytes());
-            let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+            let hash: String = hash
+                .iter()
+                .take(8)
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
             object["metadata"]["annotations"][HASH] = hash.into();
             object["metadata"]["labels"]["kubernetes.azure.com/managedby"] = "aks".into();
             objects.push(object);
@@ -75,9 +91,14 @@ fn objects(config: &Config) -> anyhow::Result<Vec<Value>> {
 
 async fn apply(client: &Client, object: &Value) -> anyhow::Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let (api_version, kind, name) = (text(&object["apiVersion"]), text(&object["kind"]), text(&object["metadata"]["name"]));
+    let (api_version, kind, name) = (
+        text(&object["apiVersion"]),
+        text(&object["kind"]),
+        text(&object["metadata"]["name"]),
+    );
     let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
-    let resource = fluyt_api::resources::find_kind(group, version, &kind).with_context(|| format!("no resource of kind {kind}"))?;
+    let resource = fluyt_api::resources::find_kind(group, version, &kind)
+        .with_context(|| format!("no resource of kind {kind}"))?;
     let resource = ApiResource {
         group: group.to_owned(),
         version: version.to_owned(),
@@ -92,8 +113,22 @@ async fn apply(client: &Client, object: &Value) -> anyhow::Result<()> {
     let wanted = &object["metadata"]["annotations"][HASH];
     let what = || format!("add-on {kind} {name}");
     match api.get_metadata(&name).await {
-        Ok(present) if present.metadata.annotations.as_ref().and_then(|a| a.get(HASH)).map(String::as_str) == wanted.as_str() => Ok(()),
-        Ok(_) => api.patch(&name, &PatchParams::default(), &Patch::Merge(object)).await.map(drop).with_context(what),
+        Ok(present)
+            if present
+                .metadata
+                .annotations
+                .as_ref()
+                .and_then(|a| a.get(HASH))
+                .map(String::as_str)
+                == wanted.as_str() =>
+        {
+            Ok(())
+        }
+        Ok(_) => api
+            .patch(&name, &PatchParams::default(), &Patch::Merge(object))
+            .await
+            .map(drop)
+            .with_context(what),
         Err(error) if is_not_found(&error) => {
             let object: DynamicObject = serde_json::from_value(object.clone())?;
             match api.create(&PostParams::default(), &object).await {
@@ -117,11 +152,19 @@ mod tests {
             let api_version = object["apiVersion"].as_str().unwrap();
             let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
             let kind = object["kind"].as_str().unwrap();
-            let resource = fluyt_api::resources::find_kind(group, version, kind).unwrap_or_else(|| panic!("{kind}"));
-            assert_eq!(resource.namespaced, object["metadata"]["namespace"].is_string(), "{kind}");
+            let resource = fluyt_api::resources::find_kind(group, version, kind)
+                .unwrap_or_else(|| panic!("{kind}"));
+            assert_eq!(
+                resource.namespaced,
+                object["metadata"]["namespace"].is_string(),
+                "{kind}"
+            );
             assert!(!object.to_string().contains("{{"), "{object}");
         }
-        let service = objects.iter().find(|o| o["kind"] == "Service" && o["metadata"]["name"] == "kube-dns").unwrap();
+        let service = objects
+            .iter()
+            .find(|o| o["kind"] == "Service" && o["metadata"]["name"] == "kube-dns")
+            .unwrap();
         assert_eq!(service["spec"]["clusterIP"], "10.0.0.10");
     }
 }

@@ -15,10 +15,17 @@ use crate::routes;
 use crate::tasks::Components;
 
 /// Starts all of them.
-pub fn spawn_all(components: &Components, server: &Arc<Server>, config: &Arc<Config>, keys: &Arc<Keys>) {
+pub fn spawn_all(
+    components: &Components,
+    server: &Arc<Server>,
+    config: &Arc<Config>,
+    keys: &Arc<Keys>,
+) {
     let client = as_user(server, User::new("system:addon-manager", &[MASTERS]));
     let of = config.clone();
-    components.spawn("addon-manager", move |shutdown| addons::run(of.clone(), client.clone(), shutdown));
+    components.spawn("addon-manager", move |shutdown| {
+        addons::run(of.clone(), client.clone(), shutdown)
+    });
 
     // What the scheduler and the controllers both watch is held once. The informers outlive a restart of either.
     let manager = as_user(server, User::new("system:kube-controller-manager", &[]));
@@ -27,18 +34,26 @@ pub fn spawn_all(components: &Components, server: &Arc<Server>, config: &Arc<Con
     let client = as_user(server, User::new("system:kube-scheduler", &[]));
     let shared = informers.clone();
     components.spawn("kube-scheduler", move |shutdown| {
-        let settings =
-            fluyt_scheduler::Config { informers: Some(shared.clone()), ..fluyt_scheduler::Config::default() };
+        let settings = fluyt_scheduler::Config {
+            informers: Some(shared.clone()),
+            ..fluyt_scheduler::Config::default()
+        };
         fluyt_scheduler::start(settings, client.clone(), shutdown)
     });
 
-    let client = as_user(server, User::service_account("kube-system", "cloud-controller-manager", ""));
+    let client = as_user(
+        server,
+        User::service_account("kube-system", "cloud-controller-manager", ""),
+    );
     let settings = cloud_controller_manager(config);
     components.spawn("cloud-controller-manager", move |shutdown| {
         fluyt_cloud_controller_manager::start(settings.clone(), client.clone(), shutdown)
     });
 
-    let client = as_user(server, User::service_account("kube-system", "route-controller", ""));
+    let client = as_user(
+        server,
+        User::service_account("kube-system", "route-controller", ""),
+    );
     let of = config.clone();
     components.spawn("route-controller", move |shutdown| {
         let (of, client) = (of.clone(), client.clone());
@@ -58,11 +73,18 @@ fn as_user(server: &Arc<Server>, user: User) -> Client {
     Client::new(server.service(user), "default")
 }
 
-fn controller_manager(server: &Arc<Server>, config: &Config, keys: &Keys, client: Client) -> fluyt_controller_manager::Config {
+fn controller_manager(
+    server: &Arc<Server>,
+    config: &Config,
+    keys: &Keys,
+    client: Client,
+) -> fluyt_controller_manager::Config {
     let server = server.clone();
     fluyt_controller_manager::Config {
         // The API server itself vouches for the controllers' identities: they need no tokens.
-        client_for: Arc::new(move |account| as_user(&server, User::service_account("kube-system", account, ""))),
+        client_for: Arc::new(move |account| {
+            as_user(&server, User::service_account("kube-system", account, ""))
+        }),
         cluster_cidrs: vec![IpNet::V4(config.pod_cidr)],
         allocate_node_cidrs: true,
         service_cluster_ip_range: Some(IpNet::V4(config.service_cidr)),

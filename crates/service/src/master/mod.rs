@@ -4,8 +4,8 @@
 //! through two listeners, one inside the cluster's network and one on the host's loopback.
 
 mod addons;
-pub mod pki;
 mod components;
+pub mod pki;
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -89,7 +89,10 @@ impl Config {
     /// # Errors
     /// When the disk refuses.
     pub fn save(&self) -> anyhow::Result<()> {
-        files::write_private(&Self::file(&self.directory), &serde_json::to_vec_pretty(self)?)
+        files::write_private(
+            &Self::file(&self.directory),
+            &serde_json::to_vec_pretty(self)?,
+        )
     }
 
     /// The first address of the services' network, under which pods find the master.
@@ -105,7 +108,9 @@ struct InNetwork(PathBuf);
 #[async_trait]
 impl Dialer for InNetwork {
     async fn connect(&self, address: SocketAddr) -> std::io::Result<TcpStream> {
-        netns::connect_tcp_in(&self.0, address).await.map_err(std::io::Error::other)
+        netns::connect_tcp_in(&self.0, address)
+            .await
+            .map_err(std::io::Error::other)
     }
 }
 
@@ -147,7 +152,11 @@ async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
         })
     });
     report(READY);
-    tracing::info!(cluster = config.cluster, port = config.port, "the master is ready");
+    tracing::info!(
+        cluster = config.cluster,
+        port = config.port,
+        "the master is ready"
+    );
 
     let components = Components::new(shutdown);
     components::spawn_all(&components, &server, &Arc::new(config), &Arc::new(keys));
@@ -175,16 +184,25 @@ fn server_config(
         store,
         dialer: Arc::new(InNetwork(config.network_namespace.clone())),
         advertise,
-        service_network: ServiceNetwork { cluster_ips: config.service_cidr, node_ports: (30000, 32767) },
+        service_network: ServiceNetwork {
+            cluster_ips: config.service_cidr,
+            node_ports: (30000, 32767),
+        },
         client_ca_pem: keys.ca.certificate_pem().to_owned(),
         tls_certificate_pem: keys.apiserver.certificate_pem.clone(),
         tls_key_pem: keys.apiserver.key_pem.clone(),
         service_account_key_pem: keys.service_account_pem.clone(),
         service_account_issuer: ISSUER.to_owned(),
         api_audiences: vec![ISSUER.to_owned()],
-        kubelet_client: Some((keys.kubelet_client.certificate_pem.clone(), keys.kubelet_client.key_pem.clone())),
+        kubelet_client: Some((
+            keys.kubelet_client.certificate_pem.clone(),
+            keys.kubelet_client.key_pem.clone(),
+        )),
         kubelet_ca_pem: Some(keys.ca.certificate_pem().to_owned()),
-        proxy_client: Some((keys.proxy_client.certificate_pem.clone(), keys.proxy_client.key_pem.clone())),
+        proxy_client: Some((
+            keys.proxy_client.certificate_pem.clone(),
+            keys.proxy_client.key_pem.clone(),
+        )),
         requestheader_ca_pem: Some(keys.front_proxy_ca.certificate_pem().to_owned()),
         shutdown: shutdown.clone(),
     }
@@ -212,6 +230,9 @@ mod tests {
 
     #[test]
     fn the_kubernetes_service_is_the_first_address() {
-        assert_eq!(config(Path::new("/")).kubernetes_service_ip(), Ipv4Addr::new(10, 0, 0, 1));
+        assert_eq!(
+            config(Path::new("/")).kubernetes_service_ip(),
+            Ipv4Addr::new(10, 0, 0, 1)
+        );
     }
 }

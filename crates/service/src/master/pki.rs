@@ -36,10 +36,19 @@ pub fn ensure(config: &Config) -> anyhow::Result<Keys> {
     let front_proxy_ca = authority(&directory, "front-proxy-ca", "front-proxy-ca")?;
     let service_account = directory.join("sa.key");
     if !service_account.exists() {
-        files::write_private(&service_account, TokenKeys::create()?.private_pem().as_bytes())?;
+        files::write_private(
+            &service_account,
+            TokenKeys::create()?.private_pem().as_bytes(),
+        )?;
     }
     Ok(Keys {
-        apiserver: certificate(&directory, "apiserver", &ca, &apiserver(config), Usage::Server)?,
+        apiserver: certificate(
+            &directory,
+            "apiserver",
+            &ca,
+            &apiserver(config),
+            Usage::Server,
+        )?,
         kubelet_client: certificate(
             &directory,
             "apiserver-kubelet-client",
@@ -47,8 +56,20 @@ pub fn ensure(config: &Config) -> anyhow::Result<Keys> {
             &client("kube-apiserver-kubelet-client", &[]),
             Usage::Client,
         )?,
-        proxy_client: certificate(&directory, "front-proxy-client", &front_proxy_ca, &client("front-proxy-client", &[]), Usage::Client)?,
-        admin: certificate(&directory, "admin", &ca, &client("masterclient", &["system:masters"]), Usage::Client)?,
+        proxy_client: certificate(
+            &directory,
+            "front-proxy-client",
+            &front_proxy_ca,
+            &client("front-proxy-client", &[]),
+            Usage::Client,
+        )?,
+        admin: certificate(
+            &directory,
+            "admin",
+            &ca,
+            &client("masterclient", &["system:masters"]),
+            Usage::Client,
+        )?,
         service_account_pem: files::read(&service_account)?,
         ca,
         front_proxy_ca,
@@ -69,11 +90,21 @@ fn client(name: &str, groups: &[&str]) -> Identity {
 
 /// All names and addresses under which the master is reached.
 fn apiserver(config: &Config) -> Identity {
-    let names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];
+    let names = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ];
     Identity {
         common_name: "kube-apiserver".to_owned(),
         organizations: Vec::new(),
-        dns_names: names.iter().map(|n| (*n).to_owned()).chain([config.fqdn.clone()]).collect(),
+        dns_names: names
+            .iter()
+            .map(|n| (*n).to_owned())
+            .chain([config.fqdn.clone()])
+            .collect(),
         addresses: vec![
             IpAddr::V4(Ipv4Addr::LOCALHOST),
             config.kubernetes_service_ip().into(),
@@ -85,7 +116,10 @@ fn apiserver(config: &Config) -> Identity {
 fn authority(directory: &Path, name: &str, common_name: &str) -> anyhow::Result<Authority> {
     let (certificate, key) = pair(directory, name);
     if certificate.exists() {
-        return Ok(Authority::load(&files::read(&certificate)?, &files::read(&key)?)?);
+        return Ok(Authority::load(
+            &files::read(&certificate)?,
+            &files::read(&key)?,
+        )?);
     }
     let authority = Authority::create(common_name)?;
     // The certificate last: its presence says that the key is there.
@@ -94,10 +128,19 @@ fn authority(directory: &Path, name: &str, common_name: &str) -> anyhow::Result<
     Ok(authority)
 }
 
-fn certificate(directory: &Path, name: &str, ca: &Authority, identity: &Identity, usage: Usage) -> anyhow::Result<Issued> {
+fn certificate(
+    directory: &Path,
+    name: &str,
+    ca: &Authority,
+    identity: &Identity,
+    usage: Usage,
+) -> anyhow::Result<Issued> {
     let (certificate, key) = pair(directory, name);
     if is_fresh(&certificate) {
-        return Ok(Issued { certificate_pem: files::read(&certificate)?, key_pem: files::read(&key)? });
+        return Ok(Issued {
+            certificate_pem: files::read(&certificate)?,
+            key_pem: files::read(&key)?,
+        });
     }
     let issued = ca.issue(identity, usage, VALID_DAYS)?;
     let _ = std::fs::remove_file(&certificate);
@@ -107,7 +150,10 @@ fn certificate(directory: &Path, name: &str, ca: &Authority, identity: &Identity
 }
 
 fn pair(directory: &Path, name: &str) -> (PathBuf, PathBuf) {
-    (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")))
+    (
+        directory.join(format!("{name}.crt")),
+        directory.join(format!("{name}.key")),
+    )
 }
 
 fn is_fresh(certificate: &Path) -> bool {
@@ -127,10 +173,18 @@ mod tests {
         let first = ensure(&config).unwrap();
         let again = ensure(&config).unwrap();
         assert_eq!(first.ca.certificate_pem(), again.ca.certificate_pem());
-        assert_eq!(first.apiserver.certificate_pem, again.apiserver.certificate_pem);
+        assert_eq!(
+            first.apiserver.certificate_pem,
+            again.apiserver.certificate_pem
+        );
         for file in std::fs::read_dir(directory.path().join("pki")).unwrap() {
             let file = file.unwrap();
-            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
+            assert_eq!(
+                file.metadata().unwrap().permissions().mode() & 0o777,
+                0o600,
+                "{:?}",
+                file.path()
+            );
         }
     }
 }

@@ -85,7 +85,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             if !joined(&shutdown).await? {
                 return Ok(());
             }
-            let client = fluyt_client::kubeconfig::client(Some(Path::new(KUBECONFIG)), "fluyt-node").await?;
+            let client =
+                fluyt_client::kubeconfig::client(Some(Path::new(KUBECONFIG)), "fluyt-node").await?;
             routes::run(client, None, Some(&name), shutdown).await
         }
     });
@@ -106,11 +107,16 @@ async fn file(path: &Path) -> anyhow::Result<()> {
     let directory = path.parent().context("a file has a directory")?;
     std::fs::create_dir_all(directory)?;
     let watcher = Inotify::init()?;
-    watcher.watches().add(directory, WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE)?;
+    watcher
+        .watches()
+        .add(directory, WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE)?;
     let mut events = watcher.into_event_stream([0; 1024])?;
     // Looked at after the watch began: nothing is missed.
     while !path.metadata().is_ok_and(|m| m.len() > 0) {
-        events.next().await.context("the watch of a directory ended")??;
+        events
+            .next()
+            .await
+            .context("the watch of a directory ended")??;
     }
     Ok(())
 }
@@ -124,8 +130,12 @@ fn parse<A: clap::Args>(flags: &[String]) -> anyhow::Result<A> {
 
 fn container_runtime_flags(config: &Config) -> Vec<String> {
     // Pods see each other's own addresses; what leaves the cluster's network leaves as the node.
-    [format!("--listen={CRI_SOCKET}"), format!("--cni-non-masquerade-cidr={}", config.pod_cidr), format!("--cni-non-masquerade-cidr={}", config.node_cidr)]
-        .into()
+    [
+        format!("--listen={CRI_SOCKET}"),
+        format!("--cni-non-masquerade-cidr={}", config.pod_cidr),
+        format!("--cni-non-masquerade-cidr={}", config.node_cidr),
+    ]
+    .into()
 }
 
 fn kubelet_flags(config: &Config) -> Vec<String> {
@@ -149,7 +159,10 @@ fn kubelet_flags(config: &Config) -> Vec<String> {
         flags.push(format!("--node-labels={}", config.labels.join(",")));
     }
     if !config.taints.is_empty() {
-        flags.push(format!("--register-with-taints={}", config.taints.join(",")));
+        flags.push(format!(
+            "--register-with-taints={}",
+            config.taints.join(",")
+        ));
     }
     flags
 }
@@ -182,7 +195,8 @@ mod tests {
         };
         let kubelet = parse::<fluyt_kubelet::Args>(&kubelet_flags(&config)).unwrap();
         assert_eq!(kubelet.node_labels, ["a=b", "c="]);
-        let runtime = parse::<fluyt_container_runtime::Args>(&container_runtime_flags(&config)).unwrap();
+        let runtime =
+            parse::<fluyt_container_runtime::Args>(&container_runtime_flags(&config)).unwrap();
         assert!(parse::<fluyt_kube_proxy::Args>(&kube_proxy_flags(&config)).is_ok());
         assert_eq!(runtime.cni_non_masquerade_cidr.len(), 2);
     }

@@ -29,7 +29,10 @@ pub const INIT_SCOPE: &str = "init.scope";
 pub fn hierarchies() -> anyhow::Result<Vec<Hierarchy>> {
     let text = crate::files::read(Path::new("/proc/self/mountinfo"))?;
     let found = parse(&text);
-    anyhow::ensure!(!found.is_empty(), "no control groups are mounted at /sys/fs/cgroup");
+    anyhow::ensure!(
+        !found.is_empty(),
+        "no control groups are mounted at /sys/fs/cgroup"
+    );
     Ok(found)
 }
 
@@ -43,8 +46,17 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
             "cgroup2" => true,
             _ => return None,
         };
-        let options = fields.nth(1)?.split(',').filter(|o| !is_v2 && !matches!(*o, "rw" | "ro")).map(str::to_owned).collect();
-        Some(Hierarchy { mount_point, options, is_v2 })
+        let options = fields
+            .nth(1)?
+            .split(',')
+            .filter(|o| !is_v2 && !matches!(*o, "rw" | "ro"))
+            .map(str::to_owned)
+            .collect();
+        Some(Hierarchy {
+            mount_point,
+            options,
+            is_v2,
+        })
     };
     mountinfo.lines().filter_map(parse_line).collect()
 }
@@ -62,7 +74,8 @@ pub fn is_unified(hierarchies: &[Hierarchy]) -> bool {
 pub fn create(path: &str, milli_cpu: u64, memory_bytes: u64) -> anyhow::Result<()> {
     for hierarchy in hierarchies()? {
         let group = hierarchy.mount_point.join(path);
-        make(&hierarchy, path).with_context(|| format!("making control group {}", group.display()))?;
+        make(&hierarchy, path)
+            .with_context(|| format!("making control group {}", group.display()))?;
         let quota = milli_cpu * PERIOD / 1000;
         // A limit file is there exactly if its controller is in this hierarchy.
         let limits = [
@@ -103,7 +116,10 @@ fn make(hierarchy: &Hierarchy, path: &str) -> io::Result<()> {
         // A new cpuset is empty, and takes no process until it is not.
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if !hierarchy.is_v2 && group.join(file).exists() {
-                fs::write(group.join(file), fs::read_to_string(parent.join(file))?.trim())?;
+                fs::write(
+                    group.join(file),
+                    fs::read_to_string(parent.join(file))?.trim(),
+                )?;
             }
         }
     }
@@ -115,7 +131,10 @@ pub fn delegate(group: &Path) {
     let controllers = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
     for controller in controllers.split_whitespace() {
         // One by one: one that can't be delegated does not stop the others.
-        let _ = fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"));
+        let _ = fs::write(
+            group.join("cgroup.subtree_control"),
+            format!("+{controller}"),
+        );
     }
 }
 
@@ -126,7 +145,8 @@ pub fn delegate(group: &Path) {
 pub fn enter(path: &str) -> anyhow::Result<()> {
     for hierarchy in hierarchies()? {
         let procs = hierarchy.mount_point.join(path).join("cgroup.procs");
-        fs::write(&procs, std::process::id().to_string()).with_context(|| format!("joining {}", procs.display()))?;
+        fs::write(&procs, std::process::id().to_string())
+            .with_context(|| format!("joining {}", procs.display()))?;
     }
     Ok(())
 }
@@ -138,7 +158,8 @@ pub fn enter(path: &str) -> anyhow::Result<()> {
 pub fn remove(path: &str) -> anyhow::Result<()> {
     for hierarchy in hierarchies()? {
         let group = hierarchy.mount_point.join(path);
-        remove_tree(&group).with_context(|| format!("removing control group {}", group.display()))?;
+        remove_tree(&group)
+            .with_context(|| format!("removing control group {}", group.display()))?;
     }
     Ok(())
 }
@@ -203,7 +224,9 @@ mod tests {
         let limits: Vec<String> = hierarchies()
             .unwrap()
             .iter()
-            .flat_map(|h| ["memory.limit_in_bytes", "memory.max"].map(|f| h.mount_point.join(&path).join(f)))
+            .flat_map(|h| {
+                ["memory.limit_in_bytes", "memory.max"].map(|f| h.mount_point.join(&path).join(f))
+            })
             .filter_map(|f| fs::read_to_string(f).ok())
             .collect();
         assert_eq!(limits, ["67108864\n"]);

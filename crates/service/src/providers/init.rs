@@ -47,11 +47,22 @@ pub struct Setup {
 pub const EXECUTABLE: &str = "/fluyt";
 
 /// Host directories that a machine sees, read-only: its "operating system".
-const SYSTEM: [&str; 8] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "opt"];
+const SYSTEM: [&str; 8] = [
+    "usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "opt",
+];
 
 /// Files of the host's `/etc` that programs of the host need.
-const SYSTEM_ETC: [&str; 9] =
-    ["alternatives", "ca-certificates", "ethertypes", "ld.so.cache", "localtime", "protocols", "services", "ssl", "timezone"];
+const SYSTEM_ETC: [&str; 9] = [
+    "alternatives",
+    "ca-certificates",
+    "ethertypes",
+    "ld.so.cache",
+    "localtime",
+    "protocols",
+    "services",
+    "ssl",
+    "timezone",
+];
 
 /// Devices of a machine: name, major, minor.
 const DEVICES: [(&str, u64, u64); 8] = [
@@ -134,8 +145,14 @@ fn boot(setup_file: &Path) -> anyhow::Result<()> {
 // === The file system ===
 
 fn bind(source: &Path, target: &Path) -> anyhow::Result<()> {
-    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
-        .with_context(|| format!("mounting {} on {}", source.display(), target.display()))
+    mount(
+        Some(source),
+        target,
+        None::<&str>,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        None::<&str>,
+    )
+    .with_context(|| format!("mounting {} on {}", source.display(), target.display()))
 }
 
 fn bind_read_only(source: &Path, target: &Path) -> anyhow::Result<()> {
@@ -156,7 +173,11 @@ fn mount_point(source: &Path, target: &Path) -> anyhow::Result<()> {
     let made = if source.is_dir() {
         fs::create_dir_all(target)
     } else {
-        File::options().create(true).append(true).open(target).map(drop)
+        File::options()
+            .create(true)
+            .append(true)
+            .open(target)
+            .map(drop)
     };
     made.with_context(|| format!("creating {}", target.display()))
 }
@@ -165,7 +186,14 @@ fn file_system(setup: &Setup) -> anyhow::Result<()> {
     let hierarchies = cgroup::hierarchies()?;
     let root = &setup.root;
     // Nothing that is mounted in here must show outside.
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>).context("making mounts private")?;
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_PRIVATE | MsFlags::MS_REC,
+        None::<&str>,
+    )
+    .context("making mounts private")?;
     bind(root, root)?;
     system(root)?;
     etc(setup)?;
@@ -181,7 +209,14 @@ fn file_system(setup: &Setup) -> anyhow::Result<()> {
     bind(&setup.image_store, &images)?;
     enter(root)?;
     // Mounts of volumes are to be seen by containers that ask for that.
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>).context("sharing mounts")?;
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_SHARED | MsFlags::MS_REC,
+        None::<&str>,
+    )
+    .context("sharing mounts")?;
     if cgroup::is_unified(&hierarchies) {
         let top = &hierarchies[0].mount_point;
         fs::create_dir_all(top.join(cgroup::INIT_SCOPE))?;
@@ -195,7 +230,9 @@ fn file_system(setup: &Setup) -> anyhow::Result<()> {
 fn system(root: &Path) -> anyhow::Result<()> {
     for name in SYSTEM {
         let (source, target) = (Path::new("/").join(name), root.join(name));
-        let Ok(metadata) = source.symlink_metadata() else { continue };
+        let Ok(metadata) = source.symlink_metadata() else {
+            continue;
+        };
         if metadata.is_symlink() {
             if target.symlink_metadata().is_err() {
                 symlink(fs::read_link(&source)?, &target)?;
@@ -221,7 +258,10 @@ fn etc(setup: &Setup) -> anyhow::Result<()> {
             bind_read_only(&source, &target)?;
         }
     }
-    let hosts = format!("127.0.0.1 localhost\n{} {}\n", setup.address, setup.hostname);
+    let hosts = format!(
+        "127.0.0.1 localhost\n{} {}\n",
+        setup.address, setup.hostname
+    );
     let contents = [
         ("hostname", format!("{}\n", setup.hostname)),
         ("hosts", hosts),
@@ -268,7 +308,12 @@ fn devices(root: &Path) -> anyhow::Result<()> {
     mount_fresh("tmpfs", &dev, MsFlags::MS_NOSUID, "mode=755,size=64k")?;
     for (name, major, minor) in DEVICES {
         let everyone = Mode::from_bits_truncate(0o666);
-        match mknod(&dev.join(name), SFlag::S_IFCHR, everyone, makedev(major, minor)) {
+        match mknod(
+            &dev.join(name),
+            SFlag::S_IFCHR,
+            everyone,
+            makedev(major, minor),
+        ) {
             Ok(()) => nix::sys::stat::fchmodat(
                 nix::fcntl::AT_FDCWD,
                 &dev.join(name),
@@ -278,12 +323,28 @@ fn devices(root: &Path) -> anyhow::Result<()> {
             Err(errno) => return Err(errno).with_context(|| format!("making device {name}")),
         }
     }
-    for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"), ("ptmx", "pts/ptmx")] {
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "fd/0"),
+        ("stdout", "fd/1"),
+        ("stderr", "fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ] {
         symlink(target, dev.join(name))?;
     }
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    mount_fresh("devpts", &dev.join("pts"), quiet, "newinstance,ptmxmode=0666,mode=620,gid=5")?;
-    mount_fresh("tmpfs", &dev.join("shm"), quiet | MsFlags::MS_NODEV, "mode=1777,size=64m")?;
+    mount_fresh(
+        "devpts",
+        &dev.join("pts"),
+        quiet,
+        "newinstance,ptmxmode=0666,mode=620,gid=5",
+    )?;
+    mount_fresh(
+        "tmpfs",
+        &dev.join("shm"),
+        quiet | MsFlags::MS_NODEV,
+        "mode=1777,size=64m",
+    )?;
     mount_fresh("mqueue", &dev.join("mqueue"), quiet | MsFlags::MS_NODEV, "")
 }
 
@@ -301,36 +362,62 @@ fn enter(root: &Path) -> anyhow::Result<()> {
 
 /// What became of the agent.
 enum Agent {
-    Running { pid: Pid },
+    Running {
+        pid: Pid,
+    },
     /// To be started again at this time.
-    Waiting { until: Instant },
+    Waiting {
+        until: Instant,
+    },
 }
 
 fn start_agent() -> anyhow::Result<Pid> {
     fs::create_dir_all(crate::node::LOGS)?;
-    let log = File::options().create(true).append(true).open(Path::new(crate::node::LOGS).join("node.out"))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(Path::new(crate::node::LOGS).join("node.out"))?;
     let mut command = Command::new(EXECUTABLE);
-    command.args(["node", "--config", crate::node::CONFIG]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command
+        .args(["node", "--config", crate::node::CONFIG])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
     // Blocked signals are inherited, and the agent wants to be told to end.
     SigSet::all().thread_unblock()?;
-    let child = command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root").spawn();
+    let child = command
+        .env_clear()
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .env("HOME", "/root")
+        .spawn();
     SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT]).thread_block()?;
-    Ok(Pid::from_raw(child.context("starting the node agent")?.id().cast_signed()))
+    Ok(Pid::from_raw(
+        child.context("starting the node agent")?.id().cast_signed(),
+    ))
 }
 
 /// Keeps the agent running and reaps orphans, until told to end.
 fn watch_agent(events: &SignalFd) -> anyhow::Result<()> {
     let mut restarts = Restarts::default();
     restarts.started();
-    let mut agent = Agent::Running { pid: start_agent()? };
+    let mut agent = Agent::Running {
+        pid: start_agent()?,
+    };
     loop {
         let timeout = match &agent {
             Agent::Running { .. } => PollTimeout::NONE,
-            Agent::Waiting { until } => {
-                PollTimeout::try_from(until.saturating_duration_since(Instant::now()) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
-            }
+            Agent::Waiting { until } => PollTimeout::try_from(
+                until.saturating_duration_since(Instant::now()) + Duration::from_millis(1),
+            )
+            .unwrap_or(PollTimeout::MAX),
         };
-        match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)], timeout) {
+        match poll(
+            &mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)],
+            timeout,
+        ) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -345,12 +432,19 @@ fn watch_agent(events: &SignalFd) -> anyhow::Result<()> {
         match &agent {
             Agent::Running { pid } if ended.contains(pid) => {
                 let delay = restarts.delay();
-                let _ = writeln!(std::io::stderr(), "node-init: the node agent ended; starting it again in {delay:?}");
-                agent = Agent::Waiting { until: Instant::now() + delay };
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "node-init: the node agent ended; starting it again in {delay:?}"
+                );
+                agent = Agent::Waiting {
+                    until: Instant::now() + delay,
+                };
             }
             Agent::Waiting { until } if *until <= Instant::now() => {
                 restarts.started();
-                agent = Agent::Running { pid: start_agent()? };
+                agent = Agent::Running {
+                    pid: start_agent()?,
+                };
             }
             _ => {}
         }
@@ -371,7 +465,9 @@ fn reap() -> Vec<Pid> {
 
 /// Lets the agent end in order. What else runs is killed by the kernel with us.
 fn end(agent: &Agent, events: &SignalFd) -> anyhow::Result<()> {
-    let Agent::Running { pid } = agent else { return Ok(()) };
+    let Agent::Running { pid } = agent else {
+        return Ok(());
+    };
     kill(*pid, Signal::SIGTERM)?;
     let deadline = Instant::now() + AGENT_GRACE;
     while !reap().contains(pid) {
@@ -380,7 +476,10 @@ fn end(agent: &Agent, events: &SignalFd) -> anyhow::Result<()> {
             break;
         }
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let _ = poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)], timeout);
+        let _ = poll(
+            &mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)],
+            timeout,
+        );
         while events.read_signal()?.is_some() {}
     }
     Ok(())

@@ -28,7 +28,8 @@ impl NodeProvider for Sandbox {
     async fn create(&self, machine: &Machine) -> anyhow::Result<()> {
         let root = root(machine);
         for directory in ["etc", "var", "root"] {
-            fs::create_dir_all(root.join(directory)).with_context(|| format!("creating {}", root.display()))?;
+            fs::create_dir_all(root.join(directory))
+                .with_context(|| format!("creating {}", root.display()))?;
         }
         for file in &machine.files {
             let inside = file.path.strip_prefix("/").unwrap_or(&file.path);
@@ -57,10 +58,15 @@ impl NodeProvider for Sandbox {
         };
         let setup_file = machine.directory.join("machine.json");
         files::write_private(&setup_file, &serde_json::to_vec_pretty(&setup)?)?;
-        let (process, mut go) = tokio::task::spawn_blocking(move || launch(&setup_file, &setup.log)).await??;
+        let (process, mut go) =
+            tokio::task::spawn_blocking(move || launch(&setup_file, &setup.log)).await??;
         files::write_private(&identity(machine), &serde_json::to_vec(process.id())?)?;
         let namespace = PathBuf::from(format!("/proc/{}/ns/net", process.id().pid));
-        if let Err(error) = machine.network.attach_node(&machine.name, &namespace, machine.address).await {
+        if let Err(error) = machine
+            .network
+            .attach_node(&machine.name, &namespace, machine.address)
+            .await
+        {
             process.signal(rustix::process::Signal::KILL);
             return Err(error).context("attaching the node to the cluster's network");
         }
@@ -70,8 +76,12 @@ impl NodeProvider for Sandbox {
     }
 
     async fn adopt(&self, machine: &Machine) -> anyhow::Result<Option<Process>> {
-        let Ok(text) = fs::read(identity(machine)) else { return Ok(None) };
-        let Ok(id) = serde_json::from_slice::<ProcessId>(&text) else { return Ok(None) };
+        let Ok(text) = fs::read(identity(machine)) else {
+            return Ok(None);
+        };
+        let Ok(id) = serde_json::from_slice::<ProcessId>(&text) else {
+            return Ok(None);
+        };
         Ok(id.open()?)
     }
 
@@ -128,7 +138,11 @@ fn log(machine: &Machine) -> PathBuf {
 /// Starts a machine's first process through a launcher, which enters the namespaces, says the process's number and
 /// ends. The machine waits until something is written into the returned pipe, and ends if that is closed.
 fn launch(setup: &Path, log: &Path) -> anyhow::Result<(Process, impl std::io::Write + use<>)> {
-    let log = File::options().create(true).append(true).open(log).with_context(|| format!("opening {}", log.display()))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("opening {}", log.display()))?;
     let mut launcher = Command::new("/proc/self/exe")
         .args(["node-init", "launch"])
         .arg(setup)
@@ -138,12 +152,22 @@ fn launch(setup: &Path, log: &Path) -> anyhow::Result<(Process, impl std::io::Wr
         .current_dir("/")
         .spawn()
         .context("starting the launcher of a machine")?;
-    let go = launcher.stdin.take().context("the launcher has no standard input")?;
-    let out = launcher.stdout.take().context("the launcher has no standard output")?;
+    let go = launcher
+        .stdin
+        .take()
+        .context("the launcher has no standard input")?;
+    let out = launcher
+        .stdout
+        .take()
+        .context("the launcher has no standard output")?;
     let mut line = String::new();
     BufReader::new(out).read_line(&mut line)?;
     let status = launcher.wait()?;
-    let pid = line.trim().parse().with_context(|| format!("the machine could not be started ({status}); see its node-init.log"))?;
-    let process = ProcessId::of(pid)?.open()?.context("the machine ended at once; see its node-init.log")?;
+    let pid = line.trim().parse().with_context(|| {
+        format!("the machine could not be started ({status}); see its node-init.log")
+    })?;
+    let process = ProcessId::of(pid)?
+        .open()?
+        .context("the machine ended at once; see its node-init.log")?;
     Ok((process, go))
 }
