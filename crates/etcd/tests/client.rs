@@ -228,3 +228,25 @@ async fn pages_are_served_beside_grpc_and_history_goes_by_itself() {
     assert!(server.get("/version").await.contains("etcd"));
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_compares_with_what_was_there_before() {
+    let server = Server::fluyt(&[]).await;
+    let mut client = server.client().await;
+    let nested = Txn::new()
+        .when([Compare::version("k", CompareOp::Equal, 0)])
+        .and_then([TxnOp::put("chosen", "", None)]);
+    let outer = Txn::new().and_then([TxnOp::put("k", "1", None), TxnOp::txn(nested)]);
+    client.txn(outer).await.unwrap();
+    assert_eq!(client.get("chosen", None).await.unwrap().count(), 1);
+    // A nested transaction writes no key that the outer one writes, and its branches exclude each other.
+    let both = Txn::new()
+        .and_then([TxnOp::put("a", "1", None)])
+        .or_else([TxnOp::put("a", "2", None)]);
+    let fine = Txn::new().and_then([TxnOp::txn(both.clone())]);
+    assert!(client.txn(fine).await.is_ok());
+    let twice = Txn::new().and_then([TxnOp::put("a", "3", None), TxnOp::txn(both)]);
+    let duplicate = "etcdserver: duplicate key given in txn request";
+    let error = message(client.txn(twice).await.unwrap_err());
+    assert_eq!(error, (tonic::Code::InvalidArgument, duplicate.into()));
+}

@@ -250,3 +250,22 @@ fn reopen(path: &std::path::Path) -> Embedded {
         }
     }
 }
+
+#[tokio::test]
+async fn a_key_deleted_and_put_in_one_transaction_survives_compaction() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
+    store.txn(put("k", "old")).await.unwrap();
+    let mut both = put("k", "new");
+    both.success.insert(
+        0,
+        Op::Delete(Delete {
+            keys: Keys::Range("a".into(), "".into()),
+            prev_kv: false,
+        }),
+    );
+    let revision = store.txn(both).await.unwrap().revision;
+    store.txn(put("k", "newest")).await.unwrap();
+    store.compact(revision).await.unwrap();
+    assert_eq!(value(&store, "k", revision).await.as_deref(), Some("new"));
+}

@@ -15,13 +15,17 @@ impl Shared {
             .range(..=codec::log_key(revision, u32::MAX).to_vec())
         {
             let (position, bytes) = guard.into_inner().map_err(storage)?;
-            let (at, _) = codec::split_log_key(&position).ok_or_else(read::damaged)?;
+            let at = codec::split_log_key(&position).ok_or_else(read::damaged)?;
             let (key, record) = codec::decode_log(&bytes).ok_or_else(read::damaged)?;
-            if !record.is_deletion() && self.newest_at(&key, revision)? == Some(at) {
+            let newest = self.newest_at(&key, revision)?;
+            if !record.is_deletion() && newest == Some(at) {
                 continue;
             }
             batch.remove(&self.log, position);
-            batch.remove(&self.versions, codec::version_key(&key, at));
+            // A transaction may change a key twice; then the revision's entry is that of the later change.
+            if newest == Some(at) || newest.is_none_or(|(newest, _)| newest != at.0) {
+                batch.remove(&self.versions, codec::version_key(&key, at.0));
+            }
             if batch.len() >= 2 * BATCH {
                 std::mem::replace(&mut batch, self.database.batch())
                     .commit()
@@ -31,8 +35,8 @@ impl Shared {
         batch.commit().map_err(storage)
     }
 
-    /// The revision of the version that a read at `revision` finds.
-    pub(super) fn newest_at(&self, key: &[u8], revision: i64) -> Result<Option<i64>, Error> {
+    /// Where in the log the version is that a read at `revision` finds.
+    pub(super) fn newest_at(&self, key: &[u8], revision: i64) -> Result<Option<(i64, u32)>, Error> {
         let end = crate::prefix_end(&codec::version_prefix(key)).to_vec();
         let Some(guard) = self
             .versions
@@ -41,7 +45,9 @@ impl Shared {
         else {
             return Ok(None);
         };
-        let version = guard.key().map_err(storage)?;
-        Ok(codec::split_version_key(&version).map(|(_, at)| at))
+        let (version, position) = guard.into_inner().map_err(storage)?;
+        let (_, at) = codec::split_version_key(&version).ok_or_else(read::damaged)?;
+        let position = position.as_ref().try_into().map(u32::from_be_bytes);
+        Ok(Some((at, position.map_err(|_| read::damaged())?)))
     }
 }

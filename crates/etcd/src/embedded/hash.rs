@@ -6,7 +6,7 @@ use prost::Message as _;
 
 use super::codec::{self, Record};
 use super::{Shared, read, storage};
-use crate::Error;
+use crate::{Error, Keys, Range};
 
 /// A hash and what it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,18 @@ impl Shared {
             return Err(Error::FutureRevision);
         }
         let revision = if revision > 0 { revision } else { newest };
+        // Of compacted history only what the revision still shows counts: the rest may be gone or not. If it shows
+        // nothing at all, etcd takes what the compaction left.
+        let shown = self.range(&Range {
+            revision,
+            count_only: true,
+            ..Range::new(Keys::prefix(""))
+        })?;
+        let kept_at = if shown.count > 0 {
+            revision
+        } else {
+            compact_revision
+        };
         let mut crc = Crc32c::default();
         crc.update(b"key");
         for guard in self
@@ -35,9 +47,8 @@ impl Shared {
             let (position, bytes) = guard.into_inner().map_err(storage)?;
             let (at, sub) = codec::split_log_key(&position).ok_or_else(read::damaged)?;
             let (key, record) = codec::decode_log(&bytes).ok_or_else(read::damaged)?;
-            // Of compacted history only what the revision still shows counts: the rest may be gone or not.
             if at <= compact_revision
-                && (record.is_deletion() || self.newest_at(&key, revision)? != Some(at))
+                && (record.is_deletion() || self.newest_at(&key, kept_at)? != Some((at, sub)))
             {
                 continue;
             }

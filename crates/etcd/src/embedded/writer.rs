@@ -1,7 +1,7 @@
 //! The one writer: a thread that takes all waiting transactions, evaluates them in order against the store and each
 //! other, and commits them with one fsync. Nothing is answered or published before it is durable.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Instant;
@@ -14,8 +14,8 @@ use super::lease::{LeaseStatus, Leases};
 use super::watch::{Revision, event};
 use super::{Shared, WRITE_QUEUE, read, storage};
 use crate::{
-    Compare, CompareOp, Delete, Error, KeyValue, Keys, Op, OpResult, Put, Range, RangeResult,
-    Target, Txn, TxnResult,
+    Compare, CompareOp, Delete, Error, Event, KeyValue, Keys, Op, OpResult, Put, Range,
+    RangeResult, Target, Txn, TxnResult,
 };
 
 /// Transactions committed with one fsync.
@@ -244,13 +244,21 @@ impl Writer {
             return;
         }
         self.revision += 1;
-        let mut events = Vec::with_capacity(changes.len());
+        let mut events: Vec<Event> = Vec::with_capacity(changes.len());
+        let mut first = HashMap::new();
         for (position, change) in (0_u32..).zip(changes) {
             let before = change.before.as_ref().map_or(0, |b| b.lease);
             self.leases
                 .move_key(&change.key, before, change.record.lease);
             let mut event = event(change.key.clone(), change.record.clone());
-            event.prev = change.before.map(|b| b.into_kv(change.key.clone()));
+            // What was there before the transaction, also where that changes the key twice.
+            let prev = first
+                .entry(change.key.clone())
+                .or_insert_with(|| change.before.map(|b| b.into_kv(change.key.clone())));
+            // A created key has no past, even if the same transaction deleted it first.
+            if event.deleted || event.kv.version > 1 {
+                event.prev = prev.clone();
+            }
             events.push(event);
             group
                 .log
@@ -371,8 +379,11 @@ struct Written<'a> {
 }
 
 impl Written<'_> {
+    /// etcd overlooks deletions without an upper bound here, and runs such transactions in order.
     fn deletes(&self, key: &[u8]) -> bool {
-        self.deleted.iter().any(|keys| keys.contains(key))
+        self.deleted.iter().any(|keys| {
+            !matches!(keys, Keys::Range(_, end) if end.is_empty()) && keys.contains(key)
+        })
     }
 }
 
@@ -407,6 +418,14 @@ fn written(ops: &[Op]) -> Result<Written<'_>, Error> {
     Ok(all)
 }
 
+fn branch(txn: &Txn, succeeded: bool) -> &[Op] {
+    if succeeded {
+        &txn.success
+    } else {
+        &txn.failure
+    }
+}
+
 /// One change of the transaction under evaluation.
 struct Change {
     key: Bytes,
@@ -425,16 +444,76 @@ struct Write<'a> {
 }
 
 impl Write<'_> {
+    /// As etcd does it: all compares first, those of nested transactions too, against what was there before; then what
+    /// puts and reads demand; then the operations.
     fn transaction(&mut self, txn: &Txn) -> Result<TxnResult, Error> {
+        let mut path = Vec::new();
+        self.choose(txn, &mut path)?;
+        self.check(txn, &mut path.iter().copied(), Self::check_put)?;
+        self.check(txn, &mut path.iter().copied(), Self::check_range)?;
+        self.apply(txn, &mut path.into_iter())
+    }
+
+    /// Which branch every transaction takes, an outer one before its nested ones.
+    fn choose(&self, txn: &Txn, path: &mut Vec<bool>) -> Result<(), Error> {
         let mut succeeded = true;
         for compare in &txn.compares {
             succeeded &= self.compare(compare)?;
         }
-        let ops = if succeeded {
-            &txn.success
-        } else {
-            &txn.failure
-        };
+        path.push(succeeded);
+        for op in branch(txn, succeeded) {
+            if let Op::Txn(nested) = op {
+                self.choose(nested, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        txn: &Txn,
+        path: &mut impl Iterator<Item = bool>,
+        check: fn(&Self, &Op) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        for op in branch(txn, path.next().unwrap_or_default()) {
+            match op {
+                Op::Txn(nested) => self.check(nested, path, check)?,
+                op => check(self, op)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn check_put(&self, op: &Op) -> Result<(), Error> {
+        let Op::Put(put) = op else { return Ok(()) };
+        if (put.ignore_value || put.ignore_lease) && self.current(&put.key)?.is_none() {
+            return Err(Error::KeyNotFound);
+        }
+        if put.lease != 0 && !self.writer.leases.contains(put.lease) {
+            return Err(Error::LeaseNotFound);
+        }
+        Ok(())
+    }
+
+    fn check_range(&self, op: &Op) -> Result<(), Error> {
+        let Op::Range(range) = op else { return Ok(()) };
+        let compact_revision = self.writer.shared.hub.compacted();
+        if range.revision > self.writer.revision {
+            return Err(Error::FutureRevision);
+        }
+        if range.revision > 0 && range.revision < compact_revision {
+            return Err(Error::Compacted { compact_revision });
+        }
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        txn: &Txn,
+        path: &mut impl Iterator<Item = bool>,
+    ) -> Result<TxnResult, Error> {
+        let succeeded = path.next().unwrap_or_default();
+        let ops = branch(txn, succeeded);
         let mut results = Vec::with_capacity(ops.len());
         for op in ops {
             results.push(match op {
@@ -443,7 +522,7 @@ impl Write<'_> {
                     prev: self.put(put)?,
                 },
                 Op::Delete(delete) => self.delete(delete)?,
-                Op::Txn(nested) => OpResult::Txn(self.transaction(nested)?),
+                Op::Txn(nested) => OpResult::Txn(self.apply(nested, path)?),
             });
         }
         Ok(TxnResult {
@@ -517,9 +596,6 @@ impl Write<'_> {
         if range.revision > 0 && range.revision <= self.writer.shared.hub.revision() {
             return self.writer.shared.range(range);
         }
-        if range.revision > self.revision {
-            return Err(Error::FutureRevision);
-        }
         let records = self.records(&range.keys)?;
         let count = i64::try_from(records.len()).unwrap_or(i64::MAX);
         let limit = if range.limit == 0 {
@@ -547,9 +623,6 @@ impl Write<'_> {
 
     fn put(&mut self, put: &Put) -> Result<Option<KeyValue>, Error> {
         let before = self.current(&put.key)?;
-        if (put.ignore_value || put.ignore_lease) && before.is_none() {
-            return Err(Error::KeyNotFound);
-        }
         let mut record = Record {
             mod_revision: self.revision,
             create_revision: before.as_ref().map_or(self.revision, |b| b.create_revision),
@@ -564,9 +637,6 @@ impl Write<'_> {
             if put.ignore_lease {
                 record.lease = before.lease;
             }
-        }
-        if record.lease != 0 && !self.writer.leases.contains(record.lease) {
-            return Err(Error::LeaseNotFound);
         }
         let prev = if put.prev_kv {
             before.clone().map(|b| b.into_kv(put.key.clone()))

@@ -89,17 +89,18 @@ pub(super) fn range_response(
             )
         });
     }
-    match request.sort_target {
-        TARGET_VERSION => kvs.sort_by_key(|kv| kv.version),
-        TARGET_CREATE => kvs.sort_by_key(|kv| kv.create_revision),
-        TARGET_MOD => kvs.sort_by_key(|kv| kv.mod_revision),
-        TARGET_VALUE => kvs.sort_by(|a, b| a.value.cmp(&b.value)),
-        // Keys are in order already.
-        TARGET_KEY => {}
-        _ => {}
-    }
+    let order = |a: &KeyValue, b: &KeyValue| match request.sort_target {
+        TARGET_VERSION => a.version.cmp(&b.version),
+        TARGET_CREATE => a.create_revision.cmp(&b.create_revision),
+        TARGET_MOD => a.mod_revision.cmp(&b.mod_revision),
+        TARGET_VALUE => a.value.cmp(&b.value),
+        _ => a.key.cmp(&b.key),
+    };
+    // Stable either way: equals stay in the order of their keys.
     if request.sort_order == ORDER_DESCEND {
-        kvs.reverse();
+        kvs.sort_by(|a, b| order(b, a));
+    } else if request.sort_target != TARGET_KEY {
+        kvs.sort_by(order);
     }
     let mut more = false;
     if let Ok(limit) = usize::try_from(request.limit)

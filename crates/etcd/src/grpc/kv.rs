@@ -8,18 +8,7 @@ use etcd_client::proto::{
 use tonic::{Request, Response, Status};
 
 use super::{Member, convert, limits, status};
-use crate::{Op, OpResult, Store as _, Txn, TxnResult};
-
-impl Member {
-    /// Runs one operation as a transaction.
-    async fn single(&self, op: Op) -> Result<TxnResult, Status> {
-        let txn = Txn {
-            success: vec![op],
-            ..Txn::default()
-        };
-        Ok(self.store().txn(txn).await?)
-    }
-}
+use crate::{Error, Op, OpResult, Store as _, Txn};
 
 #[tonic::async_trait]
 impl PbKvService for Member {
@@ -52,7 +41,19 @@ impl PbKvService for Member {
         limits::put(&request)?;
         limits::size(&request, self.0.options.max_request_bytes)?;
         self.0.metrics.put.add();
-        let mut result = self.single(Op::Put(convert::put(request))).await?;
+        let lease = request.lease;
+        let txn = Txn {
+            success: vec![Op::Put(convert::put(request))],
+            ..Txn::default()
+        };
+        let mut result = match self.store().txn(txn).await {
+            // Outside of transactions etcd looks for the lease first.
+            Err(Error::KeyNotFound) if lease != 0 => {
+                self.store().lease_status(lease).await?;
+                return Err(Error::KeyNotFound.into());
+            }
+            result => result?,
+        };
         let prev = match result.results.pop() {
             Some(OpResult::Put { prev }) => prev,
             _ => None,
@@ -69,7 +70,11 @@ impl PbKvService for Member {
         limits::delete(&request)?;
         limits::size(&request, self.0.options.max_request_bytes)?;
         self.0.metrics.delete.add();
-        let mut result = self.single(Op::Delete(convert::delete(request))).await?;
+        let txn = Txn {
+            success: vec![Op::Delete(convert::delete(request))],
+            ..Txn::default()
+        };
+        let mut result = self.store().txn(txn).await?;
         let (deleted, prev) = match result.results.pop() {
             Some(OpResult::Delete { deleted, prev }) => (deleted, prev),
             _ => (0, Vec::new()),
