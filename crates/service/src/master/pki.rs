@@ -1,10 +1,13 @@
 //! A cluster's keys: its authorities, and the certificates of master and administrator, kept in the cluster's directory.
 //! Made by whoever needs them first, the service or the master.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use fluyt_pki::{Authority, Identity, Issued, TokenKeys, Usage};
 
 use super::Config;
@@ -32,6 +35,11 @@ pub struct Keys {
 /// When a file is damaged or the disk refuses.
 pub fn ensure(config: &Config) -> anyhow::Result<Keys> {
     let directory = directory(&config.directory);
+    // One at a time: who looks while another makes them would make them again, and the last to write would win on the
+    // disk but not in the master that runs already.
+    std::fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+    let lock = File::options().create(true).truncate(true).write(true).mode(0o600).open(directory.join("lock"))?;
+    lock.lock().with_context(|| format!("locking {}", directory.display()))?;
     let ca = authority(&directory, "ca", "kubernetes")?;
     let front_proxy_ca = authority(&directory, "front-proxy-ca", "front-proxy-ca")?;
     let service_account = directory.join("sa.key");
@@ -165,6 +173,17 @@ fn is_fresh(certificate: &Path) -> bool {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn all_who_ask_at_once_get_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = crate::master::tests::config(directory.path());
+        let made: Vec<String> = std::thread::scope(|scope| {
+            let asking: Vec<_> = (0..4).map(|_| scope.spawn(|| ensure(&config).unwrap())).collect();
+            asking.into_iter().map(|a| a.join().unwrap().ca.certificate_pem().to_owned()).collect()
+        });
+        assert!(made.iter().all(|ca| *ca == made[0]));
+    }
 
     #[test]
     fn keys_are_made_once_and_for_root_only() {
