@@ -37,9 +37,16 @@ pub fn ensure(config: &Config) -> anyhow::Result<Keys> {
     let directory = directory(&config.directory);
     // One at a time: who looks while another makes them would make them again, and the last to write would win on the
     // disk but not in the master that runs already.
-    std::fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
-    let lock = File::options().create(true).truncate(true).write(true).mode(0o600).open(directory.join("lock"))?;
-    lock.lock().with_context(|| format!("locking {}", directory.display()))?;
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("creating {}", directory.display()))?;
+    let lock = File::options()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(directory.join("lock"))?;
+    lock.lock()
+        .with_context(|| format!("locking {}", directory.display()))?;
     let ca = authority(&directory, "ca", "kubernetes")?;
     let front_proxy_ca = authority(&directory, "front-proxy-ca", "front-proxy-ca")?;
     let service_account = directory.join("sa.key");
@@ -179,8 +186,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let config = crate::master::tests::config(directory.path());
         let made: Vec<String> = std::thread::scope(|scope| {
-            let asking: Vec<_> = (0..4).map(|_| scope.spawn(|| ensure(&config).unwrap())).collect();
-            asking.into_iter().map(|a| a.join().unwrap().ca.certificate_pem().to_owned()).collect()
+            let asking: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| ensure(&config).unwrap()))
+                .collect();
+            asking
+                .into_iter()
+                .map(|a| a.join().unwrap().ca.certificate_pem().to_owned())
+                .collect()
         });
         assert!(made.iter().all(|ca| *ca == made[0]));
     }
