@@ -262,7 +262,8 @@ impl Shared {
         };
         Ok((
             read("revision")?.unwrap_or(1),
-            read("compacted")?.unwrap_or(0),
+            // Never compacted is before revision 0, which may be compacted once.
+            read("compacted")?.unwrap_or(-1),
         ))
     }
 }
