@@ -13,6 +13,7 @@ impl From<Error> for Status {
             Error::EmptyKey | Error::KeyNotFound | Error::DuplicateKey => Code::InvalidArgument,
             Error::LeaseNotFound => Code::NotFound,
             Error::LeaseExists => Code::FailedPrecondition,
+            Error::Corrupt => Code::DataLoss,
             Error::NoSpace => Code::ResourceExhausted,
             Error::Stopped | Error::Unavailable(_) => Code::Unavailable,
         };
