@@ -249,6 +249,8 @@ pub enum Error {
     LeaseExists,
     #[error("etcdserver: too large lease TTL")]
     LeaseTtlTooLarge,
+    #[error("etcdserver: request is too large")]
+    TooLarge,
     #[error("etcdserver: mvcc: database space exceeded")]
     NoSpace,
     /// Stored data turned out to be damaged; nothing is served any more.

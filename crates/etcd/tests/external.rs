@@ -114,7 +114,7 @@ async fn a_stopped_member_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn history_that_is_gone_after_a_partition_is_told() {
-    let server = Server::etcd().await;
+    let server = Server::etcd_with("http", &ALLOW_KEEP_ALIVE).await;
     let proxy = Proxy::to(server.address()).await;
     let direct = connect(&server.url).await;
     let cut_off = connect(&format!("http://{}", proxy.address)).await;
@@ -152,7 +152,7 @@ async fn progress_is_told(server: Server) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn progress_is_told_by_an_old_server() {
-    progress_is_told(Server::etcd().await).await;
+    progress_is_told(Server::etcd_with("http", &ALLOW_KEEP_ALIVE).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,7 +162,7 @@ async fn progress_is_told_by_a_new_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_member_is_passed_over() {
-    let server = Server::etcd().await;
+    let server = Server::etcd_with("http", &ALLOW_KEEP_ALIVE).await;
     let dead = format!("http://127.0.0.1:{}", common::free_port());
     let mut both = config(server.url.clone());
     both.endpoints.insert(0, dead);
@@ -198,6 +198,7 @@ async fn certificates_are_checked_on_both_sides() {
         write("server.crt", &server_pair.certificate_pem),
         write("server.key", &server_pair.key_pem),
     );
+    let [allow, often] = ALLOW_KEEP_ALIVE;
     let flags = [
         "--cert-file",
         &crt,
@@ -212,6 +213,7 @@ async fn certificates_are_checked_on_both_sides() {
         &flags,
     )
     .await;
+    let flags = [&flags[..], &[allow, often]].concat();
     let theirs = Server::etcd_with("https", &flags).await;
     for server in [ours, theirs] {
         let with = |client_pem| Config {

@@ -15,7 +15,8 @@ pub(super) struct Failure {
 }
 
 /// Errors without data, told apart by their messages as etcd's own client does.
-const KNOWN: [Error; 9] = [
+const KNOWN: [Error; 10] = [
+    Error::TooLarge,
     Error::FutureRevision,
     Error::EmptyKey,
     Error::KeyNotFound,

@@ -10,7 +10,9 @@ impl From<Error> for Status {
             Error::Compacted { .. } | Error::FutureRevision | Error::LeaseTtlTooLarge => {
                 Code::OutOfRange
             }
-            Error::EmptyKey | Error::KeyNotFound | Error::DuplicateKey => Code::InvalidArgument,
+            Error::EmptyKey | Error::KeyNotFound | Error::DuplicateKey | Error::TooLarge => {
+                Code::InvalidArgument
+            }
             Error::LeaseNotFound => Code::NotFound,
             Error::LeaseExists => Code::FailedPrecondition,
             Error::Corrupt => Code::DataLoss,
