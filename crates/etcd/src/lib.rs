@@ -3,6 +3,7 @@
 //! cluster). [`grpc`] serves the embedded engine in etcd's v3 wire protocol.
 
 mod auto_compaction;
+mod bbolt;
 pub mod embedded;
 pub mod external;
 pub mod grpc;

@@ -10,6 +10,7 @@ mod identity;
 mod lease;
 mod quota;
 mod read;
+pub mod snapshot;
 mod storage;
 mod watch;
 mod writer;
