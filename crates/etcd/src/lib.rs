@@ -6,6 +6,9 @@ mod auto_compaction;
 mod bbolt;
 pub mod embedded;
 pub mod external;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod fuzz;
 pub mod grpc;
 mod rebased;
 mod serve;

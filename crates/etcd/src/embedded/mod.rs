@@ -5,6 +5,9 @@
 
 mod codec;
 mod compact;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub mod fuzz;
 mod hash;
 mod identity;
 mod lease;

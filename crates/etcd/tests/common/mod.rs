@@ -18,7 +18,9 @@ struct Cli {
     args: fluyt_etcd::Args,
 }
 
+pub mod process;
 pub mod proxy;
+pub mod random;
 
 /// Runs `fluyt etcd` with these arguments in this process, to its end.
 pub async fn fluyt_etcd(arguments: &[&str]) -> anyhow::Result<()> {
