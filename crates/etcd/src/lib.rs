@@ -3,8 +3,12 @@
 //! cluster). [`grpc`] serves the embedded engine in etcd's v3 wire protocol.
 
 mod auto_compaction;
+mod bbolt;
 pub mod embedded;
 pub mod external;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod fuzz;
 pub mod grpc;
 mod rebased;
 mod serve;

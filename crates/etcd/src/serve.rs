@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auto_compaction::{self, Mode, Retention};
-use crate::embedded::Embedded;
+use crate::embedded::{Embedded, snapshot};
 use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, Member, Options};
 
 /// How long requests under way may take once the server is told to stop.
@@ -32,7 +32,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Flags of etcd.
 #[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Name of this member.
     #[arg(long, default_value = "default")]
     name: String,
@@ -80,11 +83,83 @@ pub struct Args {
     experimental_watch_progress_notify_interval: Duration,
 }
 
+/// Instead of serving.
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Snapshot files, etcd's own and those of `etcdctl snapshot save` from this server
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum SnapshotCommand {
+    /// Make a new data directory from a snapshot
+    Restore {
+        file: PathBuf,
+        #[arg(long)]
+        data_dir: PathBuf,
+        /// Accept a file without a checksum, such as a copy of a member's database.
+        #[arg(long)]
+        skip_hash_check: bool,
+    },
+    /// Hash, revision, number of keys and size of a snapshot
+    Status { file: PathBuf },
+}
+
+impl SnapshotCommand {
+    fn run(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Restore {
+                file,
+                data_dir,
+                skip_hash_check,
+            } => {
+                let status = snapshot::restore(file, data_dir, *skip_hash_check)?;
+                println!(
+                    "restored {} keys at revision {} into {}",
+                    status.total_keys,
+                    status.revision,
+                    data_dir.display()
+                );
+            }
+            Self::Status { file } => {
+                let status = snapshot::status(file)?;
+                println!(
+                    "{:x}, {}, {}, {}",
+                    status.hash,
+                    status.revision,
+                    status.total_keys,
+                    human(status.total_bytes)
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes as `etcdctl` writes them: powers of 1000, two digits.
+fn human(bytes: u64) -> String {
+    let mut unit = 0;
+    #[expect(clippy::cast_precision_loss)]
+    let mut number = bytes as f64;
+    while number >= 1000.0 && unit < UNITS.len() - 1 {
+        number /= 1000.0;
+        unit += 1;
+    }
+    let digits = usize::from(number < 10.0 && unit > 0);
+    format!("{number:.digits$} {}", UNITS[unit])
+}
+
+const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+
 /// Runs until shutdown.
 ///
 /// # Errors
 /// When a flag makes no sense, the store cannot be opened, or an address is taken.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    if let Some(Command::Snapshot(command)) = &args.command {
+        return command.run();
+    }
     let retention = Retention::parse(args.auto_compaction_mode, &args.auto_compaction_retention)?;
     let tls = tls(&args)?;
     let mut client = Vec::new();

@@ -68,7 +68,7 @@ impl Shared {
 }
 
 /// etcd's record key: main revision, `_`, sub revision, and `t` for a tombstone.
-fn backend_key(revision: i64, sub: u32, deletion: bool) -> Vec<u8> {
+pub(super) fn backend_key(revision: i64, sub: u32, deletion: bool) -> Vec<u8> {
     let mut key = revision.to_be_bytes().to_vec();
     key.push(b'_');
     key.extend_from_slice(&i64::from(sub).to_be_bytes());
@@ -78,7 +78,7 @@ fn backend_key(revision: i64, sub: u32, deletion: bool) -> Vec<u8> {
     key
 }
 
-fn backend_value(key: &[u8], record: Record) -> Vec<u8> {
+pub(super) fn backend_value(key: &[u8], record: Record) -> Vec<u8> {
     let tombstone = record.is_deletion();
     PbKeyValue {
         key: key.to_vec(),
@@ -92,7 +92,7 @@ fn backend_value(key: &[u8], record: Record) -> Vec<u8> {
 }
 
 /// CRC-32 with Castagnoli's polynomial (RFC 3720, appendix B.4).
-struct Crc32c(u32);
+pub(super) struct Crc32c(u32);
 
 const TABLE: [u32; 256] = {
     let mut table = [0; 256];
@@ -121,13 +121,13 @@ impl Default for Crc32c {
 }
 
 impl Crc32c {
-    fn update(&mut self, bytes: &[u8]) {
+    pub fn update(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = TABLE[usize::from(self.0.to_le_bytes()[0] ^ byte)] ^ (self.0 >> 8);
         }
     }
 
-    fn finish(self) -> u32 {
+    pub fn finish(self) -> u32 {
         !self.0
     }
 }

@@ -5,11 +5,15 @@
 
 mod codec;
 mod compact;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub mod fuzz;
 mod hash;
 mod identity;
 mod lease;
 mod quota;
 mod read;
+pub mod snapshot;
 mod storage;
 mod watch;
 mod writer;

@@ -202,7 +202,8 @@ impl Watcher {
             .filter(|e| self.watch.keys.contains(&e.kv.key))
         {
             let mut event = event.clone();
-            if !self.watch.prev_kv {
+            // What came before is gone once it is compacted, even where it is still in memory.
+            if !self.watch.prev_kv || event.kv.mod_revision <= self.shared.hub.compacted() {
                 event.prev = None;
             } else if event.prev.is_none() && (event.deleted || event.kv.version > 1) {
                 event.prev = self.shared.previous(&event.kv.key, event.kv.mod_revision)?;

@@ -6,6 +6,9 @@ use etcd_client::proto::{
     PbHashResponse, PbMaintenanceService, PbMoveLeaderRequest, PbMoveLeaderResponse,
     PbSnapshotRequest, PbSnapshotResponse, PbStatusRequest, PbStatusResponse,
 };
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::status::precondition;
@@ -133,15 +136,23 @@ impl PbMaintenanceService for Member {
         }))
     }
 
-    type SnapshotStream = tokio_stream::Empty<Result<PbSnapshotResponse, Status>>;
+    type SnapshotStream = BoxStream<'static, Result<PbSnapshotResponse, Status>>;
 
     async fn snapshot(
         &self,
         _: Request<PbSnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(Status::unimplemented(
-            "etcdserver: snapshots over gRPC are not supported yet",
-        ))
+        let header = self.current_header();
+        let parts = ReceiverStream::new(self.store().snapshot()).map(move |part| {
+            let part = part?;
+            Ok(PbSnapshotResponse {
+                header: Some(header.clone()),
+                remaining_bytes: part.remaining,
+                blob: part.bytes.into(),
+                ..PbSnapshotResponse::default()
+            })
+        });
+        Ok(Response::new(parts.boxed()))
     }
 
     async fn move_leader(

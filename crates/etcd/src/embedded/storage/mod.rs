@@ -33,6 +33,8 @@ pub use batch::{Batch, Change, Space};
 use integrity::TableFile;
 pub use integrity::{Damage, OpenError};
 use wal::Log;
+#[cfg(test)]
+pub use wal::{decode_log_record, log_sample};
 
 /// The memory that the trees may use: a master must stay small.
 const BLOCK_CACHE_BYTES: u64 = 8 << 20;

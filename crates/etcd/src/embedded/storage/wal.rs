@@ -526,6 +526,21 @@ fn follows(bytes: &[u8], store_id: u64, segment: u64, index: u64) -> bool {
     false
 }
 
+/// A record with these contents, as the first of a log.
+#[cfg(test)]
+pub fn log_sample(payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode_record(&mut bytes, (1, 1), 1, &Record { seqno: 1, payload });
+    bytes
+}
+
+#[cfg(test)]
+pub fn decode_log_record(bytes: &[u8]) -> Option<&[u8]> {
+    let _ = Header::decode(bytes, 1);
+    let _ = Marker::decode(bytes, 1);
+    decode_record(bytes, 1, 1).map(|(_, record, _)| record.payload)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
