@@ -41,6 +41,10 @@ pub struct Field {
     pub default: Option<Value>,
     /// A map that server-side apply replaces as a whole.
     pub atomic: bool,
+    /// An object of an atomic type that server-side apply merges all the same.
+    pub granular: bool,
+    /// An object that upstream holds by value: it is never absent, only empty.
+    pub by_value: bool,
 }
 
 /// The type of a value.
@@ -134,6 +138,7 @@ impl Schema {
             });
         }
         let mut current = None::<usize>;
+        let mut by_value = Vec::new();
         for line in table
             .lines()
             .filter(|l| !l.starts_with('#') && !l.is_empty())
@@ -144,9 +149,14 @@ impl Schema {
                 schema.types[index].fields.push(field);
             } else {
                 current = Some(current.map_or(0, |c| c + 1));
+                let listed = line.split(' ').find_map(|w| w.strip_prefix("value="));
+                by_value.push(listed.unwrap_or_default());
             }
         }
-        for ty in &mut schema.types {
+        for (ty, by_value) in schema.types.iter_mut().zip(by_value) {
+            for field in &mut ty.fields {
+                field.by_value |= by_value.split(',').any(|name| *name == *field.name);
+            }
             ty.fields.sort_by(|a, b| a.name.cmp(&b.name));
             ty.fields.shrink_to_fit();
         }
@@ -174,10 +184,13 @@ impl Schema {
             patch: PatchStrategy::default(),
             default,
             atomic: false,
+            granular: false,
+            by_value: kind.ends_with("meta.v1.ObjectMeta"),
         };
         for flag in words {
             match flag.split_once('=').unwrap_or((flag, "")) {
                 ("required", _) => field.required = true,
+                ("map", "granular") => field.granular = true,
                 ("map", _) => field.atomic = true,
                 ("list", "set") => field.list = ListType::Set,
                 ("list", keys) => {
