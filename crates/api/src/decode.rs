@@ -166,7 +166,9 @@ impl Walk<'_> {
         let mut unknown = Vec::new();
         for (name, value) in map.iter_mut() {
             let Some(field) = ty.field(name) else {
-                unknown.push(name.clone());
+                if ty.rest.is_none() {
+                    unknown.push(name.clone());
+                }
                 continue;
             };
             if value.is_null() {

@@ -2,6 +2,7 @@
 //! over them (decoding, defaulting, patches, selectors, printing, validation).
 
 pub mod convert;
+pub mod custom;
 pub mod decode;
 pub mod defaults;
 pub mod error;

@@ -18,7 +18,7 @@ pub struct Schema {
 pub struct TypeId(u32);
 
 /// An object type.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Type {
     /// Full name as in OpenAPI, e.g. `io.k8s.api.core.v1.Pod`.
     pub name: Box<str>,
@@ -26,9 +26,11 @@ pub struct Type {
     pub fields: Vec<Field>,
     /// Server-side apply replaces the object as a whole.
     pub atomic: bool,
+    /// The kind of fields that are not named above, where such may be (custom resources only).
+    pub rest: Option<Kind>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Field {
     pub name: Box<str>,
     pub kind: Kind,
@@ -120,6 +122,47 @@ impl Schema {
         self.types.iter()
     }
 
+    /// Adds a type. A type of the same name stays reachable by its id only.
+    pub fn insert(&mut self, mut ty: Type) -> TypeId {
+        ty.fields.sort_by(|a, b| a.name.cmp(&b.name));
+        let id = TypeId(u32::try_from(self.types.len()).unwrap_or(u32::MAX));
+        self.by_name.insert(ty.name.clone(), id);
+        self.types.push(ty);
+        id
+    }
+
+    /// Adds a type of another universe, with everything it refers to.
+    pub fn import(&mut self, from: &Self, id: TypeId) -> TypeId {
+        let ty = from.get(id);
+        if let Some(known) = self.find(&ty.name) {
+            return known;
+        }
+        // The place is taken first: a type may refer to itself.
+        let imported = self.insert(Type {
+            fields: Vec::new(),
+            ..ty.clone()
+        });
+        let fields = ty
+            .fields
+            .iter()
+            .map(|field| Field {
+                kind: self.import_kind(from, &field.kind),
+                ..field.clone()
+            })
+            .collect();
+        self.types[imported.0 as usize].fields = fields;
+        imported
+    }
+
+    fn import_kind(&mut self, from: &Self, kind: &Kind) -> Kind {
+        match kind {
+            Kind::Object(id) => Kind::Object(self.import(from, *id)),
+            Kind::List(item) => Kind::List(Box::new(self.import_kind(from, item))),
+            Kind::Map(item) => Kind::Map(Box::new(self.import_kind(from, item))),
+            scalar => scalar.clone(),
+        }
+    }
+
     /// Parses the generated table. The table is part of the program, so a malformed one is a defect and panics.
     fn parse(table: &str) -> Self {
         let mut schema = Self::default();
@@ -135,6 +178,7 @@ impl Schema {
                 name,
                 fields: Vec::new(),
                 atomic: words.any(|w| w == "map=atomic"),
+                rest: None,
             });
         }
         let mut current = None::<usize>;

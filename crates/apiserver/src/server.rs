@@ -167,6 +167,7 @@ impl Server {
         let started = Instant::now();
         let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
         let info = RequestInfo::parse(
+            &self.caches.served(),
             request.method(),
             request.uri().path(),
             request.uri().query(),
@@ -316,7 +317,7 @@ impl Server {
         let Some(target) = info.target.clone() else {
             return self.non_resource(info, user, request).await;
         };
-        if let Some(resource) = target.resource {
+        if let Some(resource) = target.resource.clone() {
             let (parts, body) = request.into_parts();
             let call = Call {
                 server: self.clone(),

@@ -66,8 +66,20 @@ pub trait Strategy: Sync + Send {
         &["spec"]
     }
 
+    /// Whether objects of this kind have a `metadata.generation`.
+    fn has_generation(&self) -> bool {
+        !self.generation_of().is_empty()
+    }
+
+    /// Whether an update counts as a new `metadata.generation`.
+    fn changes_generation(&self, object: &Value, old: &Value) -> bool {
+        self.generation_of()
+            .iter()
+            .any(|part| object.get(*part) != old.get(*part))
+    }
+
     /// The selectable fields besides `metadata.name` and `metadata.namespace`.
-    fn selectable_fields(&self) -> &'static [&'static str] {
+    fn selectable_fields(&self) -> &[&'static str] {
         &[]
     }
 

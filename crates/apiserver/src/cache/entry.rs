@@ -1,8 +1,8 @@
 //! One object as the cache holds it: its encoded form and what selectors look at.
 
 use bytes::Bytes;
+use fluyt_api::meta;
 use fluyt_api::resources::Resource;
-use fluyt_api::{meta, strategy};
 use serde_json::{Map, Value};
 
 /// An immutable object version.
@@ -37,7 +37,7 @@ impl Entry {
     /// From an object that has its `resourceVersion`.
     #[must_use]
     pub fn new(resource: &Resource, key: &str, revision: i64, object: &Value) -> Self {
-        let strategy = strategy::of(resource.group, resource.kind);
+        let strategy = resource.strategy();
         let fields = strategy
             .selectable_fields()
             .iter()

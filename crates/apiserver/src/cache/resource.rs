@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use fluyt_api::resources::Resource;
+use fluyt_api::resources::Handle;
 use fluyt_api::selector::{FieldSelector, LabelSelector};
 use imbl::OrdMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
 use super::Entry;
@@ -20,7 +20,7 @@ const WATCH_QUEUE: usize = 1024;
 
 /// Objects of one resource.
 pub struct ResourceCache {
-    resource: &'static Resource,
+    resource: RwLock<Handle>,
     state: Mutex<State>,
 }
 
@@ -143,17 +143,22 @@ pub fn encode(change: Change, object: &[u8]) -> Bytes {
 }
 
 impl ResourceCache {
-    pub(super) fn new(resource: &'static Resource) -> Self {
+    pub(super) fn new(resource: impl Into<Handle>) -> Self {
         Self {
-            resource,
+            resource: RwLock::new(resource.into()),
             state: Mutex::default(),
         }
     }
 
     /// The resource in its stored version.
     #[must_use]
-    pub fn resource(&self) -> &'static Resource {
-        self.resource
+    pub fn resource(&self) -> Handle {
+        self.resource.read().clone()
+    }
+
+    /// Another definition of the same resource holds from now on.
+    pub(super) fn redefine(&self, resource: Handle) {
+        *self.resource.write() = resource;
     }
 
     #[must_use]

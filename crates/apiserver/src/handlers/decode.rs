@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use fluyt_api::decode::{conform, parse_json};
-use fluyt_api::resources::{api_version, type_of};
-use fluyt_api::schema::Schema;
+use fluyt_api::resources::{Resource, api_version, type_of};
+use fluyt_api::schema::{Schema, TypeId};
 use fluyt_api::{Error, Reason, protobuf};
 use http::{HeaderMap, HeaderValue};
 use serde_json::Value;
@@ -26,14 +26,49 @@ enum FieldValidation {
     Strict,
 }
 
+/// The kind that a body must be of.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    group: &'a str,
+    version: &'a str,
+    kind: &'a str,
+    schema: &'a Schema,
+    ty: Option<TypeId>,
+}
+
+impl<'a> From<(&'a str, &'a str, &'a str)> for Expected<'a> {
+    /// A built-in kind.
+    fn from((group, version, kind): (&'a str, &'a str, &'a str)) -> Self {
+        Self {
+            group,
+            version,
+            kind,
+            schema: Schema::builtin(),
+            ty: type_of(group, version, kind),
+        }
+    }
+}
+
+impl<'a> From<&'a Resource> for Expected<'a> {
+    fn from(resource: &'a Resource) -> Self {
+        Self {
+            group: resource.group,
+            version: resource.version,
+            kind: resource.kind,
+            schema: resource.schema(),
+            ty: resource.ty,
+        }
+    }
+}
+
 /// Parses a body as JSON, YAML or protobuf; a protobuf message needs to know its kind.
 ///
 /// # Errors
 /// 415 for another content type, 400 for malformed text.
-pub fn parse(
+pub fn parse<'a>(
     headers: &HeaderMap,
     body: &Bytes,
-    kind: (&str, &str, &str),
+    kind: impl Into<Expected<'a>>,
 ) -> Result<(Value, Vec<String>), Error> {
     match content_type(headers) {
         "" | "application/json" => parse_json(body).map_err(Error::bad_request),
@@ -43,7 +78,9 @@ pub fn parse(
                 .map_err(|e| Error::bad_request(format!("error converting YAML to JSON: {e}")))?;
             Ok((value, Vec::new()))
         }
-        "application/vnd.kubernetes.protobuf" => Ok((from_protobuf(body, kind)?, Vec::new())),
+        "application/vnd.kubernetes.protobuf" => {
+            Ok((from_protobuf(body, kind.into())?, Vec::new()))
+        }
         other => Err(Error::new(
             Reason::UnsupportedMediaType,
             format!(
@@ -57,18 +94,20 @@ pub fn parse(
 ///
 /// # Errors
 /// 400 when it is malformed, of another kind, or has unknown fields under strict validation.
-pub fn object(
+pub fn object<'a>(
     headers: &HeaderMap,
     body: &Bytes,
     query: &Query,
-    (group, version, kind): (&str, &str, &str),
+    kind: impl Into<Expected<'a>>,
 ) -> Result<Decoded, Error> {
-    let (object, duplicates) = parse(headers, body, (group, version, kind))?;
-    typed(object, duplicates, query, (group, version, kind))
+    let kind = kind.into();
+    let (object, duplicates) = parse(headers, body, kind)?;
+    typed(object, duplicates, query, kind)
 }
 
 /// Decodes the protobuf form of an object of a kind.
-fn from_protobuf(body: &[u8], (group, version, kind): (&str, &str, &str)) -> Result<Value, Error> {
+fn from_protobuf(body: &[u8], expected: Expected<'_>) -> Result<Value, Error> {
+    let (version, kind) = (expected.version, expected.kind);
     let envelope = protobuf::open(body).map_err(Error::bad_request)?;
     let kind_sent = if envelope.kind.is_empty() {
         kind
@@ -76,13 +115,9 @@ fn from_protobuf(body: &[u8], (group, version, kind): (&str, &str, &str)) -> Res
         envelope.kind
     };
     // What is sent may be of another kind than the path's; that is told by its name, not by garbled fields.
-    let ty = if kind_sent == kind {
-        type_of(group, version, kind)
-    } else {
-        None
-    };
+    let ty = expected.ty.filter(|_| kind_sent == kind);
     let mut object = match ty {
-        Some(ty) => protobuf::decode(Schema::builtin(), ty, envelope.raw).map_err(|why| {
+        Some(ty) => protobuf::decode(expected.schema, ty, envelope.raw).map_err(|why| {
             Error::bad_request(format!(
                 "{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"
             ))
@@ -98,12 +133,19 @@ fn from_protobuf(body: &[u8], (group, version, kind): (&str, &str, &str)) -> Res
 ///
 /// # Errors
 /// 400 as for [`object`].
-pub fn typed(
+pub fn typed<'a>(
     mut object: Value,
     duplicates: Vec<String>,
     query: &Query,
-    (group, version, kind): (&str, &str, &str),
+    kind: impl Into<Expected<'a>>,
 ) -> Result<Decoded, Error> {
+    let Expected {
+        group,
+        version,
+        kind,
+        schema,
+        ty,
+    } = kind.into();
     let expected = api_version(group, version);
     if !object.is_object() {
         return Err(Error::bad_request(format!(
@@ -130,10 +172,8 @@ pub fn typed(
         ))
     };
     let mut unknown = Vec::new();
-    if let Some(ty) = type_of(group, version, kind) {
-        unknown = conform(Schema::builtin(), ty, &mut object)
-            .map_err(cannot)?
-            .unknown;
+    if let Some(ty) = ty {
+        unknown = conform(schema, ty, &mut object).map_err(cannot)?.unknown;
     }
     if let Some(map) = object.as_object_mut() {
         map.insert("apiVersion".into(), expected.into());

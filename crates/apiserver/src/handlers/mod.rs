@@ -10,7 +10,7 @@ mod write;
 use std::sync::Arc;
 
 use fluyt_api::Error;
-use fluyt_api::resources::Resource;
+use fluyt_api::resources::Handle;
 use futures::future::BoxFuture;
 use http::request::Parts;
 use http::{Request, Response};
@@ -29,7 +29,7 @@ pub struct Call {
     pub server: Arc<Server>,
     pub info: RequestInfo,
     pub target: Target,
-    pub resource: &'static Resource,
+    pub resource: Handle,
     pub user: User,
     pub parts: Parts,
     /// Taken once, by whoever reads or forwards it. Behind a lock only because bodies cannot be shared between threads.
@@ -40,7 +40,7 @@ impl Call {
     fn location(&self) -> Location<'_> {
         let namespaced = self.resource.namespaced;
         Location {
-            resource: self.resource,
+            resource: &self.resource,
             namespace: if namespaced {
                 &self.target.namespace
             } else {

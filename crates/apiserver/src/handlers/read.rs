@@ -6,9 +6,9 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{BufMut, Bytes, BytesMut};
-use fluyt_api::resources::Resource;
+use fluyt_api::resources::Handle;
 use fluyt_api::selector::{FieldSelector, LabelSelector};
-use fluyt_api::{Error, convert, strategy, table};
+use fluyt_api::{Error, convert, table};
 use fluyt_etcd::{Keys, Range};
 use http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,7 @@ const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
 pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
     let view = responses::negotiate(&call.parts.headers)?;
     let at = call.location();
-    let cache = call.server.caches.of(storage_resource(call.resource));
+    let cache = call.server.caches.of(storage_resource(&call.resource));
     match call.info.query.get("resourceVersion") {
         // "Any" version: whatever the cache has.
         Some("0") => {}
@@ -45,7 +45,7 @@ pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
         }
     }
     let entry = cache.get(&at.key()).ok_or_else(|| at.not_found())?;
-    let shape = Shape::new(call.resource, view, call);
+    let shape = Shape::new(&call.resource, view, call);
     Ok(responses::bytes(
         StatusCode::OK,
         "application/json",
@@ -55,7 +55,7 @@ pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
 
 /// Turns entries into what the client asked for.
 struct Shape {
-    resource: &'static Resource,
+    resource: Handle,
     view: View,
     /// Stored version and served version differ.
     convert: bool,
@@ -71,16 +71,16 @@ enum Include {
 }
 
 impl Shape {
-    fn new(resource: &'static Resource, view: View, call: &Call) -> Self {
+    fn new(resource: &Handle, view: View, call: &Call) -> Self {
         let include = match call.info.query.get("includeObject") {
             Some("None") => Include::None,
             Some("Object") => Include::Object,
             _ => Include::Metadata,
         };
         Self {
-            resource,
+            resource: resource.clone(),
             view,
-            convert: !std::ptr::eq(resource, storage_resource(resource)),
+            convert: !std::ptr::eq(&**resource, storage_resource(resource)),
             include,
         }
     }
@@ -89,7 +89,7 @@ impl Shape {
     fn object(&self, entry: &Entry) -> Value {
         let object = entry.object();
         if self.convert {
-            convert::from_storage(self.resource, object)
+            convert::from_storage(&self.resource, object)
         } else {
             object
         }
@@ -122,7 +122,7 @@ impl Shape {
 
     fn row(&self, entry: &Entry) -> Value {
         let object = self.object(entry);
-        let stored = storage_resource(self.resource);
+        let stored = storage_resource(&self.resource);
         // Columns are written for the stored version.
         let cells = if self.convert {
             entry.object()
@@ -152,7 +152,7 @@ impl Shape {
                 "{{\"kind\":\"PartialObjectMetadataList\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"items\":["
             ),
             View::Table => {
-                let stored = storage_resource(self.resource);
+                let stored = storage_resource(&self.resource);
                 let columns = table::definitions(table::columns(stored.group, stored.kind));
                 format!(
                     "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"columnDefinitions\":{columns},\"rows\":["
@@ -187,8 +187,8 @@ pub(super) fn filter(call: &Call) -> Result<Filter, Error> {
         .map_err(|e| Error::bad_request(format!("unable to parse requirement: {e}")))?;
     let mut fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())
         .map_err(Error::bad_request)?;
-    let stored = storage_resource(call.resource);
-    let selectable = strategy::of(stored.group, stored.kind).selectable_fields();
+    let stored = storage_resource(&call.resource);
+    let selectable = stored.strategy().selectable_fields();
     for term in &fields.terms {
         let known = ["metadata.name", "metadata.namespace"].contains(&term.field.as_str());
         if !known && !selectable.contains(&term.field.as_str()) {
@@ -250,7 +250,7 @@ pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
     let cache = call
         .server
         .caches
-        .of(storage_resource(call.resource))
+        .of(storage_resource(&call.resource))
         .clone();
     let (snapshot, revision, start) = match query.get("continue").filter(|c| !c.is_empty()) {
         Some(token) => {
@@ -277,7 +277,7 @@ pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
             metadata["remainingItemCount"] = page.remaining.into();
         }
     }
-    let shape = Shape::new(call.resource, view, call);
+    let shape = Shape::new(&call.resource, view, call);
     let head = shape.list_head(&metadata);
     let body = responses::streamed(futures::stream::iter(frames(shape, head, page.entries)));
     let mut response = Response::new(body);
@@ -436,7 +436,7 @@ async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Resul
         else {
             continue;
         };
-        let entry = Entry::decode(cache.resource(), key, kv.mod_revision, &kv.value)
+        let entry = Entry::decode(&cache.resource(), key, kv.mod_revision, &kv.value)
             .map_err(Error::internal)?;
         entries.insert(Arc::from(key), Arc::new(entry));
     }
@@ -450,7 +450,7 @@ pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
     let cache = call
         .server
         .caches
-        .of(storage_resource(call.resource))
+        .of(storage_resource(&call.resource))
         .clone();
     let initial = query.flag("sendInitialEvents");
     if initial && query.get("resourceVersionMatch") != Some("NotOlderThan") {
@@ -488,7 +488,7 @@ pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
         _ => WATCH_TIMEOUT + rand::random_range(0..WATCH_TIMEOUT),
     };
     let watch = WatchStream {
-        shape: Shape::new(call.resource, view, call),
+        shape: Shape::new(&call.resource, view, call),
         subscription,
         applied: {
             let caches = call.server.caches.clone();
@@ -608,7 +608,7 @@ impl WatchStream {
         if end_of_initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let resource = self.shape.resource;
+        let resource = &self.shape.resource;
         let object = match self.shape.view {
             View::Table => {
                 json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": null, "rows": []})

@@ -10,7 +10,7 @@ use crate::http::{self as responses, Body};
 use crate::user::{AUTHENTICATED, User};
 
 pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
-    let resource = call.resource;
+    let resource = call.resource.clone();
     if resource.plural == "componentstatuses" {
         let list =
             json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []});

@@ -45,11 +45,6 @@ async fn part(call: &mut Call) -> Result<Response<Body>, Error> {
     }
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
-    let kind = (
-        call.resource.group,
-        call.resource.version,
-        call.resource.kind,
-    );
     let patch = if call.info.verb == "patch" {
         Some(write::Format::of(call)?)
     } else {
@@ -57,16 +52,24 @@ async fn part(call: &mut Call) -> Result<Response<Body>, Error> {
     };
     let sent = match patch {
         Some(_) => Value::Null,
-        None => decode::object(&call.parts.headers, &body, &call.info.query, kind)?.object,
+        None => {
+            decode::object(
+                &call.parts.headers,
+                &body,
+                &call.info.query,
+                &*call.resource,
+            )?
+            .object
+        }
     };
-    let (subresource, resource) = (call.target.subresource.clone(), call.resource);
+    let (subresource, resource) = (call.target.subresource.clone(), call.resource.clone());
     let query = call.info.query.clone();
     let change: Change<'_> = Box::new(|current: &Value| {
         let wanted = match patch {
             Some(format) => {
                 let mut object = current.clone();
-                format.apply(resource, &mut object, &body)?;
-                decode::typed(object, Vec::new(), &query, kind)?.object
+                format.apply(&resource, &mut object, &body)?;
+                decode::typed(object, Vec::new(), &query, &*resource)?.object
             }
             None => sent.clone(),
         };

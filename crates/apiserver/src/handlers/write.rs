@@ -1,7 +1,6 @@
 //! CREATE, UPDATE, PATCH, DELETE and DELETECOLLECTION.
 
 use fluyt_api::resources::Resource;
-use fluyt_api::schema::Schema;
 use fluyt_api::{Error, Reason, convert, meta, patch};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -24,7 +23,7 @@ const RETURN_DELETED: [&str; 7] = [
     "ResourceQuota",
 ];
 
-fn to_storage(resource: &'static Resource, object: Value) -> Value {
+fn to_storage(resource: &Resource, object: Value) -> Value {
     let stored = storage_resource(resource);
     if std::ptr::eq(stored, resource) {
         object
@@ -33,7 +32,7 @@ fn to_storage(resource: &'static Resource, object: Value) -> Value {
     }
 }
 
-fn from_storage(resource: &'static Resource, object: Value) -> Value {
+fn from_storage(resource: &Resource, object: Value) -> Value {
     if std::ptr::eq(storage_resource(resource), resource) {
         object
     } else {
@@ -50,13 +49,9 @@ fn stored<'a>(at: Location<'a>) -> Location<'a> {
 }
 
 fn respond(call: &Call, status: StatusCode, object: Value, warnings: &[String]) -> Response<Body> {
-    let mut response = responses::json(status, &from_storage(call.resource, object));
+    let mut response = responses::json(status, &from_storage(&call.resource, object));
     decode::warn(response.headers_mut(), warnings);
     response
-}
-
-fn kind(resource: &'static Resource) -> (&'static str, &'static str, &'static str) {
-    (resource.group, resource.version, resource.kind)
 }
 
 pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
@@ -66,9 +61,9 @@ pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
         &call.parts.headers,
         &body,
         &call.info.query,
-        kind(call.resource),
+        &*call.resource,
     )?;
-    let mut object = to_storage(call.resource, object);
+    let mut object = to_storage(&call.resource, object);
     stamp_requester(call, &mut object);
     check_escalation(call, &object)?;
     let created = call
@@ -86,7 +81,7 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
         &call.parts.headers,
         &body,
         &call.info.query,
-        kind(call.resource),
+        &*call.resource,
     )?;
     let at = call.location();
     if meta::name(&object).is_empty() {
@@ -99,7 +94,7 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
             at.name
         )));
     }
-    let object = to_storage(call.resource, object);
+    let object = to_storage(&call.resource, object);
     check_escalation(call, &object)?;
     let replace: Change<'_> = Box::new(|_: &Value| Ok(object.clone()));
     match call.server.registry.update(&cx, stored(at), replace).await {
@@ -116,9 +111,8 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
 }
 
 fn may_create(call: &Call) -> bool {
-    let resource = storage_resource(call.resource);
-    call.target.subresource.is_empty()
-        && fluyt_api::strategy::of(resource.group, resource.kind).allow_create_on_update()
+    let resource = storage_resource(&call.resource);
+    call.target.subresource.is_empty() && resource.strategy().allow_create_on_update()
 }
 
 pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
@@ -127,11 +121,11 @@ pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
     let format = Format::of(call)?;
     let warnings = parking_lot::Mutex::new(Vec::new());
     let apply: Change<'_> = Box::new(|current: &Value| {
-        let mut object = from_storage(call.resource, current.clone());
-        format.apply(call.resource, &mut object, &body)?;
-        let decoded = decode::typed(object, Vec::new(), &call.info.query, kind(call.resource))?;
+        let mut object = from_storage(&call.resource, current.clone());
+        format.apply(&call.resource, &mut object, &body)?;
+        let decoded = decode::typed(object, Vec::new(), &call.info.query, &*call.resource)?;
         *warnings.lock() = decoded.warnings;
-        let object = to_storage(call.resource, decoded.object);
+        let object = to_storage(&call.resource, decoded.object);
         check_escalation(call, &object)?;
         Ok(object)
     });
@@ -174,7 +168,7 @@ impl Format {
         match (self, resource.ty) {
             (Self::Json, _) => patch::json_patch(object, body),
             (Self::Strategic, Some(ty)) => {
-                patch::strategic_merge_patch(Schema::builtin(), ty, object, body)
+                patch::strategic_merge_patch(resource.schema(), ty, object, body)
             }
             _ => patch::merge_patch(object, body),
         }
@@ -336,7 +330,7 @@ pub(super) async fn delete_collection(call: &mut Call) -> Result<Response<Body>,
     let (options, cx) = delete_options(call).await?;
     let filter = read::filter(call)?;
     let revision = call.server.caches.consistent().await?;
-    let stored_resource = storage_resource(call.resource);
+    let stored_resource = storage_resource(&call.resource);
     let snapshot = call.server.caches.of(stored_resource).snapshot();
     let mut items = Vec::new();
     for entry in snapshot.entries.values().filter(|e| filter.matches(e)) {
@@ -347,7 +341,7 @@ pub(super) async fn delete_collection(call: &mut Call) -> Result<Response<Body>,
             subresource: "",
         };
         match call.server.registry.delete(&cx, at, &options).await {
-            Ok(_) => items.push(from_storage(call.resource, entry.object())),
+            Ok(_) => items.push(from_storage(&call.resource, entry.object())),
             Err(error) if error.reason == Reason::NotFound => {}
             Err(error) => return Err(error),
         }

@@ -1,7 +1,7 @@
 //! Deletion: preconditions, grace periods, finalizers and what they leave to controllers.
 
 use fluyt_api::resources::Resource;
-use fluyt_api::{Error, meta, strategy};
+use fluyt_api::{Error, meta};
 use fluyt_etcd::{Delete, Op, Put};
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
@@ -164,7 +164,8 @@ impl DeleteOptions {
 fn mark(resource: &Resource, old: &Value, options: &DeleteOptions) -> Value {
     let mut object = old.clone();
     set_propagation(&mut object, options.propagation);
-    let grace = strategy::of(resource.group, resource.kind)
+    let grace = resource
+        .strategy()
         .grace_period(&object, options.grace_period_seconds);
     if meta::is_terminating(old) {
         // A second deletion can only shorten the time that is left.

@@ -7,8 +7,7 @@ mod service;
 use std::sync::Arc;
 
 use fluyt_api::resources::Resource;
-use fluyt_api::schema::Schema;
-use fluyt_api::strategy::{self, Strategy};
+use fluyt_api::strategy::Strategy;
 use fluyt_api::validation::{self, Errors};
 use fluyt_api::{Error, Reason, defaults, meta};
 use fluyt_etcd::{Compare, CompareOp, Delete, Keys, Op, OpResult, Put, Range, Target, Txn};
@@ -52,15 +51,15 @@ pub struct WriteContext {
 /// Which object of a resource, through which endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Location<'a> {
-    pub resource: &'static Resource,
+    pub resource: &'a Resource,
     pub namespace: &'a str,
     pub name: &'a str,
     pub subresource: &'a str,
 }
 
-impl Location<'_> {
-    fn strategy(&self) -> &'static dyn Strategy {
-        strategy::of(self.resource.group, self.resource.kind)
+impl<'a> Location<'a> {
+    fn strategy(&self) -> &'a dyn Strategy {
+        self.resource.strategy()
     }
 
     /// `namespace/name` or `name`.
@@ -501,7 +500,7 @@ fn encode(object: &Value) -> Vec<u8> {
 
 /// Static defaults, then those of the kind; what a strategy touched without setting does not stay behind as null.
 fn apply_defaults(resource: &Resource, strategy: &dyn Strategy, object: &mut Value) {
-    let schema = Schema::builtin();
+    let schema = resource.schema();
     if let Some(ty) = resource.ty {
         defaults::apply(schema, ty, object);
     }
@@ -540,10 +539,10 @@ fn stamp_new(object: &mut Value, strategy: &dyn Strategy) {
     }
     meta::set(object, "uid", uuid::Uuid::new_v4().to_string());
     meta::set(object, "creationTimestamp", meta::now());
-    let generation = if strategy.generation_of().is_empty() {
-        Value::Null
-    } else {
+    let generation = if strategy.has_generation() {
         1.into()
+    } else {
+        Value::Null
     };
     meta::set(object, "generation", generation);
 }
@@ -564,11 +563,7 @@ fn keep_system_metadata(object: &mut Value, old: &Value) {
 }
 
 fn bump_generation(object: &mut Value, old: &Value, strategy: &dyn Strategy) {
-    if strategy
-        .generation_of()
-        .iter()
-        .any(|part| object[*part] != old[*part])
-    {
+    if strategy.changes_generation(object, old) {
         meta::set(object, "generation", meta::generation(old) + 1);
     }
     // Looking at a missing part must not leave it behind.
