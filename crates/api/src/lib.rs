@@ -6,6 +6,7 @@ pub mod custom;
 pub mod decode;
 pub mod defaults;
 pub mod error;
+pub mod managedfields;
 pub mod meta;
 pub mod patch;
 pub mod protobuf;

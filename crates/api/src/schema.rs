@@ -11,6 +11,8 @@ use serde_json::Value;
 pub struct Schema {
     types: Vec<Type>,
     by_name: HashMap<Box<str>, TypeId>,
+    /// Free-form JSON is owned as a whole; elsewhere its objects are merged field by field.
+    opaque_json: bool,
 }
 
 /// Index of a [`Type`] in its [`Schema`].
@@ -117,6 +119,12 @@ impl Schema {
         &self.types[id.0 as usize]
     }
 
+    /// Whether server-side apply looks into free-form JSON.
+    #[must_use]
+    pub fn deduces(&self) -> bool {
+        !self.opaque_json
+    }
+
     /// Every type, in order of name.
     pub fn types(&self) -> impl Iterator<Item = &Type> {
         self.types.iter()
@@ -165,7 +173,10 @@ impl Schema {
 
     /// Parses the generated table. The table is part of the program, so a malformed one is a defect and panics.
     fn parse(table: &str) -> Self {
-        let mut schema = Self::default();
+        let mut schema = Self {
+            opaque_json: true,
+            ..Self::default()
+        };
         let names = table
             .lines()
             .filter(|l| !l.starts_with([' ', '#']) && !l.is_empty());

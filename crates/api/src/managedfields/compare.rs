@@ -1,7 +1,6 @@
 //! What changed between two objects, field by field.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
 
@@ -50,11 +49,6 @@ struct Walk<'v> {
     found: Comparison,
 }
 
-fn empty_object() -> &'static Value {
-    static EMPTY: OnceLock<Value> = OnceLock::new();
-    EMPTY.get_or_init(|| Value::Object(Map::new()))
-}
-
 fn fields(value: Option<&Value>) -> Option<&Map<String, Value>> {
     value.and_then(Value::as_object)
 }
@@ -92,7 +86,7 @@ impl<'v> Walk<'v> {
             Parts::None => return self.leaf(old, new),
             Parts::Map => {
                 let count = |side| fields(side).map_or(0, Map::len);
-                if count(old) == 0 && count(new) == 0 && shape.held().next().is_none() {
+                if count(old) == 0 && count(new) == 0 && shape.always().next().is_none() {
                     return self.leaf(old, new);
                 }
                 self.maps(shape, old, new);
@@ -126,10 +120,10 @@ impl<'v> Walk<'v> {
 
     fn maps(&mut self, shape: Shape<'v>, old: Option<&'v Value>, new: Option<&'v Value>) {
         let (before, now) = (fields(old), fields(new));
-        // A struct that is held by value is there when what holds it is.
+        // What is always there is there when what holds it is.
         let get = |side: Option<&'v Value>, map: Option<&'v Map<String, Value>>, name: &str| {
             map.and_then(|m| m.get(name)).or_else(|| {
-                (side.is_some() && shape.holds(name)).then(empty_object)
+                side.is_some().then(|| shape.implied(name)).flatten()
             })
         };
         let mut step = |name: &'v str| {
@@ -151,7 +145,7 @@ impl<'v> Walk<'v> {
             step(name);
         }
         if old.is_some() != new.is_some() {
-            for name in shape.held().filter(|n| !has(now, n) && !has(before, n)) {
+            for name in shape.always().filter(|n| !has(now, n) && !has(before, n)) {
                 step(name);
             }
         }

@@ -6,7 +6,9 @@
 mod compare;
 mod entries;
 mod merge;
+mod reset;
 mod scale;
+mod served;
 mod set;
 mod shape;
 mod validate;
@@ -25,7 +27,9 @@ use entries::{Entry, Managed};
 use shape::Shape;
 
 pub use entries::{Manager, Operation, equal_but_for_times};
+pub use reset::reset_fields;
 pub use scale::{from_scale, to_scale};
+pub use served::Served;
 pub use set::{PathElement, Set};
 
 /// The annotation in which `kubectl apply` keeps what it applied last.
@@ -46,7 +50,7 @@ pub trait Versions {
 /// Keeps the managed fields of a resource's objects, as one endpoint writes them.
 pub struct FieldManager<'a> {
     pub versions: &'a dyn Versions,
-    /// The version in which objects are handed in and out.
+    /// The version in which objects are handed to [`FieldManager::update`].
     pub stored: &'a str,
     /// The version of the request, and so of the fields that its manager owns.
     pub requested: &'a str,
@@ -101,7 +105,7 @@ impl FieldManager<'_> {
             // An object that nobody tracks stays untracked until it is applied.
             Base::Live(list) if list.is_null() && !creating => Value::Null,
             Base::Live(list) => {
-                let comparisons = self.comparisons(old, new);
+                let comparisons = self.comparisons(self.stored, old, new);
                 if comparisons.own().is_same() {
                     list
                 } else {
@@ -113,7 +117,7 @@ impl FieldManager<'_> {
             }
             Base::Given(managed) if managed.is_empty() && !creating => Value::Null,
             Base::Given(managed) => {
-                let comparisons = self.comparisons(old, new);
+                let comparisons = self.comparisons(self.stored, old, new);
                 self.record(managed, comparisons, manager).encode()
             }
         };
@@ -138,12 +142,18 @@ impl FieldManager<'_> {
         }
     }
 
-    fn comparisons<'v>(&'v self, old: &'v Value, new: &'v Value) -> Comparisons<'v> {
+    /// Compares two objects that are in the version `at`.
+    fn comparisons<'v>(
+        &'v self,
+        at: &'v str,
+        old: &'v Value,
+        new: &'v Value,
+    ) -> Comparisons<'v> {
         let mut comparisons = Comparisons {
             manager: self,
             old,
             new,
-            at: self.stored,
+            at,
             by_version: BTreeMap::new(),
         };
         comparisons.load(self.requested);
@@ -208,8 +218,7 @@ impl FieldManager<'_> {
         set
     }
 
-    /// Merges a configuration into the present object (null: there is none). Both the present object and the result are in
-    /// the stored version, the configuration in the requested one.
+    /// Merges a configuration into the present object (null: there is none). All are in the requested version.
     ///
     /// # Errors
     /// 400 for a configuration of another kind or with managed fields, 409 with a cause per field for conflicts, and
@@ -277,7 +286,7 @@ impl FieldManager<'_> {
         force: bool,
     ) -> Result<Value, Refused> {
         if managed.is_empty() {
-            let comparisons = self.comparisons(&Value::Null, live);
+            let comparisons = self.comparisons(self.requested, &Value::Null, live);
             managed = self.record(managed, comparisons, BEFORE_FIRST_APPLY);
         }
         let given = &config["metadata"]["managedFields"];
@@ -299,11 +308,7 @@ impl FieldManager<'_> {
             })?;
         }
         self.reconcile(&mut managed);
-        let before = self
-            .versions
-            .convert(live, self.stored, self.requested)
-            .ok_or_else(|| unknown("failed to convert live object".to_owned()))?;
-        let mut before = before.into_owned();
+        let mut before = live.clone();
         if before.is_null() {
             before = json!({});
         } else {
@@ -320,14 +325,7 @@ impl FieldManager<'_> {
             }
             _ => merged,
         };
-        let mut comparisons = Comparisons {
-            manager: self,
-            old: &before,
-            new: &pruned,
-            at: self.requested,
-            by_version: BTreeMap::new(),
-        };
-        comparisons.load(self.requested);
+        let mut comparisons = self.comparisons(self.requested, &before, &pruned);
         if !force {
             let conflicts = conflicts(&managed, &mut comparisons)?;
             if !conflicts.is_empty() {
@@ -355,14 +353,8 @@ impl FieldManager<'_> {
                 set,
             });
         }
-        let mut object = if changes {
-            self.versions
-                .convert(&pruned, self.requested, self.stored)
-                .ok_or_else(|| unknown("failed to convert new object".to_owned()))?
-                .into_owned()
-        } else {
-            live.clone()
-        };
+        drop(comparisons);
+        let mut object = if changes { pruned } else { before };
         meta::set(&mut object, "managedFields", managed.encode());
         Ok(object)
     }
@@ -447,8 +439,7 @@ impl FieldManager<'_> {
             return None;
         }
         let shape = self.shape(self.requested)?;
-        let live = self.versions.convert(live, self.stored, self.requested)?;
-        let found = compare(shape, &last, &live);
+        let found = compare(shape, &last, live);
         Some(
             to_set(shape, &last)
                 .difference(&found.modified)

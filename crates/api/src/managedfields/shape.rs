@@ -2,8 +2,9 @@
 //! are. Everything else in this module works on this view of the schema.
 
 use std::borrow::Cow;
+use std::sync::OnceLock;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::set::{PathElement, field_key};
 use crate::schema::{Field, Kind, ListType, Schema, Type, TypeId};
@@ -110,9 +111,10 @@ impl<'s> Shape<'s> {
     #[must_use]
     pub fn field(&self, name: &str) -> Shape<'s> {
         match self.form {
-            Form::Object(ty) => match ty.field(name) {
-                Some(field) => Self::of_field(self.schema, field),
-                None => self.leaf(),
+            Form::Object(ty) => match (ty.field(name), &ty.rest) {
+                (Some(field), _) => Self::of_field(self.schema, field),
+                (None, Some(rest)) => Self::of_kind(self.schema, rest),
+                (None, None) => self.leaf(),
             },
             Form::Map(item) => Self::of_kind(self.schema, item),
             Form::Deduced { root: true } if name == "metadata" => {
@@ -133,19 +135,24 @@ impl<'s> Shape<'s> {
         matches!(self.form, Form::Object(ty) if ty.field(field).is_some())
     }
 
-    /// Whether upstream holds a field's object by value, so that it is there even when it is absent.
+    /// What upstream sees of an absent field: objects that it holds by value are there but empty, and lists and maps that
+    /// are always written are null.
     #[must_use]
-    pub fn holds(&self, field: &str) -> bool {
-        matches!(self.form, Form::Object(ty) if ty.field(field).is_some_and(|f| f.by_value))
+    pub fn implied(&self, field: &str) -> Option<&'static Value> {
+        match self.form {
+            Form::Object(ty) => ty.field(field).and_then(implied),
+            _ => None,
+        }
     }
 
-    /// The fields that upstream holds by value.
-    pub fn held(&self) -> impl Iterator<Item = &'s str> + use<'s> {
+    /// The fields that upstream sees even when they are absent.
+    pub fn always(&self) -> impl Iterator<Item = &'s str> + use<'s> {
         let fields = match self.form {
             Form::Object(ty) => ty.fields.as_slice(),
             _ => &[],
         };
-        fields.iter().filter(|f| f.by_value).map(|f| &*f.name)
+        let always = |f: &&Field| implied(f).is_some();
+        fields.iter().filter(always).map(|f| &*f.name)
     }
 
     /// The shape of a list's items.
@@ -237,6 +244,15 @@ impl<'s> Shape<'s> {
             .filter_map(|item| Some((self.identity(item).ok()?.to_key(), item)))
             .collect()
     }
+}
+
+fn implied(field: &Field) -> Option<&'static Value> {
+    static EMPTY: OnceLock<Value> = OnceLock::new();
+    if field.by_value {
+        return Some(EMPTY.get_or_init(|| Value::Object(Map::new())));
+    }
+    let written = field.required && matches!(field.kind, Kind::List(_) | Kind::Map(_));
+    written.then_some(&Value::Null)
 }
 
 /// The type of every object's metadata.

@@ -56,9 +56,10 @@ impl Walk<'_> {
             other => return self.problem(format!("expected map, got {}", go(other))),
         };
         for (name, value) in map {
-            match ty.field(name) {
-                Some(field) => self.step(format!(".{name}"), |walk| walk.field(field, value)),
-                None => {
+            match (ty.field(name), &ty.rest) {
+                (Some(field), _) => self.step(format!(".{name}"), |walk| walk.field(field, value)),
+                (None, Some(rest)) => self.step(format!(".{name}"), |walk| walk.value(rest, value)),
+                (None, None) => {
                     // As upstream, which looks no further in this object.
                     return self.step(format!(".{name}"), |walk| {
                         walk.problem("field not declared in schema");
