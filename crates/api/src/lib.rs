@@ -1,6 +1,7 @@
 //! The Kubernetes object model without any I/O: the table of resources, the schema of their types, and the algorithms
 //! over them (decoding, defaulting, patches, selectors, printing, validation).
 
+pub mod cbor;
 pub mod convert;
 pub mod custom;
 pub mod decode;

@@ -19,6 +19,13 @@ pub struct Schema {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TypeId(u32);
 
+impl TypeId {
+    /// Its place among [`Schema::types`].
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// An object type.
 #[derive(Clone, Debug)]
 pub struct Type {

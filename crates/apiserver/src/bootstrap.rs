@@ -53,6 +53,7 @@ fn context() -> WriteContext {
     WriteContext {
         user: User::new("system:apiserver", &[MASTERS]),
         dry_run: false,
+        writer: None,
     }
 }
 

@@ -29,8 +29,9 @@ use shape::Shape;
 pub use entries::{Manager, Operation, equal_but_for_times};
 pub use reset::reset_fields;
 pub use scale::{from_scale, to_scale};
-pub use served::Served;
+pub use served::{Alone, Served};
 pub use set::{PathElement, Set};
+pub use shape::OBJECT_META;
 
 /// The annotation in which `kubectl apply` keeps what it applied last.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";

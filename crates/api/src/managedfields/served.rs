@@ -46,3 +46,16 @@ impl Versions for Served<'_> {
         Some(Cow::Owned(convert::from_storage(to, stored)))
     }
 }
+
+/// An object that is seen in one version only: a subresource's.
+pub struct Alone(pub Option<TypeId>);
+
+impl Versions for Alone {
+    fn schema(&self, _: &str) -> Option<(&Schema, Option<TypeId>)> {
+        Some((Schema::builtin(), self.0))
+    }
+
+    fn convert<'v>(&self, object: &'v Value, _: &str, _: &str) -> Option<Cow<'v, Value>> {
+        Some(Cow::Borrowed(object))
+    }
+}

@@ -252,8 +252,8 @@ fn configuration() -> impl Strategy<Value = Value> {
     let container = (
         "[a-c]",
         prop::option::of("[x-z]"),
-        prop::option::of(prop::collection::vec(port, 0..3)),
-        prop::option::of(prop::collection::vec("[p-r]", 0..2)),
+        prop::option::of(prop::collection::vec(port, 1..3)),
+        prop::option::of(prop::collection::vec("[p-r]", 1..3)),
     )
         .prop_map(|(name, image, ports, args)| {
             let mut c = json!({"name": name});

@@ -1,7 +1,7 @@
 //! Request bodies into objects of a kind, with upstream's field validation.
 
 use bytes::Bytes;
-use fluyt_api::decode::{conform, parse_json};
+use fluyt_api::decode::{Parsed, conform, parse_json};
 use fluyt_api::resources::{Resource, api_version, type_of};
 use fluyt_api::schema::{Schema, TypeId};
 use fluyt_api::{Error, Reason, protobuf};
@@ -20,7 +20,7 @@ pub struct Decoded {
 
 /// What to do about fields that nobody knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FieldValidation {
+pub(super) enum FieldValidation {
     Ignore,
     Warn,
     Strict,
@@ -72,22 +72,38 @@ pub fn parse<'a>(
 ) -> Result<(Value, Vec<String>), Error> {
     match content_type(headers) {
         "" | "application/json" => parse_json(body).map_err(Error::bad_request),
-        "application/yaml" | "application/x-yaml" | "text/yaml" => {
-            let text = std::str::from_utf8(body).map_err(|e| Error::bad_request(e.to_string()))?;
-            let value = serde_saphyr::from_str(text)
-                .map_err(|e| Error::bad_request(format!("error converting YAML to JSON: {e}")))?;
-            Ok((value, Vec::new()))
-        }
+        "application/yaml" => yaml(body)
+            .map_err(|e| Error::bad_request(format!("error converting YAML to JSON: {e}"))),
         "application/vnd.kubernetes.protobuf" => {
             Ok((from_protobuf(body, kind.into())?, Vec::new()))
         }
-        other => Err(Error::new(
+        "application/cbor" if features.cbor => match fluyt_api::cbor::decode(body) {
+            Ok(value) => Ok((value, Vec::new())),
+            Err(why) => Err(Error::bad_request(why)),
+        },
+        _ => Err(Error::new(
             Reason::UnsupportedMediaType,
             format!(
-                "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf (got {other})"
+                "the body of the request was in an unknown format - accepted media types include: {}",
+                crate::http::media_types(features)
             ),
         )),
     }
+}
+
+/// Parses YAML, and tells which keys are there twice.
+///
+/// # Errors
+/// The parser's message.
+pub(super) fn yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
+    let text = std::str::from_utf8(body).map_err(|e| e.to_string())?;
+    let options = serde_saphyr::options! {
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::PassThrough,
+        with_snippet: false,
+    };
+    let parsed: Parsed =
+        serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string())?;
+    Ok((parsed.value, parsed.duplicates))
 }
 
 /// Parses a body that must be an object of the given kind.
@@ -215,7 +231,7 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-fn field_validation(query: &Query) -> Result<FieldValidation, Error> {
+pub(super) fn field_validation(query: &Query) -> Result<FieldValidation, Error> {
     match query.get("fieldValidation") {
         None | Some("" | "Warn") => Ok(FieldValidation::Warn),
         Some("Ignore") => Ok(FieldValidation::Ignore),
