@@ -46,6 +46,8 @@ pub struct Field {
     /// Protobuf field number, after those of the messages that JSON inlines; empty when there is no protobuf form.
     pub path: Box<[u32]>,
     pub required: bool,
+    /// Zero (`""`, `false`, 0, an empty list or map) means the same as absence, as in most fields of built-in types.
+    pub omit_zero: bool,
     pub list: ListType,
     pub patch: PatchStrategy,
     /// Inserted when the field is absent.
@@ -242,6 +244,7 @@ impl Schema {
                 .filter(|n| *n != 0)
                 .collect(),
             required: false,
+            omit_zero: true,
             list: ListType::Atomic,
             patch: PatchStrategy::default(),
             default,
@@ -251,7 +254,8 @@ impl Schema {
         };
         for flag in words {
             match flag.split_once('=').unwrap_or((flag, "")) {
-                ("required", _) => field.required = true,
+                ("required", _) => (field.required, field.omit_zero) = (true, false),
+                ("pointer", _) => field.omit_zero = false,
                 ("map", "granular") => field.granular = true,
                 ("map", _) => field.atomic = true,
                 ("list", "set") => field.list = ListType::Set,

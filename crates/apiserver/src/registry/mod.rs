@@ -334,8 +334,13 @@ impl Registry {
             old: Some(old),
         };
         self.admission.admit(&attributes, &mut object).await?;
-        if at.subresource != "status" {
-            apply_defaults(resource, strategy, &mut object);
+        match at.subresource {
+            "status" => {
+                if let Some(ty) = resource.ty {
+                    defaults::strip_absent(resource.schema(), ty, &mut object);
+                }
+            }
+            _ => apply_defaults(resource, strategy, &mut object),
         }
         bump_generation(&mut object, old, strategy);
         let mut errors = Errors::default();
@@ -509,15 +514,16 @@ fn encode(object: &Value) -> Vec<u8> {
 
 /// Static defaults, then those of the kind; what a strategy touched without setting does not stay behind as null.
 fn apply_defaults(resource: &Resource, strategy: &dyn Strategy, object: &mut Value) {
-    let schema = resource.schema();
-    if let Some(ty) = resource.ty {
-        defaults::apply(schema, ty, object);
-    }
+    let normalise = |object: &mut Value| {
+        if let Some(ty) = resource.ty {
+            let schema = resource.schema();
+            defaults::strip_absent(schema, ty, object);
+            defaults::apply(schema, ty, object);
+        }
+    };
+    normalise(object);
     strategy.default(object);
-    if let Some(ty) = resource.ty {
-        defaults::strip_nulls(schema, ty, object);
-        defaults::apply(schema, ty, object);
-    }
+    normalise(object);
 }
 
 fn set_namespace(object: &mut Value, at: Location<'_>) -> Result<(), Error> {
