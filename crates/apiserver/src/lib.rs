@@ -10,6 +10,7 @@ mod cache;
 mod compactor;
 pub mod dial;
 mod discovery;
+mod features;
 mod flags;
 mod handlers;
 mod health;
@@ -22,6 +23,7 @@ mod request;
 mod server;
 mod user;
 
+pub use features::Features;
 pub use flags::{Args, run};
 pub use http::Body;
 pub use registry::ServiceNetwork;

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::MAGIC;
 use crate::managedfields::Set;
+use crate::resources::type_of;
 use crate::schema::{Field, Kind, Schema, Type, TypeId};
 
 /// A body: the magic and an envelope that names the kind around the object's message.
@@ -143,8 +144,15 @@ fn level(ty: &Type, order: &[u16], depth: usize, map: &Map<String, Value>, out: 
 fn write(ty: &Type, field: &Field, number: u32, present: &Value, out: &mut Vec<u8>) {
     match (&field.kind, present) {
         (Kind::List(item), Value::Array(items)) => {
-            for item_value in items {
-                value(item, number, item_value, out);
+            let write = |number, out: &mut Vec<u8>| {
+                for item_value in items {
+                    value(item, number, item_value, out);
+                }
+            };
+            if super::is_wrapped_list(ty, field) {
+                message(out, number, |out| write(1, out));
+            } else {
+                write(number, out);
             }
         }
         (Kind::Map(item), Value::Object(map)) => {
@@ -271,4 +279,51 @@ pub(super) fn varint(out: &mut Vec<u8>, mut value: u64) {
     }
     #[allow(clippy::cast_possible_truncation)]
     out.push(value as u8);
+}
+
+/// The whole body of any object, list or answer of the server that has a protobuf form.
+#[must_use]
+pub fn body(object: &Value) -> Option<Vec<u8>> {
+    const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
+    let api_version = object["apiVersion"].as_str().unwrap_or("v1");
+    let kind = object["kind"].as_str()?;
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    let items = |field: &str| object[field].as_array().map_or(&[][..], Vec::as_slice);
+    let meta = |name: &str| Schema::builtin().find(&format!("{META}.{name}"));
+    let mut raw = Vec::new();
+    match kind {
+        "PartialObjectMetadata" => raw = partial_metadata(&object["metadata"]),
+        "PartialObjectMetadataList" => {
+            raw = list_metadata(&object["metadata"]);
+            for item in items("items") {
+                bytes(&mut raw, 2, &partial_metadata(&item["metadata"]));
+            }
+        }
+        "APIGroupList" => {
+            let ty = meta("APIGroup")?;
+            for group in items("groups") {
+                bytes(&mut raw, 1, &encode(ty, group));
+            }
+        }
+        "APIResourceList" => {
+            let ty = meta("APIResource")?;
+            let version = object["groupVersion"].as_str().unwrap_or_default();
+            bytes(&mut raw, 1, version.as_bytes());
+            for resource in items("resources") {
+                bytes(&mut raw, 2, &encode(ty, resource));
+            }
+        }
+        _ => match (type_of(group, version, kind), kind.strip_suffix("List")) {
+            (Some(ty), _) => raw = encode(ty, object),
+            (None, Some(item)) => {
+                let ty = type_of(group, version, item)?;
+                raw = list_metadata(&object["metadata"]);
+                for item in items("items") {
+                    bytes(&mut raw, 2, &encode(ty, item));
+                }
+            }
+            (None, None) => return None,
+        },
+    }
+    Some(seal(api_version, kind, &raw))
 }

@@ -11,7 +11,7 @@ use crate::decode::MAX_DEPTH;
 use crate::schema::{Field, Kind, Schema, Type, TypeId};
 
 pub use encode::{
-    encode, item_head, list_metadata, partial_metadata, seal, seal_head, seal_tail, watch_frame,
+    body, encode, item_head, list_metadata, partial_metadata, seal, seal_head, seal_tail, watch_frame,
 };
 
 /// What starts every body.
@@ -189,6 +189,10 @@ fn add(
     depth: usize,
 ) -> Result<(), String> {
     let name = field.name.to_string();
+    if is_wrapped_list(of, field) {
+        object.insert(name, map_value(schema, &field.kind, wire, depth)?);
+        return Ok(());
+    }
     match &field.kind {
         Kind::List(item) => {
             let slot = object.entry(name).or_insert_with(|| json!([]));
@@ -253,6 +257,11 @@ fn add(
         }
     }
     Ok(())
+}
+
+/// The one list that is wrapped in a message without being a map's value: Go gives it a type of its own.
+fn is_wrapped_list(of: &Type, field: &Field) -> bool {
+    &*field.name == "verbs" && of.name.ends_with(".APIResource")
 }
 
 /// Lists as values of a map are wrapped in a message with `items`.
@@ -605,6 +614,7 @@ mod tests {
         check::<a::discovery::v1::EndpointSlice>("io.k8s.api.discovery.v1.EndpointSlice");
         check::<a::coordination::v1::Lease>("io.k8s.api.coordination.v1.Lease");
         check::<a::storage::v1::CSINode>("io.k8s.api.storage.v1.CSINode");
+        check::<meta::ApiResource>("io.k8s.apimachinery.pkg.apis.meta.v1.APIResource");
         check::<meta::Status>("io.k8s.apimachinery.pkg.apis.meta.v1.Status");
     }
 

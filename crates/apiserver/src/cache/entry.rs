@@ -1,5 +1,7 @@
 //! One object as the cache holds it: its encoded form and what selectors look at.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use fluyt_api::meta;
 use fluyt_api::resources::Resource;
@@ -16,6 +18,8 @@ pub struct Entry {
     fields: Box<[(&'static str, Box<str>)]>,
     /// The object in its stored version, with `resourceVersion`.
     pub json: Bytes,
+    /// The same as a protobuf message, made when somebody asks for it.
+    message: OnceLock<Bytes>,
 }
 
 impl Entry {
@@ -52,6 +56,7 @@ impl Entry {
             labels: meta::labels(object).cloned().map(Box::new),
             fields,
             json: serde_json::to_vec(object).unwrap_or_default().into(),
+            message: OnceLock::new(),
         }
     }
 
@@ -81,6 +86,13 @@ impl Entry {
         }
     }
 
+    /// The protobuf message of the object, which is of a built-in type.
+    #[must_use]
+    pub fn message(&self, ty: TypeId) -> Bytes {
+        let encode = || protobuf::encode(ty, &self.object()).into();
+        self.message.get_or_init(encode).clone()
+    }
+
     /// The parsed object.
     #[must_use]
     pub fn object(&self) -> Value {
@@ -98,6 +110,7 @@ impl Entry {
             labels: self.labels.clone(),
             fields: self.fields.clone(),
             json: serde_json::to_vec(&object).unwrap_or_default().into(),
+            message: OnceLock::new(),
         }
     }
 }

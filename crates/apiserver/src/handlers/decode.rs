@@ -5,10 +5,12 @@ use fluyt_api::decode::{Parsed, conform, parse_json};
 use fluyt_api::resources::{Resource, api_version, type_of};
 use fluyt_api::schema::{Schema, TypeId};
 use fluyt_api::{Error, Reason, protobuf};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
-use crate::http::content_type;
+use crate::features::Features;
+use crate::http::{Offer, content_type};
 use crate::request::Query;
 
 /// A decoded object and the warnings that its sender should get.
@@ -34,6 +36,13 @@ pub struct Expected<'a> {
     kind: &'a str,
     schema: &'a Schema,
     ty: Option<TypeId>,
+}
+
+impl Expected<'_> {
+    /// Whether the kind has a protobuf form.
+    fn protobuf(&self) -> bool {
+        std::ptr::eq(self.schema, Schema::builtin())
+    }
 }
 
 impl<'a> From<(&'a str, &'a str, &'a str)> for Expected<'a> {
@@ -66,16 +75,18 @@ impl<'a> From<&'a Resource> for Expected<'a> {
 /// # Errors
 /// 415 for another content type, 400 for malformed text.
 pub fn parse<'a>(
-    headers: &HeaderMap,
+    parts: &Parts,
     body: &Bytes,
     kind: impl Into<Expected<'a>>,
 ) -> Result<(Value, Vec<String>), Error> {
-    match content_type(headers) {
+    let kind = kind.into();
+    let features: Features = parts.extensions.get().copied().unwrap_or_default();
+    match content_type(&parts.headers) {
         "" | "application/json" => parse_json(body).map_err(Error::bad_request),
         "application/yaml" => yaml(body)
             .map_err(|e| Error::bad_request(format!("error converting YAML to JSON: {e}"))),
-        "application/vnd.kubernetes.protobuf" => {
-            Ok((from_protobuf(body, kind.into())?, Vec::new()))
+        "application/vnd.kubernetes.protobuf" if kind.protobuf() => {
+            Ok((from_protobuf(body, kind)?, Vec::new()))
         }
         "application/cbor" if features.cbor => match fluyt_api::cbor::decode(body) {
             Ok(value) => Ok((value, Vec::new())),
@@ -85,7 +96,12 @@ pub fn parse<'a>(
             Reason::UnsupportedMediaType,
             format!(
                 "the body of the request was in an unknown format - accepted media types include: {}",
-                crate::http::media_types(features)
+                Offer {
+                    features,
+                    protobuf: kind.protobuf(),
+                    ..Offer::default()
+                }
+                .media_types()
             ),
         )),
     }
@@ -111,13 +127,13 @@ pub(super) fn yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
 /// # Errors
 /// 400 when it is malformed, of another kind, or has unknown fields under strict validation.
 pub fn object<'a>(
-    headers: &HeaderMap,
+    parts: &Parts,
     body: &Bytes,
     query: &Query,
     kind: impl Into<Expected<'a>>,
 ) -> Result<Decoded, Error> {
     let kind = kind.into();
-    let (object, duplicates) = parse(headers, body, kind)?;
+    let (object, duplicates) = parse(parts, body, kind)?;
     typed(object, duplicates, query, kind)
 }
 

@@ -55,7 +55,7 @@ async fn part(call: &mut Call) -> Result<Response<Body>, Error> {
         Some(_) => Value::Null,
         None => {
             decode::object(
-                &call.parts.headers,
+                &call.parts,
                 &body,
                 &call.info.query,
                 &*call.resource,
@@ -155,8 +155,8 @@ async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
         },
         _ => {
             let body = responses::collect(call.take_body()).await?;
-            let (headers, query) = (&call.parts.headers, &call.info.query);
-            Scaling::Update(decode::object(headers, &body, query, kind)?.object)
+            let query = &call.info.query;
+            Scaling::Update(decode::object(&call.parts, &body, query, kind)?.object)
         }
     };
     if let Some(writer) = &mut cx.writer {
@@ -255,7 +255,7 @@ async fn binding(call: &mut Call) -> Result<Response<Body>, Error> {
     };
     let body = responses::collect(call.take_body()).await?;
     let binding = decode::object(
-        &call.parts.headers,
+        &call.parts,
         &body,
         &call.info.query,
         ("", "v1", "Binding"),
@@ -349,7 +349,7 @@ async fn eviction(call: &mut Call) -> Result<Response<Body>, Error> {
     let mut cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
     let eviction = decode::object(
-        &call.parts.headers,
+        &call.parts,
         &body,
         &call.info.query,
         ("policy", "v1", "Eviction"),
@@ -467,7 +467,7 @@ async fn token(call: &mut Call) -> Result<Response<Body>, Error> {
     let body = responses::collect(call.take_body()).await?;
     let query = &call.info.query;
     let mut request = decode::object(
-        &call.parts.headers,
+        &call.parts,
         &body,
         query,
         ("authentication.k8s.io", "v1", "TokenRequest"),

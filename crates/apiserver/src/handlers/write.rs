@@ -58,7 +58,7 @@ pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
     let Decoded { object, warnings } = decode::object(
-        &call.parts.headers,
+        &call.parts,
         &body,
         &call.info.query,
         &*call.resource,
@@ -78,7 +78,7 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
     let Decoded { object, warnings } = decode::object(
-        &call.parts.headers,
+        &call.parts,
         &body,
         &call.info.query,
         &*call.resource,
@@ -312,7 +312,7 @@ async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, WriteContext)
     let (body, _) = if body.is_empty() {
         (Value::Null, Vec::new())
     } else {
-        decode::parse(&call.parts.headers, &body, ("", "v1", "DeleteOptions"))?
+        decode::parse(&call.parts, &body, ("", "v1", "DeleteOptions"))?
     };
     let options = DeleteOptions::parse(&body, &call.info.query)?;
     let mut cx = call.write_context()?;
