@@ -57,7 +57,7 @@ fn context() -> WriteContext {
 }
 
 /// Creates an object unless it is there; whether it was created.
-async fn create(
+pub(crate) async fn create(
     server: &Arc<Server>,
     group: &str,
     plural: &str,

@@ -122,6 +122,7 @@ impl Server {
         tokio::spawn(async move { feeding.run(shutdown).await });
         server.caches.consistent().await?;
         bootstrap::run(&server).await?;
+        tokio::spawn(aggregator::register(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
         let store = server.caches.store().clone();
         tokio::spawn(compactor::run(

@@ -10,7 +10,7 @@ use fluyt_e2e::World;
 const NODES: u32 = 2;
 
 fn main() -> anyhow::Result<()> {
-    let world = World::on_disk()?;
+    let world = World::new(State::Disk)?;
     let _service = world.serve()?;
     println!("cluster of {NODES} nodes");
     starts::clusters(&world)?;

@@ -1,6 +1,7 @@
 //! What a schema cannot say about a kind: defaults that depend on other fields, validation, which part belongs to which
 //! subresource, which fields select. One file per kind (or family of kinds).
 
+mod apiservice;
 mod authorization;
 mod autoscaling;
 mod certificates;
@@ -144,6 +145,7 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("batch", "Job") => &job::Job,
         ("batch", "CronJob") => &cronjob::CronJob,
         ("autoscaling", "HorizontalPodAutoscaler") => &autoscaling::HorizontalPodAutoscaler,
+        ("apiregistration.k8s.io", "APIService") => &apiservice::ApiService,
         ("policy", "PodDisruptionBudget") => &disruption::PodDisruptionBudget,
         ("networking.k8s.io", "Ingress") => &networking::Ingress,
         ("networking.k8s.io", "NetworkPolicy") => &networking::NetworkPolicy,
