@@ -8,6 +8,7 @@ mod authz;
 mod bootstrap;
 mod cache;
 mod compactor;
+mod custom;
 pub mod dial;
 mod discovery;
 mod flags;
@@ -21,6 +22,7 @@ mod registry;
 mod request;
 mod server;
 mod user;
+mod webhook;
 
 pub use flags::{Args, run};
 pub use http::Body;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::Call;
 use crate::cache::{
     Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription, encode,
-    storage_resource,
+    storage_resource, working_resource,
 };
 use crate::http::{self as responses, Body, View};
 
@@ -45,12 +45,19 @@ pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
         }
     }
     let entry = cache.get(&at.key()).ok_or_else(|| at.not_found())?;
+    let entry = in_version(call, vec![entry]).await?.remove(0);
     let shape = Shape::new(&call.resource, view, call);
     Ok(responses::bytes(
         StatusCode::OK,
         "application/json",
         shape.single(&entry),
     ))
+}
+
+/// Entries in the version that was asked for, of custom resources.
+async fn in_version(call: &Call, entries: Vec<Arc<Entry>>) -> Result<Vec<Arc<Entry>>, Error> {
+    let converter = &call.server.registry.converter;
+    converter.entries(entries, &call.resource).await
 }
 
 /// Turns entries into what the client asked for.
@@ -80,9 +87,14 @@ impl Shape {
         Self {
             resource: resource.clone(),
             view,
-            convert: !std::ptr::eq(&**resource, storage_resource(resource)),
+            convert: !std::ptr::eq(&**resource, working_resource(resource)),
             include,
         }
+    }
+
+    /// Entries are sent as they are.
+    fn is_plain(&self) -> bool {
+        self.view == View::Object && !self.convert
     }
 
     /// The object in the served version.
@@ -101,14 +113,11 @@ impl Shape {
             View::Object if !self.convert => entry.json.clone(),
             View::Object => to_bytes(&self.object(entry)),
             View::PartialMetadata => to_bytes(&partial(&self.object(entry))),
-            View::Table => {
-                let columns = table::columns(self.resource.group, self.resource.kind);
-                to_bytes(&json!({
-                    "kind": "Table", "apiVersion": "meta.k8s.io/v1",
-                    "metadata": {"resourceVersion": entry.revision.to_string()},
-                    "columnDefinitions": table::definitions(columns), "rows": [self.row(entry)],
-                }))
-            }
+            View::Table => to_bytes(&json!({
+                "kind": "Table", "apiVersion": "meta.k8s.io/v1",
+                "metadata": {"resourceVersion": entry.revision.to_string()},
+                "columnDefinitions": table::definitions_of(&self.resource), "rows": [self.row(entry)],
+            })),
         }
     }
 
@@ -122,15 +131,14 @@ impl Shape {
 
     fn row(&self, entry: &Entry) -> Value {
         let object = self.object(entry);
-        let stored = storage_resource(&self.resource);
+        let stored = working_resource(&self.resource);
         // Columns are written for the stored version.
         let cells = if self.convert {
             entry.object()
         } else {
             object.clone()
         };
-        let columns = table::columns(stored.group, stored.kind);
-        let mut row = json!({"cells": table::cells(columns, &cells)});
+        let mut row = json!({"cells": table::cells_of(stored, &cells)});
         match self.include {
             Include::None => {}
             Include::Metadata => row["object"] = partial(&object),
@@ -152,8 +160,7 @@ impl Shape {
                 "{{\"kind\":\"PartialObjectMetadataList\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"items\":["
             ),
             View::Table => {
-                let stored = storage_resource(&self.resource);
-                let columns = table::definitions(table::columns(stored.group, stored.kind));
+                let columns = table::definitions_of(working_resource(&self.resource));
                 format!(
                     "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"columnDefinitions\":{columns},\"rows\":["
                 )
@@ -277,9 +284,10 @@ pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
             metadata["remainingItemCount"] = page.remaining.into();
         }
     }
+    let entries = in_version(call, page.entries).await?;
     let shape = Shape::new(&call.resource, view, call);
     let head = shape.list_head(&metadata);
-    let body = responses::streamed(futures::stream::iter(frames(shape, head, page.entries)));
+    let body = responses::streamed(futures::stream::iter(frames(shape, head, entries)));
     let mut response = Response::new(body);
     response.headers_mut().insert(
         http::header::CONTENT_TYPE,
@@ -487,13 +495,11 @@ pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
         Some(seconds) if seconds > 0 => seconds,
         _ => WATCH_TIMEOUT + rand::random_range(0..WATCH_TIMEOUT),
     };
+    let present = in_version(call, present).await?;
     let watch = WatchStream {
+        server: call.server.clone(),
         shape: Shape::new(&call.resource, view, call),
         subscription,
-        applied: {
-            let caches = call.server.caches.clone();
-            Box::new(move || caches.applied())
-        },
         bookmarks: query.flag("allowWatchBookmarks"),
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
         shutdown: call.server.shutdown.clone(),
@@ -520,14 +526,18 @@ fn gone_line(revision: i64) -> Bytes {
     let mut status = error.to_status();
     // Clients of watches know this as Expired inside an ERROR event.
     status["reason"] = "Expired".into();
+    error_line(&status)
+}
+
+fn error_line(status: &Value) -> Bytes {
     format!("{}\n", json!({"type": "ERROR", "object": status})).into()
 }
 
 /// A watch being sent.
 struct WatchStream {
+    server: Arc<crate::Server>,
     shape: Shape,
     subscription: Subscription,
-    applied: Box<dyn Fn() -> i64 + Send>,
     bookmarks: bool,
     deadline: tokio::time::Instant,
     shutdown: tokio_util::sync::CancellationToken,
@@ -563,7 +573,7 @@ impl WatchStream {
             event = self.subscription.events.recv() => match event {
                 Some((change, event)) => {
                     self.at = event.revision;
-                    Next::Line(self.line(change, &event))
+                    self.line(change, &event).await
                 }
                 None => Next::Last(gone_line(self.at)),
             },
@@ -571,11 +581,11 @@ impl WatchStream {
             () = tokio::time::sleep_until(self.deadline) => Next::End,
             () = tokio::time::sleep_until(bookmark_at), if self.bookmarks => {
                 // Read first: what is applied by now has been queued before.
-                let applied = (self.applied)();
+                let applied = self.server.caches.applied();
                 match self.subscription.events.try_recv() {
                     Ok((change, event)) => {
                         self.at = event.revision;
-                        Next::Line(self.line(change, &event))
+                        self.line(change, &event).await
                     }
                     Err(_) => {
                         self.at = self.at.max(applied);
@@ -586,20 +596,25 @@ impl WatchStream {
         }
     }
 
-    fn line(&self, change: Change, event: &crate::cache::WatchEvent) -> Bytes {
+    async fn line(&self, change: Change, event: &crate::cache::WatchEvent) -> Next {
         // An object that stopped matching is reported in its last matching state, at the revision of the change.
-        if change == Change::Deleted && !event.deleted {
-            let last = event
-                .previous
-                .as_ref()
-                .unwrap_or(&event.entry)
-                .at_revision(event.revision);
-            return encode(change, &self.shape.single(&last));
+        let entry = if change == Change::Deleted && !event.deleted {
+            let last = event.previous.as_ref().unwrap_or(&event.entry);
+            Arc::new(last.at_revision(event.revision))
+        } else {
+            event.entry.clone()
+        };
+        let own_version = entry
+            .version
+            .is_none_or(|v| v == self.shape.resource.version);
+        if own_version && Arc::ptr_eq(&entry, &event.entry) && self.shape.is_plain() {
+            return Next::Line(event.json(change));
         }
-        if self.shape.view == View::Object && !self.shape.convert {
-            return event.json(change);
+        let converter = &self.server.registry.converter;
+        match converter.entries(vec![entry], &self.shape.resource).await {
+            Ok(mut entries) => Next::Line(encode(change, &self.shape.single(&entries.remove(0)))),
+            Err(error) => Next::Last(error_line(&error.to_status())),
         }
-        encode(change, &self.shape.single(&event.entry))
     }
 
     fn bookmark(&self, revision: i64, end_of_initial: bool) -> Bytes {
