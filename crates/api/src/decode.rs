@@ -137,7 +137,7 @@ impl<'de> Visitor<'de> for Tracked<'_> {
 }
 
 /// `spec`, `containers`, `[0]`, `name` -> `spec.containers[0].name`.
-fn join(path: &[String]) -> String {
+pub(crate) fn join(path: &[String]) -> String {
     let mut joined = String::new();
     for segment in path {
         if !segment.starts_with('[') && !joined.is_empty() {

@@ -8,6 +8,7 @@ mod authz;
 mod bootstrap;
 mod cache;
 mod compactor;
+mod custom;
 pub mod dial;
 mod discovery;
 mod features;
@@ -22,6 +23,7 @@ mod registry;
 mod request;
 mod server;
 mod user;
+mod webhook;
 
 pub use features::Features;
 pub use flags::{Args, run};

@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::registry::{Registry, ServiceNetwork};
 use crate::request::RequestInfo;
 use crate::user::User;
-use crate::{aggregator, bootstrap, compactor, discovery, health, openapi};
+use crate::{aggregator, bootstrap, compactor, custom, discovery, health, openapi, webhook};
 
 /// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
 pub struct Config {
@@ -105,8 +105,13 @@ impl Server {
             config.kubelet_client.as_ref(),
         )?;
         let insecure_tls = client_tls(None, config.proxy_client.as_ref())?;
+        let webhooks = Arc::new(webhook::Client::new(
+            caches.clone(),
+            config.dialer.clone(),
+            config.proxy_client.clone(),
+        ));
         let server = Arc::new(Self {
-            registry: Registry::new(caches.clone(), config.service_network.clone()),
+            registry: Registry::new(caches.clone(), config.service_network.clone(), webhooks),
             authenticator,
             authorizer: Authorizer::new(caches.clone()),
             tokens,
@@ -126,6 +131,7 @@ impl Server {
         bootstrap::run(&server).await?;
         tokio::spawn(aggregator::register(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
+        tokio::spawn(custom::run(server.clone()));
         let store = server.caches.store().clone();
         tokio::spawn(compactor::run(
             store,
@@ -147,9 +153,7 @@ impl Server {
 
     /// Client settings that trust a base64 PEM bundle.
     pub(crate) fn trusting(&self, bundle: &str) -> anyhow::Result<Arc<ClientConfig>> {
-        use base64::Engine as _;
-        let pem = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(bundle)?)?;
-        client_tls(Some(&pem), self.config.proxy_client.as_ref())
+        trusting(bundle, self.config.proxy_client.as_ref())
     }
 
     /// A client inside this process, acting as `user`: the same server, without TLS or socket.
@@ -420,6 +424,16 @@ fn roots(pem: &str) -> anyhow::Result<RootCertStore> {
         roots.add(certificate)?;
     }
     Ok(roots)
+}
+
+/// Client settings that trust a base64 PEM bundle.
+pub(crate) fn trusting(
+    bundle: &str,
+    identity: Option<&(String, String)>,
+) -> anyhow::Result<Arc<ClientConfig>> {
+    use base64::Engine as _;
+    let pem = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(bundle)?)?;
+    client_tls(Some(&pem), identity)
 }
 
 /// Settings for outgoing TLS: verified against `ca` if given, with a client certificate if there is one.

@@ -100,7 +100,9 @@ impl Caches {
         if known == content {
             return None;
         }
-        let resources = crd.map(custom::resources_of).unwrap_or_default();
+        let resources = crd
+            .map(|crd| custom::resources_of(crd, |_| None))
+            .unwrap_or_default();
         let mut custom = self.custom.write();
         match content {
             Some(content) => {
@@ -329,6 +331,17 @@ impl Caches {
         let (first, second) = (slashes.next()?, slashes.next());
         let found = |at: usize| self.find(&rest[..at]).map(|cache| (cache, &rest[at + 1..]));
         second.and_then(found).or_else(|| found(first))
+    }
+}
+
+/// The version that the write path works in: the stored one of a built-in resource, the request's own of a custom one,
+/// which is converted where it is read and written.
+#[must_use]
+pub fn working_resource(resource: &Resource) -> &Resource {
+    if resource.definition.is_some() {
+        resource
+    } else {
+        storage_resource(resource)
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::decode::FieldValidation;
 use super::{Call, decode, write};
 use crate::authz::Question;
-use crate::cache::storage_resource;
+use crate::cache::working_resource;
 use crate::http::{self as responses, Body};
 use crate::registry::{Change, Writer};
 
@@ -225,6 +225,6 @@ pub(super) fn scale(
     let mut merged = fields.apply(&scale, &apply.config, "Scale", &apply.manager, apply.force)?;
     check_identity(call, &merged)?;
     let seen = merged["metadata"]["managedFields"].take();
-    let version = storage_resource(&call.resource).api_version();
+    let version = working_resource(&call.resource).api_version();
     Ok((merged, from_scale(parent, &seen, &version, &REPLICAS)))
 }

@@ -1,6 +1,7 @@
 //! Request bodies into objects of a kind, with upstream's field validation.
 
 use bytes::Bytes;
+use fluyt_api::custom::Definition;
 use fluyt_api::decode::{Parsed, conform, parse_json};
 use fluyt_api::resources::{Resource, api_version, type_of};
 use fluyt_api::schema::{Schema, TypeId};
@@ -36,6 +37,7 @@ pub struct Expected<'a> {
     kind: &'a str,
     schema: &'a Schema,
     ty: Option<TypeId>,
+    definition: Option<&'a Definition>,
 }
 
 impl Expected<'_> {
@@ -54,6 +56,7 @@ impl<'a> From<(&'a str, &'a str, &'a str)> for Expected<'a> {
             kind,
             schema: Schema::builtin(),
             ty: type_of(group, version, kind),
+            definition: None,
         }
     }
 }
@@ -66,6 +69,7 @@ impl<'a> From<&'a Resource> for Expected<'a> {
             kind: resource.kind,
             schema: resource.schema(),
             ty: resource.ty,
+            definition: resource.definition.as_deref(),
         }
     }
 }
@@ -177,6 +181,7 @@ pub fn typed<'a>(
         kind,
         schema,
         ty,
+        definition,
     } = kind.into();
     let expected = api_version(group, version);
     if !object.is_object() {
@@ -204,7 +209,9 @@ pub fn typed<'a>(
         ))
     };
     let mut unknown = Vec::new();
-    if let Some(ty) = ty {
+    if let Some(definition) = definition {
+        unknown = definition.conform(ty, &mut object).map_err(cannot)?;
+    } else if let Some(ty) = ty {
         unknown = conform(schema, ty, &mut object).map_err(cannot)?.unknown;
     }
     if let Some(map) = object.as_object_mut() {

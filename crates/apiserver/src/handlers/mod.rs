@@ -5,6 +5,7 @@ mod decode;
 mod proxy;
 mod read;
 mod reviews;
+mod shape;
 mod subresources;
 mod write;
 

@@ -1,7 +1,8 @@
 //! Subresources: parts of an object with an endpoint of their own.
 
+use fluyt_api::resources::Resource;
 use fluyt_api::selector::LabelSelector;
-use fluyt_api::{Cause, Error, Reason, meta, resources};
+use fluyt_api::{Cause, Error, Reason, custom, meta, resources};
 use fluyt_pki::{Claims, KubernetesClaims, NamedReference};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -144,7 +145,10 @@ enum Scaling {
 async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
     let present = call.server.registry.get(call.location()).await?.object();
     if call.info.verb == "get" {
-        return Ok(responses::json(StatusCode::OK, &to_scale(&present)));
+        return Ok(responses::json(
+            StatusCode::OK,
+            &to_scale(&call.resource, &present),
+        ));
     }
     let mut cx = call.write_context()?;
     let kind = ("autoscaling", "v1", "Scale");
@@ -162,13 +166,13 @@ async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
     if let Some(writer) = &mut cx.writer {
         writer.applied = matches!(write, Scaling::Apply(_));
     }
-    let query = call.info.query.clone();
+    let (query, resource) = (call.info.query.clone(), call.resource.clone());
     let change: Change<'_> = Box::new(|current: &Value| {
         let mut managed = current["metadata"]["managedFields"].clone();
         let wanted = match &write {
             Scaling::Update(sent) => sent.clone(),
             Scaling::Patch(format, body) => {
-                let mut scale = to_scale(current);
+                let mut scale = to_scale(&resource, current);
                 match format {
                     write::Format::Json => fluyt_api::patch::json_patch(&mut scale, body)?,
                     _ => fluyt_api::patch::merge_patch(&mut scale, body)?,
@@ -176,7 +180,7 @@ async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
                 decode::typed(scale, Vec::new(), &query, kind)?.object
             }
             Scaling::Apply(apply) => {
-                let (scale, left) = apply::scale(call, apply, current, to_scale(current))?;
+                let (scale, left) = apply::scale(call, apply, current, to_scale(&resource, current))?;
                 managed = left;
                 decode::typed(scale, Vec::new(), &query, kind)?.object
             }
@@ -202,7 +206,9 @@ async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
             "resourceVersion",
             wanted["metadata"]["resourceVersion"].clone(),
         );
-        object["spec"]["replicas"] = replicas.into();
+        let scale = resource.definition.as_ref().and_then(|d| d.scale.as_ref());
+        let path = scale.map_or(".spec.replicas", |scale| &*scale.spec_replicas);
+        custom::set_path(&mut object, path, replicas.into());
         meta::set(&mut object, "managedFields", managed);
         Ok(object)
     });
@@ -211,10 +217,29 @@ async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
         .registry
         .update(&cx, call.location(), change)
         .await?;
-    Ok(responses::json(StatusCode::OK, &to_scale(&updated)))
+    Ok(responses::json(
+        StatusCode::OK,
+        &to_scale(&call.resource, &updated),
+    ))
 }
 
-fn to_scale(object: &Value) -> Value {
+fn to_scale(resource: &Resource, object: &Value) -> Value {
+    let number = |path: &str| {
+        let value = custom::at_path(object, path).and_then(Value::as_i64);
+        value.unwrap_or(0)
+    };
+    let scale = resource.definition.as_ref().and_then(|d| d.scale.as_ref());
+    if let Some(scale) = scale {
+        let selector = scale
+            .label_selector
+            .as_ref()
+            .and_then(|path| custom::at_path(object, path)?.as_str());
+        let mut status = json!({"replicas": number(&scale.status_replicas)});
+        if let Some(selector) = selector {
+            status["selector"] = selector.into();
+        }
+        return scale_object(object, number(&scale.spec_replicas), &status);
+    }
     let selector = &object["spec"]["selector"];
     let selector = if selector["matchLabels"].is_object() || selector["matchExpressions"].is_array()
     {
@@ -222,6 +247,11 @@ fn to_scale(object: &Value) -> Value {
     } else {
         LabelSelector::from_match_labels(selector.as_object())
     };
+    let status = json!({"replicas": number(".status.replicas"), "selector": selector.to_string()});
+    scale_object(object, number(".spec.replicas"), &status)
+}
+
+fn scale_object(object: &Value, replicas: i64, status: &Value) -> Value {
     let mut metadata = json!({});
     for field in [
         "name",
@@ -234,8 +264,7 @@ fn to_scale(object: &Value) -> Value {
     }
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
-        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
-        "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": selector.to_string()},
+        "spec": {"replicas": replicas}, "status": status,
     })
 }
 
@@ -615,7 +644,8 @@ mod tests {
     #[test]
     fn scales_name_their_selector() {
         let deployment = json!({"metadata": {"name": "a"}, "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "x"}}}, "status": {"replicas": 2}});
-        let scale = to_scale(&deployment);
+        let deployments = resources::find("apps", "v1", "deployments").unwrap();
+        let scale = to_scale(deployments, &deployment);
         assert_eq!(
             (&scale["spec"]["replicas"], &scale["status"]["selector"]),
             (&3.into(), &"app=x".into())

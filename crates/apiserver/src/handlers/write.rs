@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::decode::{self, Decoded};
 use super::{Call, apply, read};
 use crate::authz::{Rule, rules_cover};
-use crate::cache::storage_resource;
+use crate::cache::working_resource;
 use crate::http::{self as responses, Body};
 use crate::registry::{Change, DeleteOptions, Deleted, Location, WriteContext};
 
@@ -24,7 +24,7 @@ const RETURN_DELETED: [&str; 7] = [
 ];
 
 pub(super) fn to_storage(resource: &Resource, object: Value) -> Value {
-    let stored = storage_resource(resource);
+    let stored = working_resource(resource);
     if std::ptr::eq(stored, resource) {
         object
     } else {
@@ -33,7 +33,7 @@ pub(super) fn to_storage(resource: &Resource, object: Value) -> Value {
 }
 
 pub(super) fn from_storage(resource: &Resource, object: Value) -> Value {
-    if std::ptr::eq(storage_resource(resource), resource) {
+    if std::ptr::eq(working_resource(resource), resource) {
         object
     } else {
         convert::from_storage(resource, object)
@@ -43,7 +43,7 @@ pub(super) fn from_storage(resource: &Resource, object: Value) -> Value {
 /// The resource as strategies know it: the stored version.
 pub(super) fn stored<'a>(at: Location<'a>) -> Location<'a> {
     Location {
-        resource: storage_resource(at.resource),
+        resource: working_resource(at.resource),
         ..at
     }
 }
@@ -111,7 +111,7 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
 }
 
 fn may_create(call: &Call) -> bool {
-    let resource = storage_resource(&call.resource);
+    let resource = working_resource(&call.resource);
     call.target.subresource.is_empty() && resource.strategy().allow_create_on_update()
 }
 
@@ -344,7 +344,7 @@ pub(super) async fn delete_collection(call: &mut Call) -> Result<Response<Body>,
     let (options, cx) = delete_options(call).await?;
     let filter = read::filter(call)?;
     let revision = call.server.caches.consistent().await?;
-    let stored_resource = storage_resource(&call.resource);
+    let stored_resource = working_resource(&call.resource);
     let snapshot = call.server.caches.of(stored_resource).snapshot();
     let mut items = Vec::new();
     for entry in snapshot.entries.values().filter(|e| filter.matches(e)) {

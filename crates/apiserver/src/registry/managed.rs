@@ -5,7 +5,7 @@ use fluyt_api::meta;
 use serde_json::Value;
 
 use super::{Location, Registry, WriteContext};
-use crate::cache::storage_resource;
+use crate::cache::working_resource;
 
 /// In whose name, and in which version of the object, a request writes.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ impl Registry {
         use_it: impl FnOnce(&FieldManager<'_>) -> T,
     ) -> T {
         let snapshot = self.caches.served();
-        let stored = storage_resource(at.resource);
+        let stored = working_resource(at.resource);
         let now = meta::now();
         let versions = Served {
             snapshot: &snapshot,

@@ -17,7 +17,9 @@ use serde_json::Value;
 
 use crate::admission::{self, Attributes, Operation};
 use crate::cache::{Caches, Entry, REGISTRY, storage_resource};
+use crate::custom::Converter;
 use crate::user::User;
+use crate::webhook;
 
 pub use delete::{DeleteOptions, Deleted};
 pub use managed::Writer;
@@ -35,6 +37,7 @@ const EVENT_LEASE_REUSE: i64 = 60;
 /// Writes objects.
 pub struct Registry {
     caches: Arc<Caches>,
+    pub(crate) converter: Converter,
     admission: admission::Chain,
     services: service::Allocator,
     event_lease: tokio::sync::Mutex<Option<(i64, std::time::Instant)>>,
@@ -95,8 +98,13 @@ impl<'a> Location<'a> {
 
 impl Registry {
     #[must_use]
-    pub fn new(caches: Arc<Caches>, network: ServiceNetwork) -> Self {
+    pub fn new(
+        caches: Arc<Caches>,
+        network: ServiceNetwork,
+        webhooks: Arc<webhook::Client>,
+    ) -> Self {
         Self {
+            converter: Converter::new(webhooks),
             admission: admission::Chain::new(caches.clone()),
             services: service::Allocator::new(network),
             caches,
@@ -111,11 +119,40 @@ impl Registry {
     pub fn get<'a>(&'a self, at: Location<'a>) -> BoxFuture<'a, Result<Arc<Entry>, Error>> {
         Box::pin(async move {
             self.caches.consistent().await?;
-            self.caches
+            let entry = self
+                .caches
                 .of(storage_resource(at.resource))
                 .get(&at.key())
-                .ok_or_else(|| at.not_found())
+                .ok_or_else(|| at.not_found())?;
+            self.in_version(entry, at.resource).await
         })
+    }
+
+    /// An entry in the version that a custom resource is asked for.
+    async fn in_version(
+        &self,
+        entry: Arc<Entry>,
+        resource: &Resource,
+    ) -> Result<Arc<Entry>, Error> {
+        if entry.version.is_none_or(|v| v == resource.version) {
+            return Ok(entry);
+        }
+        let object = self.converter.one(entry.object(), resource).await?;
+        let converted = Entry::new(resource, &entry.key, entry.revision, &object);
+        Ok(Arc::new(converted))
+    }
+
+    /// The stored form of an object: in its resource's stored version, with the revision left to the store.
+    async fn encode(&self, resource: &Resource, object: &Value) -> Result<Vec<u8>, Error> {
+        let mut stored = object.clone();
+        if resource.definition.is_some() {
+            stored = self
+                .converter
+                .one(stored, storage_resource(resource))
+                .await?;
+        }
+        meta::set(&mut stored, "resourceVersion", Value::Null);
+        Ok(serde_json::to_vec(&stored).unwrap_or_default())
     }
 
     /// Creates an object in its stored version.
@@ -224,7 +261,7 @@ impl Registry {
         let lease = self.lease_for(resource).await?;
         let put = Put {
             lease,
-            ..Put::new(store_key_bytes(&at), encode(&object))
+            ..Put::new(store_key_bytes(&at), self.encode(resource, &object).await?)
         };
         let txn = Txn {
             compares: vec![Compare {
@@ -276,7 +313,9 @@ impl Registry {
                 match self.update_once(cx, at, &current, &old, object).await? {
                     Updated::Done(object) => return Ok(object),
                     Updated::Lost(None) => return Err(at.not_found()),
-                    Updated::Lost(Some(newer)) => current = newer,
+                    Updated::Lost(Some(newer)) => {
+                        current = self.in_version(newer, at.resource).await?;
+                    }
                 }
             }
             Err(Error::modified(
@@ -351,9 +390,14 @@ impl Registry {
             strategy.name_rule(),
         );
         validation::object_meta_update(&mut errors, &object, old);
-        if at.subresource.is_empty() {
-            strategy.validate(&object, &mut errors);
-            strategy.validate_update(&object, old, &mut errors);
+        match at.subresource {
+            "" => strategy.validate_on_update(&object, old, &mut errors),
+            // Scaling a custom resource must leave it valid; its schema is all that says so.
+            "scale" if resource.definition.is_some() => {
+                strategy.validate_on_update(&object, old, &mut errors);
+            }
+            "status" => strategy.validate_status(&object, old, &mut errors),
+            _ => {}
         }
         if !errors.is_empty() {
             return Err(Error::invalid(
@@ -387,7 +431,7 @@ impl Registry {
             let lease = self.lease_for(resource).await?;
             Op::Put(Put {
                 lease,
-                ..Put::new(store_key_bytes(&at), encode(&object))
+                ..Put::new(store_key_bytes(&at), self.encode(resource, &object).await?)
             })
         };
         match self.commit(at, current.revision, op).await? {
@@ -505,15 +549,12 @@ fn store_error(error: fluyt_etcd::Error) -> Error {
     }
 }
 
-/// The stored form: the revision is the store's to say.
-fn encode(object: &Value) -> Vec<u8> {
-    let mut stored = object.clone();
-    meta::set(&mut stored, "resourceVersion", Value::Null);
-    serde_json::to_vec(&stored).unwrap_or_default()
-}
-
 /// Static defaults, then those of the kind; what a strategy touched without setting does not stay behind as null.
 fn apply_defaults(resource: &Resource, strategy: &dyn Strategy, object: &mut Value) {
+    if let Some(definition) = &resource.definition {
+        definition.default(object);
+        return;
+    }
     let normalise = |object: &mut Value| {
         if let Some(ty) = resource.ty {
             let schema = resource.schema();
