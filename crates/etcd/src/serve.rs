@@ -66,6 +66,9 @@ pub struct Args {
     /// Size of the largest request.
     #[arg(long, default_value_t = 3 << 19)]
     max_request_bytes: usize,
+    /// Bytes on disk at which writes are refused and the alarm NOSPACE is raised; 0 is 2 GiB, negative is no limit.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    quota_backend_bytes: i64,
     /// Whether the retention is a time (`periodic`) or a number of revisions (`revision`).
     #[arg(long, value_enum, default_value = "periodic")]
     auto_compaction_mode: Mode,
@@ -95,7 +98,10 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let directory = args
         .data_dir
         .unwrap_or_else(|| PathBuf::from(format!("{}.etcd", args.name)));
-    let store = Arc::new(Embedded::open(&directory)?);
+    let store = Arc::new(Embedded::open_with_quota(
+        &directory,
+        args.quota_backend_bytes,
+    )?);
     let advertise_client_urls = if args.advertise_client_urls.is_empty() {
         args.listen_client_urls
     } else {
@@ -108,7 +114,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         max_request_bytes: args.max_request_bytes,
         progress_interval: args.experimental_watch_progress_notify_interval,
     };
-    let member = Member::new(store.clone(), options, shutdown.clone())?;
+    let member = Member::new(store.clone(), options, shutdown.clone());
     let pages = pages(member.clone());
     let everything = member.routes().into_axum_router().merge(pages.clone());
     let tasks = TaskTracker::new();
@@ -142,8 +148,14 @@ fn json(body: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-async fn health() -> Response {
-    json(r#"{"health":"true","reason":""}"#.into())
+async fn health(State(member): State<Member>) -> Response {
+    match member.alarm() {
+        None => json(r#"{"health":"true","reason":""}"#.into()),
+        Some(alarm) => {
+            let body = json(format!(r#"{{"health":"false","reason":"ALARM {alarm}"}}"#));
+            (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+        }
+    }
 }
 
 async fn version() -> Response {
@@ -153,10 +165,8 @@ async fn version() -> Response {
 }
 
 async fn metrics(State(member): State<Member>) -> Response {
-    match member.metrics_page() {
-        Ok(page) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (kind, member.metrics_page()).into_response()
 }
 
 /// One URL listened on.

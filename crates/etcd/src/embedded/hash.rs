@@ -4,8 +4,12 @@
 use etcd_client::proto::PbKeyValue;
 use prost::Message as _;
 
+use std::ops::Bound;
+
 use super::codec::{self, Record};
-use super::{Shared, read, storage};
+use super::compact::versions_at;
+use super::storage::Space;
+use super::{Shared, read};
 use crate::{Error, Keys, Range};
 
 /// A hash and what it covers.
@@ -40,17 +44,17 @@ impl Shared {
         };
         let mut crc = Crc32c::default();
         crc.update(b"key");
-        for guard in self
-            .log
-            .range(..=codec::log_key(revision, u32::MAX).to_vec())
-        {
-            let (position, bytes) = guard.into_inner().map_err(storage)?;
+        let snapshot = self.storage.snapshot();
+        let until = Bound::Included(codec::log_key(revision, u32::MAX).to_vec());
+        for item in snapshot.range(Space::History, (Bound::Unbounded, until)) {
+            let (position, bytes) = item?;
             let (at, sub) = codec::split_log_key(&position).ok_or_else(read::damaged)?;
             let (key, record) = codec::decode_log(&bytes).ok_or_else(read::damaged)?;
-            if at <= compact_revision
-                && (record.is_deletion() || self.newest_at(&key, kept_at)? != Some((at, sub)))
-            {
-                continue;
+            if at <= compact_revision {
+                let newest = versions_at(&snapshot, &key, kept_at).next().transpose()?;
+                if record.is_deletion() || newest != Some((at, sub)) {
+                    continue;
+                }
             }
             crc.update(&backend_key(at, sub, record.is_deletion()));
             crc.update(&backend_value(&key, record));

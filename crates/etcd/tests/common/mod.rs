@@ -5,6 +5,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 
 use clap::Parser as _;
 use etcd_client::Client;
@@ -17,9 +18,11 @@ struct Cli {
     args: fluyt_etcd::Args,
 }
 
+pub mod proxy;
+
 pub struct Server {
     pub url: String,
-    pub directory: TempDir,
+    pub directory: Arc<TempDir>,
     shutdown: CancellationToken,
     task: Option<tokio::task::JoinHandle<anyhow::Result<()>>>,
     child: Option<Child>,
@@ -37,7 +40,11 @@ impl Server {
     }
 
     pub async fn fluyt_at(url: &str, flags: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::fluyt_in(Arc::new(tempfile::tempdir().unwrap()), url, flags).await
+    }
+
+    /// In a directory that may have been used before.
+    pub async fn fluyt_in(directory: Arc<TempDir>, url: &str, flags: &[&str]) -> Self {
         let path = directory.path().to_str().unwrap();
         let mut line = vec!["etcd", "--data-dir", path, "--listen-client-urls", url];
         line.extend(flags);
@@ -55,15 +62,21 @@ impl Server {
         server
     }
 
-    /// Debian's etcd.
+    /// A real etcd: Debian's, or the one that `FLUYT_TEST_ETCD` names.
     pub async fn etcd() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::etcd_with("http", &[]).await
+    }
+
+    pub async fn etcd_with(scheme: &str, flags: &[&str]) -> Self {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
         let (url, peer) = (
-            format!("http://127.0.0.1:{}", free_port()),
+            format!("{scheme}://127.0.0.1:{}", free_port()),
             format!("http://127.0.0.1:{}", free_port()),
         );
-        let child = Command::new("/usr/bin/etcd")
+        let program = std::env::var("FLUYT_TEST_ETCD").unwrap_or_else(|_| "/usr/bin/etcd".into());
+        let child = Command::new(program)
             .env_clear()
+            .args(flags)
             .arg("--data-dir")
             .arg(directory.path())
             .args([
@@ -90,7 +103,14 @@ impl Server {
         server
     }
 
-    fn address(&self) -> &str {
+    /// Sends a signal to a child process.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        let sent = Command::new("kill").args([name, &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    pub fn address(&self) -> &str {
         self.url.split_once("://").unwrap().1
     }
 
@@ -173,6 +193,7 @@ impl Drop for Server {
         self.shutdown.cancel();
         if let Some(child) = &mut self.child {
             child.kill().unwrap();
+            // A stopped process dies as well.
             child.wait().unwrap();
         }
     }
