@@ -139,7 +139,7 @@ async fn set_condition(server: &Arc<Server>, service: &Value, condition: &Value)
     });
     let cx = WriteContext {
         user: User::new("system:apiserver", &[MASTERS]),
-        dry_run: false,
+        ..WriteContext::default()
     };
     let at = Location {
         resource,

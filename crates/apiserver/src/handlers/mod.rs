@@ -18,10 +18,11 @@ use parking_lot::Mutex;
 
 use crate::Server;
 use crate::http::Body;
-use crate::registry::{Location, WriteContext};
+use crate::registry::{Location, Warnings, WriteContext};
 use crate::request::{RequestInfo, Target};
 use crate::user::User;
 
+pub(crate) use decode::warn;
 pub(crate) use proxy::forward;
 
 /// A request to a known resource, authenticated and authorized.
@@ -31,6 +32,7 @@ pub struct Call {
     pub target: Target,
     pub resource: Handle,
     pub user: User,
+    pub warnings: Warnings,
     pub parts: Parts,
     /// Taken once, by whoever reads or forwards it. Behind a lock only because bodies cannot be shared between threads.
     pub body: Mutex<Body>,
@@ -66,6 +68,7 @@ impl Call {
         Ok(WriteContext {
             user: self.user.clone(),
             dry_run,
+            warnings: self.warnings.clone(),
         })
     }
 
@@ -84,6 +87,11 @@ impl Call {
 /// # Errors
 /// What becomes the response's `Status`.
 pub async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
+    if let Some(definition) = &call.resource.definition
+        && let Some(deprecation) = &definition.deprecation
+    {
+        call.warnings.add(&**deprecation);
+    }
     if !call.target.subresource.is_empty() {
         return Box::pin(subresources::handle(call)).await;
     }

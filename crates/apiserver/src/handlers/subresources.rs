@@ -467,7 +467,7 @@ async fn take_disruption(call: &Call, pod: &Value, budget: &str) -> Result<(), E
     });
     let cx = crate::registry::WriteContext {
         user: call.user.clone(),
-        dry_run: false,
+        ..crate::registry::WriteContext::default()
     };
     call.server.registry.update(&cx, at, take).await.map(drop)
 }
