@@ -512,6 +512,12 @@ pub fn object_meta(
         for problem in qualified_name(finalizer) {
             errors.invalid("metadata.finalizers", &finalizer.into(), &problem);
         }
+    }
+}
+
+/// Finalizers of built-in kinds are upstream's own or have a domain.
+pub fn standard_finalizers(errors: &mut Errors, object: &Value) {
+    for finalizer in meta::finalizers(object) {
         if !finalizer.contains('/')
             && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer)
         {
@@ -573,6 +579,7 @@ mod tests {
         let object =
             json!({"metadata": {"name": "Bad", "labels": {"a b": "c"}, "finalizers": ["mine"]}});
         object_meta(&mut errors, &object, true, dns_subdomain);
+        standard_finalizers(&mut errors, &object);
         let fields: Vec<&str> = errors.0.iter().map(|c| c.field.as_str()).collect();
         assert_eq!(
             fields,

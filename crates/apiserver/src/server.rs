@@ -28,7 +28,7 @@ use crate::features::Features;
 use crate::handlers::{self, Call};
 use crate::http::{self, Body, BoxError, Wanted};
 use crate::metrics::Metrics;
-use crate::registry::{Registry, ServiceNetwork};
+use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
 use crate::user::User;
 use crate::{aggregator, bootstrap, compactor, custom, discovery, health, openapi, webhook};
@@ -337,7 +337,9 @@ impl Server {
         };
         if let Some(resource) = target.resource.clone() {
             let (parts, body) = request.into_parts();
+            let warnings = Warnings::default();
             let call = Call {
+                warnings: warnings.clone(),
                 server: self.clone(),
                 info,
                 target,
@@ -347,7 +349,12 @@ impl Server {
                 body: body.into(),
             };
             let handled: BoxFuture<'static, _> = Box::pin(handlers::handle(call));
-            return handled.await;
+            let mut response = match handled.await {
+                Ok(response) => response,
+                Err(error) => http::error(&error),
+            };
+            handlers::warn(response.headers_mut(), &warnings.take());
+            return Ok(response);
         }
         match aggregator::find(&self.caches, &target.group, &target.version) {
             Some(service) => {
@@ -368,7 +375,7 @@ impl Server {
         if let Some(response) = discovery::handle(&self, &info.path, request.headers()) {
             return Ok(response);
         }
-        if let Some(response) = openapi::handle(&info.path, &info.query) {
+        if let Some(response) = openapi::handle(&self.caches.served(), &info.path, &info.query) {
             return Ok(response);
         }
         let ok = ::http::StatusCode::OK;

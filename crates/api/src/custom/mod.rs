@@ -29,6 +29,8 @@ pub use structural::Structural;
 #[derive(Debug)]
 pub struct Definition {
     pub structural: Structural,
+    /// The schema as it was written.
+    pub openapi: Arc<Value>,
     /// The same as types, for apply and patches.
     pub schema: Schema,
     pub has_status: bool,
@@ -332,6 +334,30 @@ impl Strategy for Definition {
         })
     }
 
+    fn has_standard_finalizers(&self) -> bool {
+        false
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let before = old.map(meta::finalizers).unwrap_or_default();
+        let mut added: Vec<&str> = meta::finalizers(object);
+        added.retain(|f| !before.contains(f));
+        added.sort_unstable();
+        let mut warnings = Vec::new();
+        for finalizer in added {
+            let standard = ["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer);
+            if !finalizer.contains('/') && !standard {
+                let path = if finalizer.contains('.') {
+                    "including a path (/) "
+                } else {
+                    ""
+                };
+                warnings.push(format!("metadata.finalizers: {finalizer:?}: prefer a domain-qualified finalizer name {path}to avoid accidental conflicts with other finalizer writers"));
+            }
+        }
+        warnings
+    }
+
     fn allow_unconditional_update(&self) -> bool {
         false
     }
@@ -428,6 +454,7 @@ fn resource(
         ty: Some(ty),
         storage: intern(&format!("{group}/{plural}")),
         definition: Some(Arc::new(Definition {
+            openapi: Arc::new(version["schema"]["openAPIV3Schema"].clone()),
             rules: compile(&structural),
             structural,
             schema,

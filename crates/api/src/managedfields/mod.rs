@@ -290,8 +290,7 @@ impl FieldManager<'_> {
             let comparisons = self.comparisons(self.requested, &Value::Null, live);
             managed = self.record(managed, comparisons, BEFORE_FIRST_APPLY);
         }
-        let given = &config["metadata"]["managedFields"];
-        if given.as_array().is_some_and(|list| !list.is_empty()) {
+        if !config["metadata"]["managedFields"].is_null() {
             return Err(Error::bad_request("metadata.managedFields must be nil").into());
         }
         let Some((schema, ty)) = self.versions.schema(self.requested) else {

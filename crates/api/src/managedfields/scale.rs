@@ -72,10 +72,11 @@ pub fn from_scale(parent: &Value, scale: &Value, version: &str, replicas: &[&str
             api_version: version.to_owned(),
             ..entry.manager
         };
+        // As upstream, which only knows the times of entries that the object had.
         kept.push(Entry {
             manager,
             set: set_of(&replicas),
-            ..entry
+            time: None,
         });
     }
     Managed(kept).encode()

@@ -216,12 +216,20 @@ impl<'s> Shape<'s> {
         };
         let mut fields = Vec::with_capacity(keys.len());
         for key in keys {
-            let default = || match kind {
-                Kind::Object(ty) => self.schema.get(*ty).field(key)?.default.as_ref(),
-                _ => None,
+            // A key that upstream always writes counts as its zero when it is absent.
+            let default = || {
+                let Kind::Object(ty) = kind else { return None };
+                let field = self.schema.get(*ty).field(key)?;
+                let zero = match field.kind {
+                    Kind::String => Value::from(""),
+                    Kind::Int32 | Kind::Int64 => Value::from(0),
+                    _ => Value::Null,
+                };
+                let zero = field.required.then_some(zero).filter(|z| !z.is_null());
+                field.default.clone().or(zero)
             };
-            if let Some(value) = map.get(&**key).or_else(default) {
-                fields.push((key.to_string(), value.clone()));
+            if let Some(value) = map.get(&**key).cloned().or_else(default) {
+                fields.push((key.to_string(), value));
             }
         }
         if fields.is_empty() {

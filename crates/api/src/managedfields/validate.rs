@@ -112,7 +112,7 @@ impl Walk<'_> {
             (Kind::List(_), other) => self.problem(format!("expected list, got {}", go(other))),
             (Kind::Map(_), other) => self.problem(format!("expected map, got {}", go(other))),
             (Kind::String | Kind::Bytes, other) if !other.is_string() => {
-                self.problem(format!("expected string, got {}", go(other)));
+                self.problem(format!("expected string, got {}", go_syntax(other)));
             }
             (Kind::Bool, other) if !other.is_boolean() => {
                 self.problem(format!("expected boolean, got {}", go(other)));
@@ -132,20 +132,47 @@ impl Walk<'_> {
     }
 }
 
-/// A value as Go prints it.
+/// A value as Go prints what holds it, with `%v`.
 fn go(value: &Value) -> String {
-    match value {
-        Value::Array(items) => {
-            let items: Vec<String> = items.iter().map(go).collect();
-            format!("&{{[{}]}}", items.join(" "))
+    fn plain(value: &Value) -> String {
+        match value {
+            Value::Array(items) => {
+                let items: Vec<String> = items.iter().map(plain).collect();
+                format!("[{}]", items.join(" "))
+            }
+            Value::Object(map) => {
+                let fields: Vec<String> =
+                    map.iter().map(|(k, v)| format!("{k}:{}", plain(v))).collect();
+                format!("map[{}]", fields.join(" "))
+            }
+            Value::String(text) => text.clone(),
+            Value::Null => "<nil>".to_owned(),
+            other => other.to_string(),
         }
-        Value::Object(map) => {
-            let fields: Vec<String> = map.iter().map(|(k, v)| format!("{k}:{}", go(v))).collect();
-            format!("&{{map[{}]}}", fields.join(" "))
-        }
-        Value::String(text) => format!("&{{{text}}}"),
-        other => format!("&{{{other}}}"),
     }
+    format!("&{{{}}}", plain(value))
+}
+
+/// The same with `%#v`.
+fn go_syntax(value: &Value) -> String {
+    fn plain(value: &Value) -> String {
+        match value {
+            Value::Array(items) => {
+                let items: Vec<String> = items.iter().map(plain).collect();
+                format!("[]interface {{}}{{{}}}", items.join(", "))
+            }
+            Value::Object(map) => {
+                let fields: Vec<String> = map
+                    .iter()
+                    .map(|(k, v)| format!("{k:?}:{}", plain(v)))
+                    .collect();
+                format!("map[string]interface {{}}{{{}}}", fields.join(", "))
+            }
+            Value::Null => "interface {}(nil)".to_owned(),
+            other => other.to_string(),
+        }
+    }
+    format!("&value.valueUnstructured{{Value:{}}}", plain(value))
 }
 
 fn go_type(value: &Value) -> &'static str {
@@ -180,8 +207,8 @@ mod tests {
             ".spec.containers: duplicate entries for key [name=\"a\"]"
         );
         assert_eq!(
-            pod(json!({"containers": [{"image": "a"}]})),
-            ".spec.containers: element 0: associative list with keys has an element that omits all key fields [\"name\"] (and doesn't have default values for any key fields)"
+            pod(json!({"containers": [{"name": 1, "ports": []}], "topologySpreadConstraints": ["x"]})),
+            "errors:\n  .spec.containers[name=1].name: expected string, got &value.valueUnstructured{Value:1}\n  .spec.topologySpreadConstraints: element 0: associative list with keys may not have non-map elements"
         );
         assert_eq!(
             pod(json!({"containers": [{"name": "a", "stdin": "x"}], "priority": "x"})),

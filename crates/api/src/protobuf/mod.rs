@@ -614,7 +614,7 @@ mod tests {
         check::<a::discovery::v1::EndpointSlice>("io.k8s.api.discovery.v1.EndpointSlice");
         check::<a::coordination::v1::Lease>("io.k8s.api.coordination.v1.Lease");
         check::<a::storage::v1::CSINode>("io.k8s.api.storage.v1.CSINode");
-        check::<meta::ApiResource>("io.k8s.apimachinery.pkg.apis.meta.v1.APIResource");
+        check::<meta::APIResource>("io.k8s.apimachinery.pkg.apis.meta.v1.APIResource");
         check::<meta::Status>("io.k8s.apimachinery.pkg.apis.meta.v1.Status");
     }
 

@@ -59,6 +59,16 @@ pub trait Strategy: Sync + Send {
         keep_all_but_status(object, old);
     }
 
+    /// Finalizers must be upstream's own or have a domain.
+    fn has_standard_finalizers(&self) -> bool {
+        true
+    }
+
+    /// What the author of a write should know, though it is done.
+    fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {
+        Vec::new()
+    }
+
     /// What deletion adds to an object before its finalizers are looked at.
     fn prepare_delete(&self, _object: &mut Value) {}
 

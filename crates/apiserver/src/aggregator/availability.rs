@@ -139,8 +139,7 @@ async fn set_condition(server: &Arc<Server>, service: &Value, condition: &Value)
     });
     let cx = WriteContext {
         user: User::new("system:apiserver", &[MASTERS]),
-        dry_run: false,
-        writer: None,
+        ..WriteContext::default()
     };
     let at = Location {
         resource,

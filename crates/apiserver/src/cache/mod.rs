@@ -85,6 +85,17 @@ impl Caches {
         self.custom.read().served.clone()
     }
 
+    /// Whether a custom resource's definition is being deleted.
+    #[must_use]
+    pub fn is_terminating(&self, resource: &Resource) -> bool {
+        resource.definition.is_some()
+            && self.builtin.get(DEFINITIONS).is_some_and(|cache| {
+                cache
+                    .get(&resource.group_resource())
+                    .is_some_and(|crd| meta::is_terminating(&crd.object()))
+            })
+    }
+
     /// Takes over what a definition says now (`None`: it is gone). Tells which cache has to be loaded because of it.
     fn define(&self, name: &str, crd: Option<&serde_json::Value>) -> Option<Arc<ResourceCache>> {
         let crd = crd.filter(|crd| is_established(crd));

@@ -38,6 +38,13 @@ impl Apply {
                 ),
             },
         };
+        let config = config.and_then(|config| match config {
+            Value::Object(_) | Value::Null => Ok(config),
+            other => Err(format!(
+                "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
+                decode::kind_of(&other)
+            )),
+        });
         let config =
             config.map_err(|why| Error::bad_request(format!("error decoding YAML: {why}")))?;
         let mut warnings = Vec::new();
@@ -48,13 +55,13 @@ impl Apply {
                 "error converting YAML to JSON: yaml: unmarshal errors:\n  {}",
                 lines.join("\n  ")
             );
-            match decode::field_validation(&call.info.query)? {
+            match decode::field_validation(&call.info.query) {
                 FieldValidation::Strict => {
                     return Err(Error::bad_request(format!(
                         "error strict decoding YAML: {message}"
                     )));
                 }
-                FieldValidation::Warn => warnings.push(message.replace('\n', " ")),
+                FieldValidation::Warn => warnings = lines,
                 FieldValidation::Ignore => {}
             }
         }

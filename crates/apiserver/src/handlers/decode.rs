@@ -227,7 +227,7 @@ pub fn typed<'a>(
                 .map(|f| format!("duplicate field \"{f}\"")),
         )
         .collect();
-    match field_validation(query)? {
+    match field_validation(query) {
         FieldValidation::Strict if !problems.is_empty() => Err(cannot(format!(
             "strict decoding error: {}",
             problems.join(", ")
@@ -243,7 +243,7 @@ pub fn typed<'a>(
     }
 }
 
-fn kind_of(value: &Value) -> &'static str {
+pub(super) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",
@@ -254,20 +254,12 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-pub(super) fn field_validation(query: &Query) -> Result<FieldValidation, Error> {
+/// What the request says to do about unknown fields; the options have been validated.
+pub(super) fn field_validation(query: &Query) -> FieldValidation {
     match query.get("fieldValidation") {
-        None | Some("" | "Warn") => Ok(FieldValidation::Warn),
-        Some("Ignore") => Ok(FieldValidation::Ignore),
-        Some("Strict") => Ok(FieldValidation::Strict),
-        Some(other) => {
-            let mut errors = fluyt_api::validation::Errors::default();
-            errors.not_supported(
-                "fieldValidation",
-                &other.into(),
-                &["Ignore", "Strict", "Warn"],
-            );
-            Err(Error::invalid("meta.k8s.io", "CreateOptions", "", errors.0))
-        }
+        Some("Ignore") => FieldValidation::Ignore,
+        Some("Strict") => FieldValidation::Strict,
+        _ => FieldValidation::Warn,
     }
 }
 

@@ -20,10 +20,11 @@ use parking_lot::Mutex;
 
 use crate::Server;
 use crate::http::Body;
-use crate::registry::{Location, WriteContext, Writer};
+use crate::registry::{Location, Warnings, WriteContext, Writer};
 use crate::request::{RequestInfo, Target};
 use crate::user::User;
 
+pub(crate) use decode::warn;
 pub(crate) use proxy::forward;
 
 /// A request to a known resource, authenticated and authorized.
@@ -33,6 +34,7 @@ pub struct Call {
     pub target: Target,
     pub resource: Handle,
     pub user: User,
+    pub warnings: Warnings,
     pub parts: Parts,
     /// Taken once, by whoever reads or forwards it. Behind a lock only because bodies cannot be shared between threads.
     pub body: Mutex<Body>,
@@ -73,12 +75,14 @@ impl Call {
             }
         }
         validate_manager(manager, &mut errors);
-        let mut dry_run = false;
-        for value in query.all("dryRun").filter(|v| !v.is_empty()) {
-            if value != "All" {
-                errors.not_supported("dryRun", &value.into(), &["All"]);
-            }
-            dry_run = true;
+        let dry_run: Vec<&str> = query.all("dryRun").filter(|v| !v.is_empty()).collect();
+        if dry_run.iter().any(|v| *v != "All") {
+            errors.not_supported("dryRun", &dry_run.clone().into(), &["All"]);
+        }
+        let validation = query.get("fieldValidation").unwrap_or_default();
+        let known = ["", "Ignore", "Strict", "Warn"];
+        if !known.contains(&validation) {
+            errors.not_supported("fieldValidation", &validation.into(), &known);
         }
         if !errors.is_empty() {
             let kind = match self.info.verb {
@@ -96,12 +100,13 @@ impl Call {
         };
         Ok(WriteContext {
             user: self.user.clone(),
-            dry_run,
+            dry_run: !dry_run.is_empty(),
             writer: Some(Writer {
                 manager,
                 api_version: self.resource.api_version(),
                 applied: false,
             }),
+            warnings: self.warnings.clone(),
         })
     }
 
@@ -150,6 +155,11 @@ fn manager_of_agent(headers: &http::HeaderMap) -> String {
 /// # Errors
 /// What becomes the response's `Status`.
 pub async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
+    if let Some(definition) = &call.resource.definition
+        && let Some(deprecation) = &definition.deprecation
+    {
+        call.warnings.add(&**deprecation);
+    }
     if !call.target.subresource.is_empty() {
         return Box::pin(subresources::handle(call)).await;
     }

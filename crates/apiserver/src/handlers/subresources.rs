@@ -483,8 +483,7 @@ async fn take_disruption(call: &Call, pod: &Value, budget: &str) -> Result<(), E
     });
     let cx = WriteContext {
         user: call.user.clone(),
-        dry_run: false,
-        writer: None,
+        ..WriteContext::default()
     };
     call.server.registry.update(&cx, at, take).await.map(drop)
 }

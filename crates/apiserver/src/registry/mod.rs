@@ -53,6 +53,28 @@ pub struct WriteContext {
     pub dry_run: bool,
     /// Who comes to own the fields that change; nobody for writes of the server itself.
     pub writer: Option<Writer>,
+    pub warnings: Warnings,
+}
+
+/// What the author of a request should know; shared by everything that works on the request.
+#[derive(Clone, Debug, Default)]
+pub struct Warnings(Arc<parking_lot::Mutex<Vec<String>>>);
+
+impl Warnings {
+    /// Adds a warning once.
+    pub fn add(&self, text: impl Into<String>) {
+        let text = text.into();
+        let mut all = self.0.lock();
+        if !all.contains(&text) {
+            all.push(text);
+        }
+    }
+
+    /// Everything so far.
+    #[must_use]
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock())
+    }
 }
 
 /// Which object of a resource, through which endpoint.
@@ -204,6 +226,12 @@ impl Registry {
                 "resourceVersion should not be set on objects to be created",
             ));
         }
+        if self.caches.is_terminating(resource) {
+            let mut error = Error::method_not_allowed(resource.group, resource.plural, "create");
+            error.message =
+                "create not allowed while custom resource definition is terminating".into();
+            return Err(error);
+        }
         set_namespace(&mut object, at)?;
         stamp_new(&mut object, strategy);
         apply_defaults(resource, strategy, &mut object);
@@ -228,7 +256,13 @@ impl Registry {
             resource.namespaced,
             strategy.name_rule(),
         );
+        if strategy.has_standard_finalizers() {
+            validation::standard_finalizers(&mut errors, &object);
+        }
         strategy.validate(&object, &mut errors);
+        for warning in strategy.warnings(&object, None) {
+            cx.warnings.add(warning);
+        }
         if !errors.is_empty() {
             return Err(Error::invalid(
                 resource.group,
@@ -373,14 +407,7 @@ impl Registry {
             old: Some(old),
         };
         self.admission.admit(&attributes, &mut object).await?;
-        match at.subresource {
-            "status" => {
-                if let Some(ty) = resource.ty {
-                    defaults::strip_absent(resource.schema(), ty, &mut object);
-                }
-            }
-            _ => apply_defaults(resource, strategy, &mut object),
-        }
+        apply_defaults(resource, strategy, &mut object);
         bump_generation(&mut object, old, strategy);
         let mut errors = Errors::default();
         validation::object_meta(
@@ -390,6 +417,12 @@ impl Registry {
             strategy.name_rule(),
         );
         validation::object_meta_update(&mut errors, &object, old);
+        if strategy.has_standard_finalizers() {
+            validation::standard_finalizers(&mut errors, &object);
+        }
+        for warning in strategy.warnings(&object, Some(old)) {
+            cx.warnings.add(warning);
+        }
         match at.subresource {
             "" => strategy.validate_on_update(&object, old, &mut errors),
             // Scaling a custom resource must leave it valid; its schema is all that says so.

@@ -118,6 +118,19 @@ impl Strategy for CustomResourceDefinition {
         );
     }
 
+    fn has_standard_finalizers(&self) -> bool {
+        false
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let known = old.map(schema::unrecognized_formats).unwrap_or_default();
+        schema::unrecognized_formats(object)
+            .into_iter()
+            .filter(|format| !known.contains(format))
+            .map(|format| format!("unrecognized format {format:?}"))
+            .collect()
+    }
+
     fn name_rule(&self) -> fn(&str) -> Problems {
         crate::validation::dns_subdomain
     }

@@ -1,7 +1,10 @@
 //! What upstream allows in an OpenAPI schema of a definition, besides being structural.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
+use crate::custom::formats;
 use crate::validation::Errors;
 
 /// What decides about the root of a schema.
@@ -516,4 +519,40 @@ fn quoted(text: &str) -> Result<(String, &str), String> {
         }
     }
     Err("unexpected end of JSON path".into())
+}
+
+/// Formats in a definition's schemas that nothing enforces.
+pub(super) fn unrecognized_formats(crd: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for version in crd["spec"]["versions"].as_array().into_iter().flatten() {
+        collect_formats(&version["schema"]["openAPIV3Schema"], &mut found);
+    }
+    found
+}
+
+fn collect_formats(schema: &Value, found: &mut BTreeSet<String>) {
+    if let Some(format) = schema["format"].as_str().filter(|f| !f.is_empty()) {
+        let known = match schema["type"].as_str().unwrap_or_default() {
+            "" | "string" => formats::check(format, "").is_some(),
+            "integer" => matches!(format, "int32" | "int64"),
+            "number" => matches!(format, "float" | "double"),
+            _ => true,
+        };
+        if !known {
+            found.insert(format.to_owned());
+        }
+    }
+    for below in ["items", "additionalProperties", "not"] {
+        if schema[below].is_object() {
+            collect_formats(&schema[below], found);
+        }
+    }
+    for property in schema["properties"].as_object().into_iter().flatten() {
+        collect_formats(property.1, found);
+    }
+    for junctor in ["allOf", "anyOf", "oneOf"] {
+        for sub in schema[junctor].as_array().into_iter().flatten() {
+            collect_formats(sub, found);
+        }
+    }
 }
