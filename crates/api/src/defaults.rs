@@ -9,10 +9,10 @@ use crate::schema::{Field, Kind, Schema, TypeId};
 pub fn apply(schema: &Schema, ty: TypeId, object: &mut Value) {
     let Value::Object(map) = object else { return };
     for field in &schema.get(ty).fields {
-        if let Some(default) = &field.default
-            && !map.contains_key(&*field.name)
+        if !map.contains_key(&*field.name)
+            && let Some(default) = field.when_absent()
         {
-            map.insert(field.name.to_string(), default.clone());
+            map.insert(field.name.to_string(), default);
         }
         if let Some(value) = map.get_mut(&*field.name) {
             apply_kind(schema, &field.kind, value);
@@ -71,6 +71,19 @@ fn strip_kind(schema: &Schema, kind: &Kind, value: &mut Value) {
 }
 
 impl Field {
+    /// What an absent field means: its default, or what upstream writes of a value that it always holds.
+    fn when_absent(&self) -> Option<Value> {
+        if let Some(default) = &self.default {
+            return Some(default.clone());
+        }
+        match &self.kind {
+            Kind::Object(_) if self.by_value => Some(Value::Object(serde_json::Map::new())),
+            Kind::Int32 | Kind::Int64 if self.required => Some(0.into()),
+            Kind::Bool if self.required => Some(false.into()),
+            _ => None,
+        }
+    }
+
     /// Whether clients could not tell the value from no value at all.
     fn is_absent(&self, value: &Value) -> bool {
         if self.default.as_ref() == Some(value) {

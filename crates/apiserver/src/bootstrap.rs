@@ -52,7 +52,7 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
 fn context() -> WriteContext {
     WriteContext {
         user: User::new("system:apiserver", &[MASTERS]),
-        dry_run: false,
+        ..WriteContext::default()
     }
 }
 

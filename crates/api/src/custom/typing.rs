@@ -67,6 +67,8 @@ fn field(name: &str, kind: Kind) -> Field {
         patch: PatchStrategy::default(),
         default: None,
         atomic: false,
+        granular: false,
+        by_value: false,
     }
 }
 

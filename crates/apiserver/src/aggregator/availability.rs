@@ -117,7 +117,9 @@ async fn set_condition(server: &Arc<Server>, service: &Value, condition: &Value)
         let conditions = object["status"]["conditions"].as_array();
         let mut conditions = conditions.cloned().unwrap_or_default();
         let mut condition = condition.clone();
-        let present = conditions.iter_mut().find(|c| c["type"] == condition["type"]);
+        let present = conditions
+            .iter_mut()
+            .find(|c| c["type"] == condition["type"]);
         match present {
             Some(present) => {
                 condition["lastTransitionTime"] = if present["status"] == condition["status"] {
@@ -137,7 +139,7 @@ async fn set_condition(server: &Arc<Server>, service: &Value, condition: &Value)
     });
     let cx = WriteContext {
         user: User::new("system:apiserver", &[MASTERS]),
-        dry_run: false,
+        ..WriteContext::default()
     };
     let at = Location {
         resource,
@@ -181,7 +183,8 @@ impl Changes {
             };
             // Our own change of a status is no news.
             let previous = event.previous.as_ref().map(|p| p.object());
-            let is_news = previous.is_none_or(|p| event.deleted || differs(&p, &event.entry.object()));
+            let is_news =
+                previous.is_none_or(|p| event.deleted || differs(&p, &event.entry.object()));
             if is_news {
                 return Some(());
             }
@@ -191,7 +194,9 @@ impl Changes {
 
 /// Whether two versions of an object differ in more than metadata and status.
 fn differs(a: &Value, b: &Value) -> bool {
-    ["spec", "endpoints", "ports"].iter().any(|part| a[*part] != b[*part])
+    ["spec", "endpoints", "ports"]
+        .iter()
+        .any(|part| a[*part] != b[*part])
 }
 
 #[cfg(test)]

@@ -22,7 +22,12 @@ pub type Discovered = RwLock<HashMap<(String, String), Vec<Value>>>;
 
 /// Group and version of an `APIService`.
 pub fn key(service: &Value) -> (String, String) {
-    let text = |field: &str| service["spec"][field].as_str().unwrap_or_default().to_owned();
+    let text = |field: &str| {
+        service["spec"][field]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
     (text("group"), text("version"))
 }
 

@@ -20,7 +20,9 @@ pub enum Unavailable {
     },
     #[error("cannot find endpointslices for service/{name} in \"{namespace}\"")]
     NoSlices { namespace: String, name: String },
-    #[error("endpointslices for service/{name} in \"{namespace}\" have no addresses with port name \"{port}\"")]
+    #[error(
+        "endpointslices for service/{name} in \"{namespace}\" have no addresses with port name \"{port}\""
+    )]
     NoAddresses {
         namespace: String,
         name: String,

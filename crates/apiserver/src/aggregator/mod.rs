@@ -39,4 +39,3 @@ pub fn all(caches: &Caches) -> Vec<Value> {
         .filter(|s| s["spec"]["service"].is_object())
         .collect()
 }
-

@@ -85,6 +85,17 @@ impl Caches {
         self.custom.read().served.clone()
     }
 
+    /// Whether a custom resource's definition is being deleted.
+    #[must_use]
+    pub fn is_terminating(&self, resource: &Resource) -> bool {
+        resource.definition.is_some()
+            && self.builtin.get(DEFINITIONS).is_some_and(|cache| {
+                cache
+                    .get(&resource.group_resource())
+                    .is_some_and(|crd| meta::is_terminating(&crd.object()))
+            })
+    }
+
     /// Takes over what a definition says now (`None`: it is gone). Tells which cache has to be loaded because of it.
     fn define(&self, name: &str, crd: Option<&serde_json::Value>) -> Option<Arc<ResourceCache>> {
         let crd = crd.filter(|crd| is_established(crd));
@@ -100,7 +111,9 @@ impl Caches {
         if known == content {
             return None;
         }
-        let resources = crd.map(custom::resources_of).unwrap_or_default();
+        let resources = crd
+            .map(|crd| custom::resources_of(crd, |_| None))
+            .unwrap_or_default();
         let mut custom = self.custom.write();
         match content {
             Some(content) => {
@@ -329,6 +342,17 @@ impl Caches {
         let (first, second) = (slashes.next()?, slashes.next());
         let found = |at: usize| self.find(&rest[..at]).map(|cache| (cache, &rest[at + 1..]));
         second.and_then(found).or_else(|| found(first))
+    }
+}
+
+/// The version that the write path works in: the stored one of a built-in resource, the request's own of a custom one,
+/// which is converted where it is read and written.
+#[must_use]
+pub fn working_resource(resource: &Resource) -> &Resource {
+    if resource.definition.is_some() {
+        resource
+    } else {
+        storage_resource(resource)
     }
 }
 
