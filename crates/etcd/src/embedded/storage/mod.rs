@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use lsm_tree::compaction::Leveled;
-use lsm_tree::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
+use lsm_tree::config::{CompressionPolicy, FilterPolicy};
 use lsm_tree::{
     AbstractTree as _, AnyTree, Cache, CompressionType, Config, DescriptorTable, Guard as _, SeqNo,
     SequenceNumberCounter,
@@ -48,9 +48,6 @@ const TABLE_BYTES: u64 = 16 << 20;
 
 /// Unmerged runs of tables at which writing more of them waits.
 const RUNS: usize = 24;
-
-/// The history is read in order, or at places that are known to exist: larger blocks, and no filters.
-const HISTORY_BLOCK_BYTES: u32 = 16 << 10;
 
 /// Tables are verified before the store opens up to this size together; the rest is verified while it runs.
 const VERIFIED_AT_ONCE: u64 = 512 << 20;
@@ -449,7 +446,9 @@ impl Trees {
             )
             .use_cache(cache.clone())
             .use_descriptor_table(Some(files.clone()))
+            // What is young is soon merged again, and compressing it every time costs more than it saves.
             .data_block_compression_policy(CompressionPolicy::new([
+                CompressionType::None,
                 CompressionType::None,
                 CompressionType::Lz4,
             ]))
@@ -465,9 +464,8 @@ impl Trees {
                 Err(_) => Err(Damage::file(&path, "a table cannot be read").into()),
             }
         };
-        let history = config("log")
-            .data_block_size_policy(BlockSizePolicy::all(HISTORY_BLOCK_BYTES))
-            .filter_policy(FilterPolicy::disabled());
+        // The history is read in order, or at places that are known to exist.
+        let history = config("log").filter_policy(FilterPolicy::disabled());
         Ok(Self {
             state: open("state", config("state"))?,
             history: open("log", history)?,
@@ -520,7 +518,7 @@ impl TreesRef<'_> {
                 if record.is_deletion() {
                     state.remove(full, seqno);
                 } else {
-                    state.insert(full, record.encode(), seqno);
+                    state.insert(full, codec::Head::encode(&record, position), seqno);
                 }
             }
         }
