@@ -127,11 +127,7 @@ impl PbMaintenanceService for Member {
         Ok(Response::new(PbHashKvResponse {
             header: Some(self.current_header()),
             hash: hash.hash,
-            // etcd's "never compacted" is -1.
-            compact_revision: match hash.compact_revision {
-                0 => -1,
-                revision => revision,
-            },
+            compact_revision: hash.compact_revision,
             hash_revision: hash.revision,
         }))
     }

@@ -43,8 +43,13 @@ const MEMTABLE_BYTES: u64 = 4 << 20;
 /// Sealed memory that may wait for being written to tables.
 const SEALED: usize = 2;
 
-/// Tables are of about this size, so that merging them goes in small steps.
+/// Tables of the history are of about this size.
 const TABLE_BYTES: u64 = 16 << 20;
+
+/// Tables of the state are much smaller than those of the history that are written with them, and many runs of them
+/// are merged at once: else the same large tables would be merged again for every few small ones.
+const STATE_TABLE_BYTES: u64 = 4 << 20;
+const STATE_RUNS: u8 = 8;
 
 /// Unmerged runs of tables at which writing more of them waits.
 const RUNS: usize = 24;
@@ -388,8 +393,11 @@ impl Storage {
     /// Rewrites all tables without what is not needed any more.
     pub fn rewrite(&self) -> Result<(), Error> {
         let _merging = self.merging.lock();
-        for tree in [&self.state, &self.history] {
-            tree.major_compact(TABLE_BYTES, self.watermark())
+        for (tree, bytes) in [
+            (&self.state, STATE_TABLE_BYTES),
+            (&self.history, TABLE_BYTES),
+        ] {
+            tree.major_compact(bytes, self.watermark())
                 .map_err(|e| self.failed(e))?;
         }
         self.measure();
@@ -693,7 +701,13 @@ impl Storage {
 
     /// Merges tables as long as that is due.
     fn merge_tables(&self) {
-        let strategy = Arc::new(Leveled::default().with_table_target_size(TABLE_BYTES));
+        let strategies = [
+            Leveled::default()
+                .with_table_target_size(STATE_TABLE_BYTES)
+                .with_l0_threshold(STATE_RUNS),
+            Leveled::default().with_table_target_size(TABLE_BYTES),
+        ]
+        .map(Arc::new);
         let mut work = self.upkeep.work.lock();
         loop {
             if work.stop {
@@ -705,7 +719,7 @@ impl Storage {
             }
             drop(work);
             let merging = self.merging.lock();
-            for tree in [&self.state, &self.history] {
+            for (tree, strategy) in [&self.state, &self.history].into_iter().zip(&strategies) {
                 loop {
                     let before = tree.current_version().id();
                     if let Err(error) = tree.compact(strategy.clone(), self.watermark()) {
