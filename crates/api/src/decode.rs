@@ -29,6 +29,25 @@ pub fn parse_json(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     Ok((value, duplicates))
 }
 
+/// A value of any format, and the paths of keys that it has twice.
+#[derive(Debug)]
+pub struct Parsed {
+    pub value: Value,
+    pub duplicates: Vec<String>,
+}
+
+impl<'de> serde::Deserialize<'de> for Parsed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (mut path, mut duplicates) = (Vec::new(), Vec::new());
+        let value = Tracked {
+            path: &mut path,
+            duplicates: &mut duplicates,
+        }
+        .deserialize(deserializer)?;
+        Ok(Self { value, duplicates })
+    }
+}
+
 /// Builds a [`Value`] like serde_json does but notices duplicate keys.
 struct Tracked<'a> {
     path: &'a mut Vec<String>,
@@ -118,7 +137,7 @@ impl<'de> Visitor<'de> for Tracked<'_> {
 }
 
 /// `spec`, `containers`, `[0]`, `name` -> `spec.containers[0].name`.
-fn join(path: &[String]) -> String {
+pub(crate) fn join(path: &[String]) -> String {
     let mut joined = String::new();
     for segment in path {
         if !segment.starts_with('[') && !joined.is_empty() {
@@ -166,7 +185,9 @@ impl Walk<'_> {
         let mut unknown = Vec::new();
         for (name, value) in map.iter_mut() {
             let Some(field) = ty.field(name) else {
-                unknown.push(name.clone());
+                if ty.rest.is_none() {
+                    unknown.push(name.clone());
+                }
                 continue;
             };
             if value.is_null() {

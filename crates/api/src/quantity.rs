@@ -97,6 +97,12 @@ impl Quantity {
         clamp(div_ceil(self.nanos, NANO / 1000))
     }
 
+    /// The exact amount, in units of 10⁻⁹.
+    #[must_use]
+    pub fn nanos(&self) -> i128 {
+        self.nanos
+    }
+
     #[must_use]
     pub fn is_zero(&self) -> bool {
         self.nanos == 0

@@ -1,9 +1,13 @@
 //! The table of resources: what is served under which path, with which verbs. Discovery, routing and RBAC's notion of a
-//! resource all read it.
+//! resource all read it. The built-in part is a constant; what CustomResourceDefinitions add is a [`Snapshot`] that changes.
 
-use std::sync::OnceLock;
+use std::collections::{HashMap, HashSet};
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
+use crate::custom::Definition;
 use crate::schema::{Schema, TypeId};
+use crate::strategy::{self, Strategy};
 
 /// One served resource in one version.
 #[derive(Debug)]
@@ -23,6 +27,101 @@ pub struct Resource {
     pub ty: Option<TypeId>,
     /// Where objects are stored below `/registry/`, in upstream's layout; no slash at the end.
     pub storage: &'static str,
+    /// What a CustomResourceDefinition says about this version; `None` for built-in resources.
+    pub definition: Option<Arc<Definition>>,
+}
+
+/// A resource that a request has found: a built-in one, or one that was defined when it was looked up.
+#[derive(Clone, Debug)]
+pub enum Handle {
+    Builtin(&'static Resource),
+    Custom(Arc<Resource>),
+}
+
+impl Deref for Handle {
+    type Target = Resource;
+
+    fn deref(&self) -> &Resource {
+        match self {
+            Self::Builtin(resource) => resource,
+            Self::Custom(resource) => resource,
+        }
+    }
+}
+
+impl From<&'static Resource> for Handle {
+    fn from(resource: &'static Resource) -> Self {
+        Self::Builtin(resource)
+    }
+}
+
+/// Everything that is served at one moment: the built-in table and the established custom resources.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    custom: Vec<Arc<Resource>>,
+    by_path: HashMap<(&'static str, &'static str, &'static str), usize>,
+}
+
+impl Snapshot {
+    #[must_use]
+    pub fn new(custom: Vec<Arc<Resource>>) -> Self {
+        let by_path = custom
+            .iter()
+            .enumerate()
+            .map(|(i, r)| ((r.group, r.version, r.plural), i))
+            .collect();
+        Self { custom, by_path }
+    }
+
+    /// The resource at a path.
+    #[must_use]
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Handle> {
+        find(group, version, plural)
+            .map(Handle::Builtin)
+            .or_else(|| {
+                let index = self.by_path.get(&(group, version, plural))?;
+                Some(Handle::Custom(self.custom[*index].clone()))
+            })
+    }
+
+    /// The resource of a kind.
+    #[must_use]
+    pub fn find_kind(&self, group: &str, version: &str, kind: &str) -> Option<Handle> {
+        find_kind(group, version, kind)
+            .map(Handle::Builtin)
+            .or_else(|| {
+                self.custom
+                    .iter()
+                    .find(|r| r.kind == kind && r.group == group && r.version == version)
+                    .cloned()
+                    .map(Handle::Custom)
+            })
+    }
+
+    /// Every resource, the built-in ones first.
+    pub fn all(&self) -> impl Iterator<Item = &Resource> {
+        builtin().iter().chain(self.custom.iter().map(|r| &**r))
+    }
+
+    /// Handles of the custom ones.
+    #[must_use]
+    pub fn custom(&self) -> &[Arc<Resource>] {
+        &self.custom
+    }
+}
+
+/// The one copy of a name. Names of resources live as long as the program, so that every place can hold them without
+/// counting; the same name costs its memory once, however often a definition comes and goes.
+#[must_use]
+pub fn intern(name: &str) -> &'static str {
+    static NAMES: LazyLock<Mutex<HashSet<&'static str>>> = LazyLock::new(Mutex::default);
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = names.get(name) {
+        return known;
+    }
+    let kept: &'static str = Box::leak(name.into());
+    names.insert(kept);
+    kept
 }
 
 #[derive(Debug)]
@@ -34,7 +133,7 @@ pub struct Subresource {
     pub verbs: Vec<&'static str>,
 }
 
-const ALL_VERBS: [&str; 8] = [
+pub(crate) const ALL_VERBS: [&str; 8] = [
     "create",
     "delete",
     "deletecollection",
@@ -77,6 +176,24 @@ impl Resource {
     pub fn supports(&self, verb: &str) -> bool {
         self.verbs.contains(&verb)
     }
+
+    /// The universe that [`Resource::ty`] is a type of.
+    #[must_use]
+    pub fn schema(&self) -> &Schema {
+        match &self.definition {
+            Some(definition) => &definition.schema,
+            None => Schema::builtin(),
+        }
+    }
+
+    /// What a schema cannot say about the kind.
+    #[must_use]
+    pub fn strategy(&self) -> &dyn Strategy {
+        match &self.definition {
+            Some(definition) => &**definition,
+            None => strategy::of(self.group, self.kind),
+        }
+    }
 }
 
 #[must_use]
@@ -103,9 +220,14 @@ pub fn builtin() -> &'static [Resource] {
 /// The built-in resource at a path.
 #[must_use]
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
-    builtin()
-        .iter()
-        .find(|r| r.plural == plural && r.group == group && r.version == version)
+    type Path = (&'static str, &'static str, &'static str);
+    static INDEX: LazyLock<HashMap<Path, &'static Resource>> = LazyLock::new(|| {
+        builtin()
+            .iter()
+            .map(|r| ((r.group, r.version, r.plural), r))
+            .collect()
+    });
+    INDEX.get(&(group, version, plural)).copied()
 }
 
 /// The built-in resource of a kind.
@@ -150,6 +272,7 @@ fn parse(line: &'static str) -> Resource {
         subresources: words.map(parse_subresource).collect(),
         ty: type_of(group, version, kind),
         storage: storage(group, plural),
+        definition: None,
     }
 }
 

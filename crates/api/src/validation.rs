@@ -38,6 +38,24 @@ impl Errors {
         );
     }
 
+    /// A value of the wrong type.
+    pub fn type_invalid(&mut self, field: &str, value: &Value, detail: &str) {
+        self.push(
+            "FieldValueTypeInvalid",
+            field,
+            format!("Invalid value: {}: {detail}", render(value)),
+        );
+    }
+
+    pub fn too_many(&mut self, field: &str, actual: i64, max: i64) {
+        let items = if max == 1 { "item" } else { "items" };
+        self.push(
+            "FieldValueTooMany",
+            field,
+            format!("Too many: {actual}: must have at most {max} {items}"),
+        );
+    }
+
     pub fn not_supported(&mut self, field: &str, value: &Value, supported: &[&str]) {
         let list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
         let message = format!(
@@ -72,7 +90,10 @@ impl Errors {
         self.push(
             "FieldValueTooLong",
             field,
-            format!("Too long: may not be more than {max} bytes"),
+            format!(
+                "Too long: may not be more than {max} {}",
+                if max == 1 { "byte" } else { "bytes" }
+            ),
         );
     }
 
@@ -287,6 +308,140 @@ pub fn label_selector(errors: &mut Errors, field: &str, selector: &Value) {
     }
 }
 
+/// The client configuration of a webhook: a URL or a service.
+pub fn webhook_client(errors: &mut Errors, field: &str, client: &Value) {
+    let (url, service) = (&client["url"], &client["service"]);
+    match (url.as_str(), service.is_object()) {
+        (Some(_), true) | (None, false) => {
+            errors.required(field, "exactly one of url or service is required");
+        }
+        (Some(text), false) => webhook_url(errors, &format!("{field}.url"), text),
+        (None, true) => webhook_service(errors, &format!("{field}.service"), service),
+    }
+}
+
+fn webhook_url(errors: &mut Errors, field: &str, text: &str) {
+    const FORM: &str = "; desired format: https://host[/path]";
+    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let authority = if scheme.is_empty() {
+        ""
+    } else {
+        rest.split('/').next().unwrap_or_default()
+    };
+    let (user, host) = match authority.rsplit_once('@') {
+        Some((user, host)) => (Some(user), host),
+        None => (None, authority),
+    };
+    if scheme != "https" {
+        let detail = format!("'https' is the only allowed URL scheme{FORM}");
+        errors.invalid(field, &scheme.into(), &detail);
+    }
+    if host.is_empty() {
+        errors.invalid(field, &"".into(), &format!("host must be specified{FORM}"));
+    }
+    if let Some(user) = user {
+        errors.invalid(
+            field,
+            &user.into(),
+            "user information is not permitted in the URL",
+        );
+    }
+    if !fragment.is_empty() {
+        errors.invalid(
+            field,
+            &fragment.into(),
+            "fragments are not permitted in the URL",
+        );
+    }
+    if !query.is_empty() {
+        errors.invalid(
+            field,
+            &query.into(),
+            "query parameters are not permitted in the URL",
+        );
+    }
+}
+
+fn webhook_service(errors: &mut Errors, field: &str, service: &Value) {
+    for name in ["name", "namespace"] {
+        if service[name].as_str().unwrap_or_default().is_empty() {
+            errors.required(&format!("{field}.{name}"), "");
+        }
+    }
+    let port = service["port"].as_i64().unwrap_or(443);
+    if !(1..=65535).contains(&port) {
+        let detail = "port is not valid: must be between 1 and 65535, inclusive";
+        errors.invalid(&format!("{field}.port"), &port.into(), detail);
+    }
+    let path = service["path"].as_str().unwrap_or_default();
+    if path.is_empty() || path == "/" {
+        return;
+    }
+    let (at, value) = (format!("{field}.path"), Value::from(path));
+    if path == "//" {
+        errors.invalid(&at, &value, "segment[0] may not be empty");
+        return;
+    }
+    let Some(segments) = path.strip_prefix('/') else {
+        errors.invalid(&at, &value, "must start with a '/'");
+        return;
+    };
+    let segments = segments.strip_suffix('/').unwrap_or(segments);
+    for (i, segment) in segments.split('/').enumerate() {
+        if segment.is_empty() {
+            errors.invalid(&at, &value, &format!("segment[{i}] may not be empty"));
+            continue;
+        }
+        for problem in dns_subdomain(segment) {
+            errors.invalid(&at, &value, &format!("segment[{i}]: {problem}"));
+        }
+    }
+}
+
+/// The review versions that a webhook understands.
+pub fn review_versions(
+    errors: &mut Errors,
+    field: &str,
+    versions: &[&Value],
+    known: &[&str],
+    require_known: bool,
+) {
+    if versions.is_empty() {
+        errors.required(field, "");
+        return;
+    }
+    for (i, version) in versions.iter().enumerate() {
+        if versions[..i].contains(version) {
+            errors.invalid(&format!("{field}[{i}]"), version, "duplicate version");
+            continue;
+        }
+        for problem in dns_1035_label(version.as_str().unwrap_or_default()) {
+            errors.invalid(&format!("{field}[{i}]"), version, &problem);
+        }
+    }
+    let understood = versions
+        .iter()
+        .any(|v| known.contains(&v.as_str().unwrap_or_default()));
+    if require_known && !understood {
+        let list: Value = versions.iter().map(|v| (*v).clone()).collect();
+        let detail = format!("must include at least one of {}", known.join(", "));
+        errors.invalid(field, &list, &detail);
+    }
+}
+
+/// A regular expression's error in one line.
+#[must_use]
+pub fn regex_error(error: &regex::Error) -> String {
+    let text = error.to_string();
+    let last = text.lines().last().unwrap_or_default();
+    format!(
+        "error parsing regexp: {}",
+        last.trim_start_matches("error: ")
+    )
+}
+
 const MAX_ANNOTATIONS: usize = 256 * 1024;
 
 /// `metadata` of a new or updated object; `name_rule` is the kind's.
@@ -357,6 +512,12 @@ pub fn object_meta(
         for problem in qualified_name(finalizer) {
             errors.invalid("metadata.finalizers", &finalizer.into(), &problem);
         }
+    }
+}
+
+/// Finalizers of built-in kinds are upstream's own or have a domain.
+pub fn standard_finalizers(errors: &mut Errors, object: &Value) {
+    for finalizer in meta::finalizers(object) {
         if !finalizer.contains('/')
             && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer)
         {
@@ -418,6 +579,7 @@ mod tests {
         let object =
             json!({"metadata": {"name": "Bad", "labels": {"a b": "c"}, "finalizers": ["mine"]}});
         object_meta(&mut errors, &object, true, dns_subdomain);
+        standard_finalizers(&mut errors, &object);
         let fields: Vec<&str> = errors.0.iter().map(|c| c.field.as_str()).collect();
         assert_eq!(
             fields,

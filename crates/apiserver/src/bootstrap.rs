@@ -52,12 +52,12 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
 fn context() -> WriteContext {
     WriteContext {
         user: User::new("system:apiserver", &[MASTERS]),
-        dry_run: false,
+        ..WriteContext::default()
     }
 }
 
 /// Creates an object unless it is there; whether it was created.
-async fn create(
+pub(crate) async fn create(
     server: &Arc<Server>,
     group: &str,
     plural: &str,

@@ -44,8 +44,8 @@ pub fn handle(server: &Arc<Server>, path: &str, headers: &HeaderMap) -> Option<R
             value["apiVersion"] = "v1".into();
             value
         }
-        ["api", version] => resource_list("", version)?,
-        ["apis", name, version] => resource_list(name, version)?,
+        ["api", version] => resource_list(server, "", version)?,
+        ["apis", name, version] => resource_list(server, name, version)?,
         _ => return None,
     };
     Some(responses::json(StatusCode::OK, &value))
@@ -74,7 +74,7 @@ fn groups(server: &Arc<Server>) -> Vec<(String, Vec<String>)> {
         }
         None => groups.push((group.to_owned(), vec![version.to_owned()])),
     };
-    for resource in resources::builtin().iter().filter(|r| !r.group.is_empty()) {
+    for resource in server.caches.served().all().filter(|r| !r.group.is_empty()) {
         add(resource.group, resource.version);
     }
     for service in aggregator::all(&server.caches) {
@@ -94,10 +94,11 @@ fn group(name: &str, versions: &[String]) -> Value {
     json!({"name": name, "versions": list, "preferredVersion": list.first()})
 }
 
-fn resource_list(group: &str, version: &str) -> Option<Value> {
+fn resource_list(server: &Arc<Server>, group: &str, version: &str) -> Option<Value> {
     let mut list = Vec::new();
-    for resource in resources::builtin()
-        .iter()
+    let served = server.caches.served();
+    for resource in served
+        .all()
         .filter(|r| r.group == group && r.version == version)
     {
         list.push(entry(resource));
@@ -170,6 +171,7 @@ fn aggregated_response(value: &Value, headers: &HeaderMap) -> Response<Body> {
 }
 
 fn groups_aggregated(server: &Arc<Server>, core: bool) -> Value {
+    let served = server.caches.served();
     let groups = if core {
         vec![(String::new(), vec!["v1".to_owned()])]
     } else {
@@ -181,8 +183,8 @@ fn groups_aggregated(server: &Arc<Server>, core: bool) -> Value {
             let versions: Vec<Value> = versions
                 .iter()
                 .map(|version| {
-                    let resources: Vec<Value> = resources::builtin()
-                        .iter()
+                    let resources: Vec<Value> = served
+                        .all()
                         .filter(|r| r.group == group && r.version == version)
                         .map(entry_aggregated)
                         .collect();

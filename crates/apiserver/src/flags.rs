@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::REGISTRY;
 use crate::dial::Direct;
-use crate::{Config, Server, ServiceNetwork};
+use crate::{Config, Features, Server, ServiceNetwork};
 
 /// Flags of kube-apiserver.
 #[derive(clap::Args, Debug)]
@@ -73,6 +73,9 @@ pub struct Args {
     proxy_client_key_file: Option<PathBuf>,
     #[arg(long)]
     requestheader_client_ca_file: Option<PathBuf>,
+    /// Name=bool, separated by commas.
+    #[arg(long, default_value = "")]
+    feature_gates: String,
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
@@ -174,6 +177,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             .as_deref()
             .map(read)
             .transpose()?,
+        features: Features::parse(&args.feature_gates)?,
         shutdown,
     };
     let server = Server::start(config).await?;

@@ -42,7 +42,7 @@ impl Metrics {
     pub(crate) fn labels(info: &RequestInfo) -> Option<Labels> {
         let target = info.target.as_ref()?;
         // Unknown names from the outside must not grow the table.
-        let resource = target.resource?;
+        let resource = target.resource.as_ref()?;
         let subresource = resource
             .subresource(&target.subresource)
             .map_or("", |s| s.name);

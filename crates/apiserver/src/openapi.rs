@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fluyt_api::resources::{self, Resource};
+use fluyt_api::resources::{Resource, Snapshot};
 use fluyt_api::schema::{self, Field, Kind, ListType, Schema, TypeId};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
@@ -12,24 +12,24 @@ use crate::request::Query;
 
 /// Answers `/openapi/v3` and what is below it; `None` for other paths.
 #[must_use]
-pub fn handle(path: &str, _query: &Query) -> Option<Response<Body>> {
+pub fn handle(served: &Snapshot, path: &str, _query: &Query) -> Option<Response<Body>> {
     let rest = path.strip_prefix("/openapi/v3")?.trim_matches('/');
     if rest.is_empty() {
-        return Some(responses::json(StatusCode::OK, &index()));
+        return Some(responses::json(StatusCode::OK, &index(served)));
     }
     let (group, version) = match rest.split('/').collect::<Vec<_>>().as_slice() {
         ["api", version] => ("", *version),
         ["apis", group, version] => (*group, *version),
         _ => return None,
     };
-    Some(responses::json(StatusCode::OK, &document(group, version)?))
+    Some(responses::json(
+        StatusCode::OK,
+        &document(served, group, version)?,
+    ))
 }
 
-fn group_versions() -> BTreeSet<(&'static str, &'static str)> {
-    resources::builtin()
-        .iter()
-        .map(|r| (r.group, r.version))
-        .collect()
+fn group_versions(served: &Snapshot) -> BTreeSet<(&'static str, &'static str)> {
+    served.all().map(|r| (r.group, r.version)).collect()
 }
 
 fn prefix(group: &str, version: &str) -> String {
@@ -40,20 +40,35 @@ fn prefix(group: &str, version: &str) -> String {
     }
 }
 
-fn index() -> Value {
+fn index(served: &Snapshot) -> Value {
     let mut paths = Map::new();
-    for (group, version) in group_versions() {
+    for (group, version) in group_versions(served) {
         let path = prefix(group, version);
-        // The documents change with the program only.
-        let url = format!("/openapi/v3/{path}?hash={}", env!("CARGO_PKG_VERSION"));
+        let hash = hash(served, group, version);
+        let url = format!("/openapi/v3/{path}?hash={hash}");
         paths.insert(path, json!({"serverRelativeURL": url}));
     }
     json!({"paths": paths})
 }
 
-fn document(group: &str, version: &str) -> Option<Value> {
-    let served: Vec<&Resource> = resources::builtin()
-        .iter()
+/// Of a document's content: the program, and the custom resources that are part of it.
+fn hash(served: &Snapshot, group: &str, version: &str) -> String {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    env!("CARGO_PKG_VERSION").hash(&mut hasher);
+    for resource in served.custom() {
+        if resource.group == group && resource.version == version {
+            let definition = resource.definition.as_ref();
+            let schema = definition.map(|d| d.openapi.to_string());
+            (resource.plural, resource.kind, schema).hash(&mut hasher);
+        }
+    }
+    format!("{:016X}", hasher.finish())
+}
+
+fn document(served: &Snapshot, group: &str, version: &str) -> Option<Value> {
+    let served: Vec<&Resource> = served
+        .all()
         .filter(|r| r.group == group && r.version == version)
         .collect();
     if served.is_empty() {
@@ -66,6 +81,17 @@ fn document(group: &str, version: &str) -> Option<Value> {
     let mut paths = Map::new();
     for resource in served {
         let Some(ty) = resource.ty else { continue };
+        if let Some(definition) = &resource.definition {
+            let name = &definition.schema.get(ty).name;
+            if let Some(meta) = Schema::builtin().find(OBJECT_META) {
+                components.add(meta);
+            }
+            let schema = custom_schema(resource, &definition.openapi);
+            components.schemas.insert(name.to_string(), schema);
+            let reference = json!({"$ref": format!("#/components/schemas/{name}")});
+            paths.extend(path_items(resource, &reference));
+            continue;
+        }
         components.add(ty);
         components.mark(ty, resource);
         let reference =
@@ -78,6 +104,33 @@ fn document(group: &str, version: &str) -> Option<Value> {
         "openapi": "3.0.0", "info": {"title": "Kubernetes", "version": crate::VERSION},
         "paths": paths, "components": {"schemas": components.schemas},
     }))
+}
+
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+
+/// A custom resource's schema with the fields that every object has.
+fn custom_schema(resource: &Resource, schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    if !schema.is_object() {
+        schema = json!({"type": "object"});
+    }
+    let object_meta = Schema::builtin().find(OBJECT_META);
+    let text = |field: &str| {
+        let pod = "io.k8s.api.core.v1.Pod";
+        schema::description(pod, field).unwrap_or_default()
+    };
+    schema["properties"]["apiVersion"] =
+        json!({"type": "string", "description": text("apiVersion")});
+    schema["properties"]["kind"] = json!({"type": "string", "description": text("kind")});
+    if object_meta.is_some() {
+        schema["properties"]["metadata"] = json!({
+            "description": text("metadata"),
+            "allOf": [{"$ref": format!("#/components/schemas/{OBJECT_META}")}],
+        });
+    }
+    schema["x-kubernetes-group-version-kind"] =
+        json!([{"group": resource.group, "version": resource.version, "kind": resource.kind}]);
+    schema
 }
 
 /// The collection's path and the object's.

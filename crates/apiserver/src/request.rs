@@ -1,6 +1,6 @@
 //! What a request asks for, read from its path and query: the resource, the verb, the name.
 
-use fluyt_api::resources::{self, Resource, Subresource};
+use fluyt_api::resources::{Handle, Snapshot, Subresource};
 use http::Method;
 
 /// A parsed request line.
@@ -25,7 +25,7 @@ pub struct Target {
     /// What follows the subresource, for proxies, with its leading slash.
     pub rest: String,
     /// The table's entry; `None` for a resource that is not ours.
-    pub resource: Option<&'static Resource>,
+    pub resource: Option<Handle>,
 }
 
 /// Decoded query parameters, in order.
@@ -98,9 +98,9 @@ pub fn percent_decode(text: &str) -> String {
 
 impl RequestInfo {
     #[must_use]
-    pub fn parse(method: &Method, path: &str, query: Option<&str>) -> Self {
+    pub fn parse(served: &Snapshot, method: &Method, path: &str, query: Option<&str>) -> Self {
         let query = Query::parse(query.unwrap_or_default());
-        let target = parse_target(path);
+        let target = parse_target(served, path);
         let verb = verb(method, target.as_ref(), &query);
         Self {
             verb,
@@ -108,6 +108,20 @@ impl RequestInfo {
             path: path.to_owned(),
             query,
         }
+    }
+
+    /// Whether the answer is an object of the API, which has several formats.
+    #[must_use]
+    pub fn is_api(&self) -> bool {
+        let proxied = self.target.as_ref().is_some_and(Target::is_stream);
+        !proxied && (self.path.starts_with("/api/") || self.path.starts_with("/apis"))
+            || self.path == "/api"
+    }
+
+    /// Whether the answer may be compressed: what is there at once, not what happens over time.
+    #[must_use]
+    pub fn is_compressible(&self) -> bool {
+        matches!(self.verb, "get" | "list") && (self.is_api() || self.path.starts_with("/openapi/"))
     }
 
     /// The selector-pinned name of a list or watch, which authorization treats as the object's name.
@@ -130,16 +144,22 @@ impl RequestInfo {
 }
 
 impl Target {
+    /// Whether this is a way through to something that has its own formats.
+    fn is_stream(&self) -> bool {
+        const STREAMS: [&str; 5] = ["log", "exec", "attach", "portforward", "proxy"];
+        STREAMS.contains(&self.subresource.as_str())
+    }
+
     #[must_use]
-    pub fn subresource_entry(&self) -> Option<&'static Subresource> {
-        self.resource?.subresource(&self.subresource)
+    pub fn subresource_entry(&self) -> Option<&Subresource> {
+        self.resource.as_ref()?.subresource(&self.subresource)
     }
 }
 
 /// Subresources whose remaining path belongs to what they proxy to.
 const PROXIES: [&str; 1] = ["proxy"];
 
-fn parse_target(path: &str) -> Option<Target> {
+fn parse_target(served: &Snapshot, path: &str) -> Option<Target> {
     let mut segments = path.trim_start_matches('/').split('/');
     let (group, version) = match segments.next()? {
         "api" => (String::new(), segments.next()?.to_owned()),
@@ -177,8 +197,11 @@ fn parse_target(path: &str) -> Option<Target> {
     if plural == "namespaces" && namespace.is_empty() {
         namespace.clone_from(&name);
     }
-    let resource = resources::find(&group, &version, &plural);
-    if resource.is_some_and(|r| !r.namespaced && r.plural != "namespaces") {
+    let resource = served.find(&group, &version, &plural);
+    if resource
+        .as_ref()
+        .is_some_and(|r| !r.namespaced && r.plural != "namespaces")
+    {
         namespace.clear();
     }
     Some(Target {
@@ -231,7 +254,7 @@ mod tests {
     use super::*;
 
     fn parse(method: Method, path: &str, query: &str) -> (String, &'static str) {
-        let info = RequestInfo::parse(&method, path, Some(query));
+        let info = RequestInfo::parse(&Snapshot::default(), &method, path, Some(query));
         let t = info.target.unwrap();
         (
             format!(
@@ -273,7 +296,11 @@ mod tests {
             parse(Method::DELETE, "/api/v1/namespaces/a/pods", ""),
             ("|a|pods|||".into(), "deletecollection")
         );
-        assert!(RequestInfo::parse(&get, "/healthz", None).target.is_none());
+        assert!(
+            RequestInfo::parse(&Snapshot::default(), &get, "/healthz", None)
+                .target
+                .is_none()
+        );
     }
 
     #[test]

@@ -24,13 +24,14 @@ use crate::authn::{Authenticator, ClientCertificates};
 use crate::authz::{Authorizer, Question};
 use crate::cache::Caches;
 use crate::dial::Dialer;
+use crate::features::Features;
 use crate::handlers::{self, Call};
-use crate::http::{self, Body, BoxError};
+use crate::http::{self, Body, BoxError, Wanted};
 use crate::metrics::Metrics;
-use crate::registry::{Registry, ServiceNetwork};
+use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
 use crate::user::User;
-use crate::{aggregator, bootstrap, compactor, discovery, health, openapi};
+use crate::{aggregator, bootstrap, compactor, custom, discovery, health, openapi, webhook};
 
 /// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
 pub struct Config {
@@ -52,6 +53,7 @@ pub struct Config {
     /// The certificate with which the server calls aggregated servers, and its authority.
     pub proxy_client: Option<(String, String)>,
     pub requestheader_ca_pem: Option<String>,
+    pub features: Features,
     pub shutdown: CancellationToken,
 }
 
@@ -103,8 +105,13 @@ impl Server {
             config.kubelet_client.as_ref(),
         )?;
         let insecure_tls = client_tls(None, config.proxy_client.as_ref())?;
+        let webhooks = Arc::new(webhook::Client::new(
+            caches.clone(),
+            config.dialer.clone(),
+            config.proxy_client.clone(),
+        ));
         let server = Arc::new(Self {
-            registry: Registry::new(caches.clone(), config.service_network.clone()),
+            registry: Registry::new(caches.clone(), config.service_network.clone(), webhooks),
             authenticator,
             authorizer: Authorizer::new(caches.clone()),
             tokens,
@@ -122,7 +129,9 @@ impl Server {
         tokio::spawn(async move { feeding.run(shutdown).await });
         server.caches.consistent().await?;
         bootstrap::run(&server).await?;
+        tokio::spawn(aggregator::register(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
+        tokio::spawn(custom::run(server.clone()));
         let store = server.caches.store().clone();
         tokio::spawn(compactor::run(
             store,
@@ -144,9 +153,7 @@ impl Server {
 
     /// Client settings that trust a base64 PEM bundle.
     pub(crate) fn trusting(&self, bundle: &str) -> anyhow::Result<Arc<ClientConfig>> {
-        use base64::Engine as _;
-        let pem = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(bundle)?)?;
-        client_tls(Some(&pem), self.config.proxy_client.as_ref())
+        trusting(bundle, self.config.proxy_client.as_ref())
     }
 
     /// A client inside this process, acting as `user`: the same server, without TLS or socket.
@@ -165,13 +172,19 @@ impl Server {
         B::Error: Into<BoxError>,
     {
         let started = Instant::now();
-        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        if self.config.features != Features::default() {
+            request.extensions_mut().insert(self.config.features);
+        }
         let info = RequestInfo::parse(
+            &self.caches.served(),
             request.method(),
             request.uri().path(),
             request.uri().query(),
         );
         let labels = Metrics::labels(&info);
+        let wanted = Wanted::of(request.headers(), self.config.features);
+        let (converts, compresses) = (info.is_api(), info.is_compressible());
         // Boxed: the future of a whole request is large, and most of it is rarely needed.
         let answer: BoxFuture<'static, _> = Box::pin(self.clone().authenticated(info, request));
         let answered = AssertUnwindSafe(answer).catch_unwind().await;
@@ -185,6 +198,12 @@ impl Server {
                 ))
             }
         };
+        if converts {
+            response = wanted.convert(response).await;
+        }
+        if compresses {
+            response = wanted.compress(response).await;
+        }
         if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
             response.headers_mut().insert("audit-id", id);
         }
@@ -316,9 +335,11 @@ impl Server {
         let Some(target) = info.target.clone() else {
             return self.non_resource(info, user, request).await;
         };
-        if let Some(resource) = target.resource {
+        if let Some(resource) = target.resource.clone() {
             let (parts, body) = request.into_parts();
+            let warnings = Warnings::default();
             let call = Call {
+                warnings: warnings.clone(),
                 server: self.clone(),
                 info,
                 target,
@@ -328,7 +349,12 @@ impl Server {
                 body: body.into(),
             };
             let handled: BoxFuture<'static, _> = Box::pin(handlers::handle(call));
-            return handled.await;
+            let mut response = match handled.await {
+                Ok(response) => response,
+                Err(error) => http::error(&error),
+            };
+            handlers::warn(response.headers_mut(), &warnings.take());
+            return Ok(response);
         }
         match aggregator::find(&self.caches, &target.group, &target.version) {
             Some(service) => {
@@ -349,7 +375,7 @@ impl Server {
         if let Some(response) = discovery::handle(&self, &info.path, request.headers()) {
             return Ok(response);
         }
-        if let Some(response) = openapi::handle(&info.path, &info.query) {
+        if let Some(response) = openapi::handle(&self.caches.served(), &info.path, &info.query) {
             return Ok(response);
         }
         let ok = ::http::StatusCode::OK;
@@ -405,6 +431,16 @@ fn roots(pem: &str) -> anyhow::Result<RootCertStore> {
         roots.add(certificate)?;
     }
     Ok(roots)
+}
+
+/// Client settings that trust a base64 PEM bundle.
+pub(crate) fn trusting(
+    bundle: &str,
+    identity: Option<&(String, String)>,
+) -> anyhow::Result<Arc<ClientConfig>> {
+    use base64::Engine as _;
+    let pem = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(bundle)?)?;
+    client_tls(Some(&pem), identity)
 }
 
 /// Settings for outgoing TLS: verified against `ca` if given, with a client certificate if there is one.

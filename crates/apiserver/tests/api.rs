@@ -2,122 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
+mod common;
 
-use fluyt_apiserver::dial::Direct;
-use fluyt_apiserver::{Config, MASTERS, Server, ServiceNetwork, User};
-use fluyt_etcd::embedded::Embedded;
-use fluyt_pki::{Authority, Identity, TokenKeys, Usage};
+use common::{Api, pod};
+use fluyt_apiserver::User;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
-
-struct Api {
-    server: Arc<Server>,
-    user: User,
-    _directory: tempfile::TempDir,
-}
-
-impl Api {
-    async fn start() -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let directory = tempfile::tempdir().unwrap();
-        let authority = Authority::create("test").unwrap();
-        let identity = Identity {
-            common_name: "kube-apiserver".into(),
-            ..Identity::default()
-        };
-        let serving = authority.issue(&identity, Usage::Server, 1).unwrap();
-        let config = Config {
-            store: Arc::new(Embedded::open(directory.path()).unwrap()),
-            dialer: Arc::new(Direct),
-            advertise: "127.0.0.1:6443".parse().unwrap(),
-            service_network: ServiceNetwork::default(),
-            client_ca_pem: authority.certificate_pem().to_owned(),
-            tls_certificate_pem: serving.certificate_pem,
-            tls_key_pem: serving.key_pem,
-            service_account_key_pem: TokenKeys::create().unwrap().private_pem().to_owned(),
-            service_account_issuer: "https://kubernetes.default.svc".into(),
-            api_audiences: vec!["https://kubernetes.default.svc".into()],
-            kubelet_client: None,
-            kubelet_ca_pem: None,
-            proxy_client: None,
-            requestheader_ca_pem: None,
-            shutdown: CancellationToken::new(),
-        };
-        let server = Server::start(config).await.unwrap();
-        Self {
-            server,
-            user: User::new("admin", &[MASTERS]),
-            _directory: directory,
-        }
-    }
-
-    async fn call(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
-        self.call_as(&self.user, method, path, "application/json", body)
-            .await
-    }
-
-    async fn call_as(
-        &self,
-        user: &User,
-        method: Method,
-        path: &str,
-        content_type: &str,
-        body: Value,
-    ) -> (StatusCode, Value) {
-        let bytes = if body.is_null() {
-            Vec::new()
-        } else {
-            serde_json::to_vec(&body).unwrap()
-        };
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("content-type", content_type)
-            .body(Full::new(bytes::Bytes::from(bytes)))
-            .unwrap();
-        request.extensions_mut().insert(user.clone());
-        let response = self.server.handle(request).await;
-        let status = response.status();
-        let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        (
-            status,
-            serde_json::from_slice(&bytes).unwrap_or(Value::Null),
-        )
-    }
-
-    async fn get(&self, path: &str) -> (StatusCode, Value) {
-        self.call(Method::GET, path, Value::Null).await
-    }
-
-    async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
-        self.call(Method::POST, path, body).await
-    }
-
-    async fn patch(&self, path: &str, format: &str, body: Value) -> (StatusCode, Value) {
-        let content_type = format!("application/{format}+json");
-        self.call_as(&self.user, Method::PATCH, path, &content_type, body)
-            .await
-    }
-
-    /// A namespace `n` with its default service account, which controllers would make.
-    async fn namespace(&self) {
-        self.post("/api/v1/namespaces", json!({"metadata": {"name": "n"}}))
-            .await;
-        self.post(
-            "/api/v1/namespaces/n/serviceaccounts",
-            json!({"metadata": {"name": "default"}}),
-        )
-        .await;
-    }
-}
-
-fn pod(name: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
-        "spec": {"containers": [{"name": "c", "image": "busybox:1"}]}})
-}
 
 #[tokio::test]
 async fn objects_live_from_creation_to_deletion() {

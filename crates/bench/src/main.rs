@@ -7,7 +7,7 @@ mod starts;
 mod store;
 
 use clap::Parser as _;
-use fluyt_e2e::World;
+use fluyt_e2e::{State, World};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Nodes of the measured cluster.
@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
             });
         }
     }
-    let world = World::on_disk()?;
+    let world = World::new(State::Disk)?;
     let _service = world.serve()?;
     println!("cluster of {NODES} nodes");
     starts::clusters(&world)?;

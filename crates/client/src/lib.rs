@@ -16,6 +16,7 @@ pub mod kubeconfig;
 pub mod leader_election;
 pub mod metrics;
 pub mod object_key;
+mod received;
 pub mod service_account;
 pub mod serving;
 pub mod work_queue;

@@ -18,17 +18,25 @@ cat >config.json <<END
  "rootfs": {"type": "layers", "diff_ids": ["sha256:$layer"]}}
 END
 echo '[{"Config": "config.json", "RepoTags": ["e2e.local/busybox:1"], "Layers": ["layer.tar"]}]' >manifest.json
-tar -cf busybox.tar manifest.json config.json layer.tar
-fluyt image import busybox.tar
+tar -cf "$HOME/busybox.tar" manifest.json config.json layer.tar
 "#;
 
 impl World {
+    /// Makes the image's archive, `busybox.tar` in [`World::home`].
+    ///
+    /// # Errors
+    /// Without busybox-static.
+    pub fn make_busybox(&self) -> anyhow::Result<()> {
+        self.ok(MAKE).map(drop)
+    }
+
     /// Makes the image and brings it in.
     ///
     /// # Errors
     /// Without busybox-static, or what `fluyt image import` says.
     pub fn import_busybox(&self) -> anyhow::Result<()> {
-        let said = self.ok(MAKE)?;
+        self.make_busybox()?;
+        let said = self.ok("fluyt image import $HOME/busybox.tar")?;
         anyhow::ensure!(said.contains(BUSYBOX), "{said}");
         Ok(())
     }

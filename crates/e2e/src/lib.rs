@@ -13,7 +13,7 @@ mod world;
 pub use background::Background;
 pub use image::BUSYBOX;
 pub use wait::{eventually, timed};
-pub use world::{Outcome, World};
+pub use world::{Outcome, State, World};
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +22,12 @@ use std::path::{Path, PathBuf};
 pub fn repository() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_owned()
+}
+
+/// Whether the binary under test is the optimised one, to which the issues' figures apply.
+#[must_use]
+pub fn is_release() -> bool {
+    binary().is_ok_and(|path| path.components().any(|part| part.as_os_str() == "release"))
 }
 
 /// The binary under test: `FLUYT_BIN`, or what `cargo build --bin fluyt` makes.

@@ -20,8 +20,11 @@ const COMMAND_LIMIT: &str = "120";
 const INIT: &str = r#"
 set -e
 mkdir -p /var/lib/fluyt /run/fluyt /run/netns
-for d in /var/lib/fluyt /run/fluyt /run/netns; do mount -t tmpfs -o mode=755 e2e "$d"; done
-[ -z "$STATE" ] || mount --bind "$STATE" /var/lib/fluyt
+for d in /run/fluyt /run/netns; do mount -t tmpfs -o mode=755 e2e "$d"; done
+case "$STATE" in
+    /*) mount --bind "$STATE" /var/lib/fluyt ;;
+    *) mount -t tmpfs -o "mode=755,size=$STATE" e2e /var/lib/fluyt ;;
+esac
 ip link set lo up
 echo ready
 read -r _ || true
@@ -37,6 +40,17 @@ pub struct World {
     home: TempDir,
 }
 
+/// Where a world keeps the service's state.
+#[derive(Clone, Copy)]
+pub enum State {
+    /// In memory: fast, and enough where the machine itself does not fail.
+    Memory,
+    /// In memory, and full at this size (of mount's `size=`).
+    Limited(&'static str),
+    /// On the disk, where durability costs what it costs.
+    Disk,
+}
+
 /// How a command ended.
 pub struct Outcome {
     pub code: i32,
@@ -47,23 +61,11 @@ pub struct Outcome {
 // === impl World ===
 
 impl World {
-    /// Makes a world with nothing in it, and its state in memory.
+    /// Makes a world with nothing in it.
     ///
     /// # Errors
     /// Without root or a built binary.
-    pub fn new() -> anyhow::Result<Self> {
-        Self::make(false)
-    }
-
-    /// As [`Self::new`], with its state on the disk, where durability costs what it costs.
-    ///
-    /// # Errors
-    /// Without root or a built binary.
-    pub fn on_disk() -> anyhow::Result<Self> {
-        Self::make(true)
-    }
-
-    fn make(on_disk: bool) -> anyhow::Result<Self> {
+    pub fn new(state: State) -> anyhow::Result<Self> {
         let binary = binary()?;
         // Beside the binary, so that it can be linked: a build that goes on meanwhile must not change it under the test.
         let home = TempDir::with_prefix_in(
@@ -72,17 +74,15 @@ impl World {
         )?;
         fs::create_dir(home.path().join("bin"))?;
         fs::hard_link(&binary, home.path().join("bin/fluyt"))?;
-        let state = home.path().join("state");
-        fs::create_dir(&state)?;
+        let directory = home.path().join("state");
+        fs::create_dir(&directory)?;
+        let state = match state {
+            State::Memory => "50%".as_ref(),
+            State::Limited(size) => size.as_ref(),
+            State::Disk => directory.as_os_str(),
+        };
         let mut init = Command::new("unshare")
-            .env(
-                "STATE",
-                if on_disk {
-                    state.as_os_str()
-                } else {
-                    "".as_ref()
-                },
-            )
+            .env("STATE", state)
             .args([
                 "--mount",
                 "--pid",
@@ -122,8 +122,8 @@ impl World {
     ///
     /// # Errors
     /// The test's.
-    pub fn run(test: impl FnOnce(&Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let world = Self::new()?;
+    pub fn run(state: State, test: impl FnOnce(&Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let world = Self::new(state)?;
         let outcome = test(&world);
         if outcome.is_err() {
             world.explain();
@@ -138,7 +138,7 @@ impl World {
     pub fn with_service(
         test: impl FnOnce(&Self, Background) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        Self::run(|world| {
+        Self::run(State::Memory, |world| {
             let service = world.serve()?;
             test(world, service)
         })

@@ -169,6 +169,17 @@ fn looking(world: &World) -> anyhow::Result<()> {
         );
     }
     world.ok("kubectl api-resources && kubectl version && kubectl cluster-info && kubectl auth can-i create pods")?;
+    // The first figures come when a pod has been sampled twice.
+    let nodes = world.until(SOON, "kubectl top nodes --no-headers", |top| {
+        top.lines().count() == 2 && !top.contains("<unknown>")
+    })?;
+    ensure!(nodes.contains("Mi"), "{nodes}");
+    let pods = world.until(
+        SOON,
+        "kubectl top pods -n guestbook --containers --no-headers",
+        |top| top.contains("store-0"),
+    )?;
+    ensure!(pods.lines().all(|l| l.contains("Mi")), "{pods}");
     ensure!(
         world
             .ok("kubectl explain pod.spec.containers.image")?

@@ -1,11 +1,13 @@
 //! What a schema cannot say about a kind: defaults that depend on other fields, validation, which part belongs to which
 //! subresource, which fields select. One file per kind (or family of kinds).
 
+mod apiservice;
 mod authorization;
 mod autoscaling;
 mod certificates;
 mod config;
 mod cronjob;
+pub mod customresourcedefinition;
 mod daemonset;
 mod deployment;
 mod disruption;
@@ -57,17 +59,51 @@ pub trait Strategy: Sync + Send {
         keep_all_but_status(object, old);
     }
 
+    /// Finalizers must be upstream's own or have a domain.
+    fn has_standard_finalizers(&self) -> bool {
+        true
+    }
+
+    /// What the author of a write should know, though it is done.
+    fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What deletion adds to an object before its finalizers are looked at.
+    fn prepare_delete(&self, _object: &mut Value) {}
+
     fn validate(&self, _object: &Value, _errors: &mut Errors) {}
 
     fn validate_update(&self, _object: &Value, _old: &Value, _errors: &mut Errors) {}
+
+    /// Everything that an update of the object itself has to satisfy.
+    fn validate_on_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
+        self.validate(object, errors);
+        self.validate_update(object, old, errors);
+    }
+
+    /// What an update of the `status` subresource has to satisfy.
+    fn validate_status(&self, _object: &Value, _old: &Value, _errors: &mut Errors) {}
 
     /// Parts whose change counts as a new `metadata.generation`; empty for kinds without one.
     fn generation_of(&self) -> &'static [&'static str] {
         &["spec"]
     }
 
+    /// Whether objects of this kind have a `metadata.generation`.
+    fn has_generation(&self) -> bool {
+        !self.generation_of().is_empty()
+    }
+
+    /// Whether an update counts as a new `metadata.generation`.
+    fn changes_generation(&self, object: &Value, old: &Value) -> bool {
+        self.generation_of()
+            .iter()
+            .any(|part| object.get(*part) != old.get(*part))
+    }
+
     /// The selectable fields besides `metadata.name` and `metadata.namespace`.
-    fn selectable_fields(&self) -> &'static [&'static str] {
+    fn selectable_fields(&self) -> &[&'static str] {
         &[]
     }
 
@@ -119,6 +155,7 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("batch", "Job") => &job::Job,
         ("batch", "CronJob") => &cronjob::CronJob,
         ("autoscaling", "HorizontalPodAutoscaler") => &autoscaling::HorizontalPodAutoscaler,
+        ("apiregistration.k8s.io", "APIService") => &apiservice::ApiService,
         ("policy", "PodDisruptionBudget") => &disruption::PodDisruptionBudget,
         ("networking.k8s.io", "Ingress") => &networking::Ingress,
         ("networking.k8s.io", "NetworkPolicy") => &networking::NetworkPolicy,
@@ -132,6 +169,9 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("scheduling.k8s.io", "PriorityClass") => &scheduling::PriorityClass,
         ("storage.k8s.io", "StorageClass") => &storage::StorageClass,
         ("coordination.k8s.io", "Lease") => &config::Lease,
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => {
+            &customresourcedefinition::CustomResourceDefinition
+        }
         _ => &Plain,
     }
 }

@@ -6,7 +6,9 @@ mod workloads;
 
 use serde_json::{Value, json};
 
+use crate::custom::PrinterColumn;
 use crate::meta;
+use crate::resources::Resource;
 
 /// One column: its definition and how a cell is computed.
 pub struct Column {
@@ -90,6 +92,24 @@ pub fn columns(group: &str, kind: &str) -> &'static [Column] {
         ("apiregistration.k8s.io", "APIService") => cluster::API_SERVICE,
         ("", "ResourceQuota") => cluster::RESOURCE_QUOTA,
         _ => PLAIN,
+    }
+}
+
+/// The `columnDefinitions` of a resource's table.
+#[must_use]
+pub fn definitions_of(resource: &Resource) -> Value {
+    match &resource.definition {
+        Some(definition) => PrinterColumn::definitions(&definition.columns),
+        None => definitions(columns(resource.group, resource.kind)),
+    }
+}
+
+/// The cells of one object of a resource.
+#[must_use]
+pub fn cells_of(resource: &Resource, object: &Value) -> Value {
+    match &resource.definition {
+        Some(definition) => PrinterColumn::cells(&definition.columns, object),
+        None => cells(columns(resource.group, resource.kind), object),
     }
 }
 

@@ -1,8 +1,11 @@
 //! One object as the cache holds it: its encoded form and what selectors look at.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
-use fluyt_api::resources::Resource;
-use fluyt_api::{meta, strategy};
+use fluyt_api::resources::{self, Resource};
+use fluyt_api::schema::TypeId;
+use fluyt_api::{meta, protobuf};
 use serde_json::{Map, Value};
 
 /// An immutable object version.
@@ -12,10 +15,14 @@ pub struct Entry {
     pub key: Box<str>,
     pub revision: i64,
     pub labels: Option<Box<Map<String, Value>>>,
+    /// The version that `json` is in, of a custom resource.
+    pub version: Option<&'static str>,
     /// Selectable fields that are not empty.
     fields: Box<[(&'static str, Box<str>)]>,
     /// The object in its stored version, with `resourceVersion`.
     pub json: Bytes,
+    /// The same as a protobuf message, made when somebody asks for it.
+    message: OnceLock<Bytes>,
 }
 
 impl Entry {
@@ -30,6 +37,12 @@ impl Entry {
         stored: &[u8],
     ) -> Result<Self, serde_json::Error> {
         let mut object: Value = serde_json::from_slice(stored)?;
+        // The schema may have changed since the object was written.
+        if let Some(definition) = &resource.definition
+            && object["apiVersion"] == resource.api_version().as_str()
+        {
+            definition.refresh(&mut object);
+        }
         meta::set(&mut object, "resourceVersion", revision.to_string());
         Ok(Self::new(resource, key, revision, &object))
     }
@@ -37,7 +50,7 @@ impl Entry {
     /// From an object that has its `resourceVersion`.
     #[must_use]
     pub fn new(resource: &Resource, key: &str, revision: i64, object: &Value) -> Self {
-        let strategy = strategy::of(resource.group, resource.kind);
+        let strategy = resource.strategy();
         let fields = strategy
             .selectable_fields()
             .iter()
@@ -50,8 +63,10 @@ impl Entry {
             key: key.into(),
             revision,
             labels: meta::labels(object).cloned().map(Box::new),
+            version: resource.definition.as_ref().map(|_| version_of(object)),
             fields,
             json: serde_json::to_vec(object).unwrap_or_default().into(),
+            message: OnceLock::new(),
         }
     }
 
@@ -81,6 +96,13 @@ impl Entry {
         }
     }
 
+    /// The protobuf message of the object, which is of a built-in type.
+    #[must_use]
+    pub fn message(&self, ty: TypeId) -> Bytes {
+        let encode = || protobuf::encode(ty, &self.object()).into();
+        self.message.get_or_init(encode).clone()
+    }
+
     /// The parsed object.
     #[must_use]
     pub fn object(&self) -> Value {
@@ -96,8 +118,16 @@ impl Entry {
             key: self.key.clone(),
             revision,
             labels: self.labels.clone(),
+            version: self.version,
             fields: self.fields.clone(),
             json: serde_json::to_vec(&object).unwrap_or_default().into(),
+            message: OnceLock::new(),
         }
     }
+}
+
+/// The version of an object of a custom resource.
+fn version_of(object: &Value) -> &'static str {
+    let api_version = object["apiVersion"].as_str().unwrap_or_default();
+    resources::intern(api_version.rsplit('/').next().unwrap_or_default())
 }

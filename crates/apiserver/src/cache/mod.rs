@@ -4,13 +4,15 @@
 mod entry;
 mod resource;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fluyt_api::resources::Resource;
-use fluyt_api::{Error, resources};
+use fluyt_api::custom;
+use fluyt_api::resources::{self, Handle, Resource};
+use fluyt_api::{Error, meta};
 use fluyt_etcd::{DynStore, Keys, Range, Watch, WatchUpdate};
+use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -26,36 +28,156 @@ const CATCH_UP: Duration = Duration::from_secs(3);
 /// The caches of all resources.
 pub struct Caches {
     store: DynStore,
-    by_storage: HashMap<&'static str, Arc<ResourceCache>>,
+    builtin: HashMap<&'static str, Arc<ResourceCache>>,
+    custom: RwLock<Custom>,
     /// The revision up to which every cache is complete.
     applied: watch::Sender<i64>,
 }
+
+/// What CustomResourceDefinitions have added.
+#[derive(Default)]
+struct Custom {
+    caches: HashMap<&'static str, Arc<ResourceCache>>,
+    /// The served resources of each definition, by its name, and the definition's content that they were made of.
+    definitions: HashMap<Box<str>, (serde_json::Value, Vec<Arc<Resource>>)>,
+    served: Arc<resources::Snapshot>,
+}
+
+/// Definitions are stored here.
+const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 
 impl Caches {
     /// Caches for every stored built-in resource, empty until [`Caches::run`] fills them.
     #[must_use]
     pub fn new(store: DynStore) -> Arc<Self> {
-        let mut by_storage: HashMap<&'static str, Arc<ResourceCache>> = HashMap::new();
+        let mut builtin: HashMap<&'static str, Arc<ResourceCache>> = HashMap::new();
         for resource in resources::builtin().iter().filter(|r| !r.is_virtual()) {
             let resource = storage_resource(resource);
-            by_storage
+            builtin
                 .entry(resource.storage)
                 .or_insert_with(|| Arc::new(ResourceCache::new(resource)));
         }
         Arc::new(Self {
             store,
-            by_storage,
+            builtin,
+            custom: RwLock::default(),
             applied: watch::Sender::new(0),
         })
     }
 
-    /// The cache that holds a resource's objects.
-    ///
-    /// # Panics
-    /// Never for a stored resource of the table.
+    /// The cache that holds a resource's objects; an empty one for a custom resource that is not defined any more.
     #[must_use]
-    pub fn of(&self, resource: &Resource) -> &Arc<ResourceCache> {
-        &self.by_storage[resource.storage]
+    pub fn of(&self, resource: &Resource) -> Arc<ResourceCache> {
+        self.find(resource.storage)
+            .unwrap_or_else(|| Arc::new(ResourceCache::new(&resources::builtin()[0])))
+    }
+
+    fn find(&self, storage: &str) -> Option<Arc<ResourceCache>> {
+        match self.builtin.get(storage) {
+            Some(cache) => Some(cache.clone()),
+            None => self.custom.read().caches.get(storage).cloned(),
+        }
+    }
+
+    /// Everything that is served at this moment.
+    #[must_use]
+    pub fn served(&self) -> Arc<resources::Snapshot> {
+        self.custom.read().served.clone()
+    }
+
+    /// Whether a custom resource's definition is being deleted.
+    #[must_use]
+    pub fn is_terminating(&self, resource: &Resource) -> bool {
+        resource.definition.is_some()
+            && self.builtin.get(DEFINITIONS).is_some_and(|cache| {
+                cache
+                    .get(&resource.group_resource())
+                    .is_some_and(|crd| meta::is_terminating(&crd.object()))
+            })
+    }
+
+    /// Takes over what a definition says now (`None`: it is gone). Tells which cache has to be loaded because of it.
+    fn define(&self, name: &str, crd: Option<&serde_json::Value>) -> Option<Arc<ResourceCache>> {
+        let crd = crd.filter(|crd| is_established(crd));
+        let content = crd.map(
+            |crd| serde_json::json!({"spec": crd["spec"], "names": crd["status"]["acceptedNames"]}),
+        );
+        let known = self
+            .custom
+            .read()
+            .definitions
+            .get(name)
+            .map(|d| d.0.clone());
+        if known == content {
+            return None;
+        }
+        let resources = crd
+            .map(|crd| custom::resources_of(crd, |_| None))
+            .unwrap_or_default();
+        let mut custom = self.custom.write();
+        match content {
+            Some(content) => {
+                let entry = (content, resources.clone());
+                custom.definitions.insert(name.into(), entry);
+            }
+            None => {
+                custom.definitions.remove(name);
+            }
+        }
+        let mut served: Vec<Arc<Resource>> = custom
+            .definitions
+            .values()
+            .flat_map(|(_, resources)| resources.iter().cloned())
+            .collect();
+        served.sort_by_key(|r| (r.group, r.plural, r.version));
+        let storages: HashSet<&str> = served.iter().map(|r| r.storage).collect();
+        // A watch of what is not served any more ends.
+        custom.caches.retain(|storage, cache| {
+            let kept = storages.contains(storage);
+            if !kept {
+                cache.replace(Vec::new(), self.applied());
+            }
+            kept
+        });
+        custom.served = Arc::new(resources::Snapshot::new(served));
+        let first = resources.into_iter().next()?;
+        let stored = match first.definition.as_ref().and_then(|d| d.stored.clone()) {
+            Some(stored) => stored,
+            None => first,
+        };
+        let cache = custom
+            .caches
+            .entry(stored.storage)
+            .or_insert_with(|| Arc::new(ResourceCache::new(Handle::Custom(stored.clone()))));
+        cache.redefine(Handle::Custom(stored));
+        Some(cache.clone())
+    }
+
+    /// Fills the cache of a custom resource, as of a revision that the feed has reached.
+    async fn load(&self, cache: &ResourceCache, revision: i64) -> Result<(), fluyt_etcd::Error> {
+        let resource = cache.resource();
+        let prefix = format!("{REGISTRY}{}/", resource.storage);
+        let range = Range {
+            revision,
+            ..Range::new(Keys::prefix(prefix.clone()))
+        };
+        let loaded = self.store.range(range).await?;
+        let mut entries = Vec::new();
+        for kv in loaded.kvs {
+            let Some(key) = kv
+                .key
+                .get(prefix.len()..)
+                .and_then(|k| std::str::from_utf8(k).ok())
+            else {
+                continue;
+            };
+            match Entry::decode(&resource, key, kv.mod_revision, &kv.value) {
+                Ok(entry) => entries.push(entry),
+                Err(error) => tracing::error!(key, %error, "an object cannot be decoded"),
+            }
+        }
+        cache.replace(entries, revision);
+        Ok(())
     }
 
     #[must_use]
@@ -119,12 +241,29 @@ impl Caches {
     async fn follow(&self) -> Result<(), fluyt_etcd::Error> {
         let keys = Keys::prefix(REGISTRY);
         let loaded = self.store.range(Range::new(keys.clone())).await?;
+        // What is defined decides which other keys are objects.
+        let prefix = format!("{REGISTRY}{DEFINITIONS}/");
+        let defined = loaded
+            .kvs
+            .iter()
+            .filter(|kv| kv.key.starts_with(prefix.as_bytes()));
+        let mut names: HashSet<String> = HashSet::new();
+        for kv in defined {
+            if let Ok(crd) = serde_json::from_slice::<serde_json::Value>(&kv.value) {
+                names.insert(meta::name(&crd).to_owned());
+                self.define(meta::name(&crd), Some(&crd));
+            }
+        }
+        let known: Vec<Box<str>> = self.custom.read().definitions.keys().cloned().collect();
+        for gone in known.iter().filter(|name| !names.contains(&***name)) {
+            self.define(gone, None);
+        }
         let mut by_cache: HashMap<&str, Vec<Entry>> = HashMap::new();
         for kv in loaded.kvs {
             let Some((cache, key)) = self.locate(&kv.key) else {
                 continue;
             };
-            match Entry::decode(cache.resource(), key, kv.mod_revision, &kv.value) {
+            match Entry::decode(&cache.resource(), key, kv.mod_revision, &kv.value) {
                 Ok(entry) => by_cache
                     .entry(cache.resource().storage)
                     .or_default()
@@ -134,7 +273,8 @@ impl Caches {
                 }
             }
         }
-        for (storage, cache) in &self.by_storage {
+        let custom = self.custom.read().caches.clone();
+        for (storage, cache) in self.builtin.iter().chain(&custom) {
             cache.replace(
                 by_cache.remove(storage).unwrap_or_default(),
                 loaded.revision,
@@ -154,7 +294,9 @@ impl Caches {
             let revision = match update? {
                 WatchUpdate::Events { revision, events } => {
                     for event in events {
-                        self.apply(event);
+                        if let Some(cache) = self.apply(event) {
+                            self.load(&cache, revision).await?;
+                        }
                     }
                     revision
                 }
@@ -165,42 +307,61 @@ impl Caches {
         Err(fluyt_etcd::Error::Stopped)
     }
 
-    fn apply(&self, event: fluyt_etcd::Event) {
-        let Some((cache, key)) = self.locate(&event.kv.key) else {
-            return;
-        };
+    /// Passes an event on to its cache. The event of a definition may make a cache that has to be loaded.
+    fn apply(&self, event: fluyt_etcd::Event) -> Option<Arc<ResourceCache>> {
+        let (cache, key) = self.locate(&event.kv.key)?;
+        let defines = cache.resource().storage == DEFINITIONS;
         if event.deleted {
             cache.delete(key, event.kv.mod_revision);
-            return;
+            return if defines {
+                self.define(key, None)
+            } else {
+                None
+            };
         }
         match Entry::decode(
-            cache.resource(),
+            &cache.resource(),
             key,
             event.kv.mod_revision,
             &event.kv.value,
         ) {
-            Ok(entry) => cache.put(entry),
+            Ok(entry) => {
+                let definition = defines.then(|| entry.object());
+                cache.put(entry);
+                return definition.and_then(|crd| self.define(key, Some(&crd)));
+            }
             Err(error) => tracing::error!(key, %error, "an object cannot be decoded"),
         }
+        None
     }
 
     /// `/registry/pods/default/a` -> the pods' cache and `default/a`.
-    fn locate<'k>(&self, key: &'k [u8]) -> Option<(&Arc<ResourceCache>, &'k str)> {
+    fn locate<'k>(&self, key: &'k [u8]) -> Option<(Arc<ResourceCache>, &'k str)> {
         let rest = std::str::from_utf8(key).ok()?.strip_prefix(REGISTRY)?;
         let mut slashes = rest.match_indices('/').map(|(i, _)| i);
         let (first, second) = (slashes.next()?, slashes.next());
-        let found = |at: usize| {
-            self.by_storage
-                .get(&rest[..at])
-                .map(|c| (c, &rest[at + 1..]))
-        };
+        let found = |at: usize| self.find(&rest[..at]).map(|cache| (cache, &rest[at + 1..]));
         second.and_then(found).or_else(|| found(first))
+    }
+}
+
+/// The version that the write path works in: the stored one of a built-in resource, the request's own of a custom one,
+/// which is converted where it is read and written.
+#[must_use]
+pub fn working_resource(resource: &Resource) -> &Resource {
+    if resource.definition.is_some() {
+        resource
+    } else {
+        storage_resource(resource)
     }
 }
 
 /// The version in which a resource's objects are stored, for resources that several groups or versions serve.
 #[must_use]
-pub fn storage_resource(resource: &'static Resource) -> &'static Resource {
+pub fn storage_resource(resource: &Resource) -> &Resource {
+    if let Some(definition) = &resource.definition {
+        return definition.stored.as_deref().unwrap_or(resource);
+    }
     let stored = match (resource.group, resource.version, resource.plural) {
         ("events.k8s.io", _, "events") => resources::find("", "v1", "events"),
         ("autoscaling", "v1", "horizontalpodautoscalers") => {
@@ -209,4 +370,13 @@ pub fn storage_resource(resource: &'static Resource) -> &'static Resource {
         _ => None,
     };
     stored.unwrap_or(resource)
+}
+
+/// Whether a definition's resources are served: its names are accepted, and it has not been withdrawn.
+fn is_established(crd: &serde_json::Value) -> bool {
+    crd["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Established" && c["status"] == "True")
 }

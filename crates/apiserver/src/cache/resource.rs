@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use fluyt_api::resources::Resource;
+use fluyt_api::resources::Handle;
 use fluyt_api::selector::{FieldSelector, LabelSelector};
 use imbl::OrdMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
 use super::Entry;
@@ -20,7 +20,7 @@ const WATCH_QUEUE: usize = 1024;
 
 /// Objects of one resource.
 pub struct ResourceCache {
-    resource: &'static Resource,
+    resource: RwLock<Handle>,
     state: Mutex<State>,
 }
 
@@ -70,6 +70,7 @@ pub struct WatchEvent {
     pub entry: Arc<Entry>,
     pub previous: Option<Arc<Entry>>,
     encoded: [OnceLock<Bytes>; 3],
+    framed: [OnceLock<Bytes>; 3],
 }
 
 /// A running watch; dropping it ends it.
@@ -113,7 +114,13 @@ impl WatchEvent {
             entry,
             previous,
             encoded: Default::default(),
+            framed: Default::default(),
         })
+    }
+
+    /// The event as one frame of a protobuf watch, which `make` makes once for all watchers.
+    pub fn frame(&self, change: Change, make: impl FnOnce() -> Bytes) -> Bytes {
+        self.framed[change as usize].get_or_init(make).clone()
     }
 
     /// The event as one line of a JSON watch, encoded once for all watchers.
@@ -125,14 +132,22 @@ impl WatchEvent {
     }
 }
 
+impl Change {
+    /// As events name it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
 /// `{"type":…,"object":…}` and a newline.
 #[must_use]
 pub fn encode(change: Change, object: &[u8]) -> Bytes {
-    let word = match change {
-        Change::Added => "ADDED",
-        Change::Modified => "MODIFIED",
-        Change::Deleted => "DELETED",
-    };
+    let word = change.word();
     let mut line = Vec::with_capacity(object.len() + 40);
     line.extend_from_slice(b"{\"type\":\"");
     line.extend_from_slice(word.as_bytes());
@@ -143,17 +158,22 @@ pub fn encode(change: Change, object: &[u8]) -> Bytes {
 }
 
 impl ResourceCache {
-    pub(super) fn new(resource: &'static Resource) -> Self {
+    pub(super) fn new(resource: impl Into<Handle>) -> Self {
         Self {
-            resource,
+            resource: RwLock::new(resource.into()),
             state: Mutex::default(),
         }
     }
 
     /// The resource in its stored version.
     #[must_use]
-    pub fn resource(&self) -> &'static Resource {
-        self.resource
+    pub fn resource(&self) -> Handle {
+        self.resource.read().clone()
+    }
+
+    /// Another definition of the same resource holds from now on.
+    pub(super) fn redefine(&self, resource: Handle) {
+        *self.resource.write() = resource;
     }
 
     #[must_use]

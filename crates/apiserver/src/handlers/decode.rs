@@ -1,14 +1,17 @@
 //! Request bodies into objects of a kind, with upstream's field validation.
 
 use bytes::Bytes;
-use fluyt_api::decode::{conform, parse_json};
-use fluyt_api::resources::{api_version, type_of};
-use fluyt_api::schema::Schema;
+use fluyt_api::custom::Definition;
+use fluyt_api::decode::{Parsed, conform, parse_json};
+use fluyt_api::resources::{Resource, api_version, type_of};
+use fluyt_api::schema::{Schema, TypeId};
 use fluyt_api::{Error, Reason, protobuf};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
-use crate::http::content_type;
+use crate::features::Features;
+use crate::http::{Offer, content_type};
 use crate::request::Query;
 
 /// A decoded object and the warnings that its sender should get.
@@ -20,55 +23,127 @@ pub struct Decoded {
 
 /// What to do about fields that nobody knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FieldValidation {
+pub(super) enum FieldValidation {
     Ignore,
     Warn,
     Strict,
+}
+
+/// The kind that a body must be of.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    group: &'a str,
+    version: &'a str,
+    kind: &'a str,
+    schema: &'a Schema,
+    ty: Option<TypeId>,
+    definition: Option<&'a Definition>,
+}
+
+impl Expected<'_> {
+    /// Whether the kind has a protobuf form.
+    fn protobuf(&self) -> bool {
+        std::ptr::eq(self.schema, Schema::builtin())
+    }
+}
+
+impl<'a> From<(&'a str, &'a str, &'a str)> for Expected<'a> {
+    /// A built-in kind.
+    fn from((group, version, kind): (&'a str, &'a str, &'a str)) -> Self {
+        Self {
+            group,
+            version,
+            kind,
+            schema: Schema::builtin(),
+            ty: type_of(group, version, kind),
+            definition: None,
+        }
+    }
+}
+
+impl<'a> From<&'a Resource> for Expected<'a> {
+    fn from(resource: &'a Resource) -> Self {
+        Self {
+            group: resource.group,
+            version: resource.version,
+            kind: resource.kind,
+            schema: resource.schema(),
+            ty: resource.ty,
+            definition: resource.definition.as_deref(),
+        }
+    }
 }
 
 /// Parses a body as JSON, YAML or protobuf; a protobuf message needs to know its kind.
 ///
 /// # Errors
 /// 415 for another content type, 400 for malformed text.
-pub fn parse(
-    headers: &HeaderMap,
+pub fn parse<'a>(
+    parts: &Parts,
     body: &Bytes,
-    kind: (&str, &str, &str),
+    kind: impl Into<Expected<'a>>,
 ) -> Result<(Value, Vec<String>), Error> {
-    match content_type(headers) {
+    let kind = kind.into();
+    let features: Features = parts.extensions.get().copied().unwrap_or_default();
+    match content_type(&parts.headers) {
         "" | "application/json" => parse_json(body).map_err(Error::bad_request),
-        "application/yaml" | "application/x-yaml" | "text/yaml" => {
-            let text = std::str::from_utf8(body).map_err(|e| Error::bad_request(e.to_string()))?;
-            let value = serde_saphyr::from_str(text)
-                .map_err(|e| Error::bad_request(format!("error converting YAML to JSON: {e}")))?;
-            Ok((value, Vec::new()))
+        "application/yaml" => yaml(body)
+            .map_err(|e| Error::bad_request(format!("error converting YAML to JSON: {e}"))),
+        "application/vnd.kubernetes.protobuf" if kind.protobuf() => {
+            Ok((from_protobuf(body, kind)?, Vec::new()))
         }
-        "application/vnd.kubernetes.protobuf" => Ok((from_protobuf(body, kind)?, Vec::new())),
-        other => Err(Error::new(
+        "application/cbor" if features.cbor => match fluyt_api::cbor::decode(body) {
+            Ok(value) => Ok((value, Vec::new())),
+            Err(why) => Err(Error::bad_request(why)),
+        },
+        _ => Err(Error::new(
             Reason::UnsupportedMediaType,
             format!(
-                "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf (got {other})"
+                "the body of the request was in an unknown format - accepted media types include: {}",
+                Offer {
+                    features,
+                    protobuf: kind.protobuf(),
+                    ..Offer::default()
+                }
+                .media_types()
             ),
         )),
     }
+}
+
+/// Parses YAML, and tells which keys are there twice.
+///
+/// # Errors
+/// The parser's message.
+pub(super) fn yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
+    let text = std::str::from_utf8(body).map_err(|e| e.to_string())?;
+    let options = serde_saphyr::options! {
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::PassThrough,
+        with_snippet: false,
+    };
+    let parsed: Parsed =
+        serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string())?;
+    Ok((parsed.value, parsed.duplicates))
 }
 
 /// Parses a body that must be an object of the given kind.
 ///
 /// # Errors
 /// 400 when it is malformed, of another kind, or has unknown fields under strict validation.
-pub fn object(
-    headers: &HeaderMap,
+pub fn object<'a>(
+    parts: &Parts,
     body: &Bytes,
     query: &Query,
-    (group, version, kind): (&str, &str, &str),
+    kind: impl Into<Expected<'a>>,
 ) -> Result<Decoded, Error> {
-    let (object, duplicates) = parse(headers, body, (group, version, kind))?;
-    typed(object, duplicates, query, (group, version, kind))
+    let kind = kind.into();
+    let (object, duplicates) = parse(parts, body, kind)?;
+    typed(object, duplicates, query, kind)
 }
 
 /// Decodes the protobuf form of an object of a kind.
-fn from_protobuf(body: &[u8], (group, version, kind): (&str, &str, &str)) -> Result<Value, Error> {
+fn from_protobuf(body: &[u8], expected: Expected<'_>) -> Result<Value, Error> {
+    let (version, kind) = (expected.version, expected.kind);
     let envelope = protobuf::open(body).map_err(Error::bad_request)?;
     let kind_sent = if envelope.kind.is_empty() {
         kind
@@ -76,13 +151,9 @@ fn from_protobuf(body: &[u8], (group, version, kind): (&str, &str, &str)) -> Res
         envelope.kind
     };
     // What is sent may be of another kind than the path's; that is told by its name, not by garbled fields.
-    let ty = if kind_sent == kind {
-        type_of(group, version, kind)
-    } else {
-        None
-    };
+    let ty = expected.ty.filter(|_| kind_sent == kind);
     let mut object = match ty {
-        Some(ty) => protobuf::decode(Schema::builtin(), ty, envelope.raw).map_err(|why| {
+        Some(ty) => protobuf::decode(expected.schema, ty, envelope.raw).map_err(|why| {
             Error::bad_request(format!(
                 "{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"
             ))
@@ -98,12 +169,20 @@ fn from_protobuf(body: &[u8], (group, version, kind): (&str, &str, &str)) -> Res
 ///
 /// # Errors
 /// 400 as for [`object`].
-pub fn typed(
+pub fn typed<'a>(
     mut object: Value,
     duplicates: Vec<String>,
     query: &Query,
-    (group, version, kind): (&str, &str, &str),
+    kind: impl Into<Expected<'a>>,
 ) -> Result<Decoded, Error> {
+    let Expected {
+        group,
+        version,
+        kind,
+        schema,
+        ty,
+        definition,
+    } = kind.into();
     let expected = api_version(group, version);
     if !object.is_object() {
         return Err(Error::bad_request(format!(
@@ -130,10 +209,10 @@ pub fn typed(
         ))
     };
     let mut unknown = Vec::new();
-    if let Some(ty) = type_of(group, version, kind) {
-        unknown = conform(Schema::builtin(), ty, &mut object)
-            .map_err(cannot)?
-            .unknown;
+    if let Some(definition) = definition {
+        unknown = definition.conform(ty, &mut object).map_err(cannot)?;
+    } else if let Some(ty) = ty {
+        unknown = conform(schema, ty, &mut object).map_err(cannot)?.unknown;
     }
     if let Some(map) = object.as_object_mut() {
         map.insert("apiVersion".into(), expected.into());
@@ -148,7 +227,7 @@ pub fn typed(
                 .map(|f| format!("duplicate field \"{f}\"")),
         )
         .collect();
-    match field_validation(query)? {
+    match field_validation(query) {
         FieldValidation::Strict if !problems.is_empty() => Err(cannot(format!(
             "strict decoding error: {}",
             problems.join(", ")
@@ -164,7 +243,7 @@ pub fn typed(
     }
 }
 
-fn kind_of(value: &Value) -> &'static str {
+pub(super) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",
@@ -175,20 +254,12 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-fn field_validation(query: &Query) -> Result<FieldValidation, Error> {
+/// What the request says to do about unknown fields; the options have been validated.
+pub(super) fn field_validation(query: &Query) -> FieldValidation {
     match query.get("fieldValidation") {
-        None | Some("" | "Warn") => Ok(FieldValidation::Warn),
-        Some("Ignore") => Ok(FieldValidation::Ignore),
-        Some("Strict") => Ok(FieldValidation::Strict),
-        Some(other) => {
-            let mut errors = fluyt_api::validation::Errors::default();
-            errors.not_supported(
-                "fieldValidation",
-                &other.into(),
-                &["Ignore", "Strict", "Warn"],
-            );
-            Err(Error::invalid("meta.k8s.io", "CreateOptions", "", errors.0))
-        }
+        Some("Ignore") => FieldValidation::Ignore,
+        Some("Strict") => FieldValidation::Strict,
+        _ => FieldValidation::Warn,
     }
 }
 

@@ -316,8 +316,8 @@ async fn pod_proxy(call: Call) -> Result<Response<Body>, Error> {
 async fn service_proxy(call: Call) -> Result<Response<Body>, Error> {
     let (scheme, name, port) = split_target(&call.target.name);
     let backend =
-        crate::aggregator::endpoint(&call.server.caches, &call.target.namespace, name, port);
-    let address = backend.ok_or_else(|| {
+        crate::aggregator::resolve(&call.server.caches, &call.target.namespace, name, port);
+    let address = backend.map_err(|_| {
         Error::new(
             Reason::ServiceUnavailable,
             format!("no endpoints available for service \"{name}\""),

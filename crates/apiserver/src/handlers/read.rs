@@ -5,24 +5,20 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::{BufMut, Bytes, BytesMut};
-use fluyt_api::resources::Resource;
+use bytes::Bytes;
+use fluyt_api::Error;
 use fluyt_api::selector::{FieldSelector, LabelSelector};
-use fluyt_api::{Error, convert, strategy, table};
 use fluyt_etcd::{Keys, Range};
 use http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Call;
+use super::shape::Shape;
 use crate::cache::{
-    Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription, encode,
-    storage_resource,
+    Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription, storage_resource,
 };
-use crate::http::{self as responses, Body, View};
-
-/// Frames of a list response are gathered to about this size.
-const FRAME: usize = 64 * 1024;
+use crate::http::{self as responses, Body};
 
 /// How long a watch lasts when the client does not say, in seconds; up to twice that, so that clients spread out.
 const WATCH_TIMEOUT: u64 = 1800;
@@ -31,9 +27,9 @@ const WATCH_TIMEOUT: u64 = 1800;
 const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
 
 pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
-    let view = responses::negotiate(&call.parts.headers)?;
+    let accepted = Shape::accepted(call)?;
     let at = call.location();
-    let cache = call.server.caches.of(storage_resource(call.resource));
+    let cache = call.server.caches.of(storage_resource(&call.resource));
     match call.info.query.get("resourceVersion") {
         // "Any" version: whatever the cache has.
         Some("0") => {}
@@ -45,130 +41,19 @@ pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
         }
     }
     let entry = cache.get(&at.key()).ok_or_else(|| at.not_found())?;
-    let shape = Shape::new(call.resource, view, call);
+    let entry = in_version(call, vec![entry]).await?.remove(0);
+    let shape = Shape::new(&call.resource, accepted, call);
     Ok(responses::bytes(
         StatusCode::OK,
-        "application/json",
+        shape.content_type(),
         shape.single(&entry),
     ))
 }
 
-/// Turns entries into what the client asked for.
-struct Shape {
-    resource: &'static Resource,
-    view: View,
-    /// Stored version and served version differ.
-    convert: bool,
-    /// What a table row carries of its object.
-    include: Include,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Include {
-    None,
-    Metadata,
-    Object,
-}
-
-impl Shape {
-    fn new(resource: &'static Resource, view: View, call: &Call) -> Self {
-        let include = match call.info.query.get("includeObject") {
-            Some("None") => Include::None,
-            Some("Object") => Include::Object,
-            _ => Include::Metadata,
-        };
-        Self {
-            resource,
-            view,
-            convert: !std::ptr::eq(resource, storage_resource(resource)),
-            include,
-        }
-    }
-
-    /// The object in the served version.
-    fn object(&self, entry: &Entry) -> Value {
-        let object = entry.object();
-        if self.convert {
-            convert::from_storage(self.resource, object)
-        } else {
-            object
-        }
-    }
-
-    /// One object as a response, or as a watch event's object.
-    fn single(&self, entry: &Entry) -> Bytes {
-        match self.view {
-            View::Object if !self.convert => entry.json.clone(),
-            View::Object => to_bytes(&self.object(entry)),
-            View::PartialMetadata => to_bytes(&partial(&self.object(entry))),
-            View::Table => {
-                let columns = table::columns(self.resource.group, self.resource.kind);
-                to_bytes(&json!({
-                    "kind": "Table", "apiVersion": "meta.k8s.io/v1",
-                    "metadata": {"resourceVersion": entry.revision.to_string()},
-                    "columnDefinitions": table::definitions(columns), "rows": [self.row(entry)],
-                }))
-            }
-        }
-    }
-
-    /// One object as an item of a list.
-    fn item(&self, entry: &Entry) -> Bytes {
-        match self.view {
-            View::Table => to_bytes(&self.row(entry)),
-            _ => self.single(entry),
-        }
-    }
-
-    fn row(&self, entry: &Entry) -> Value {
-        let object = self.object(entry);
-        let stored = storage_resource(self.resource);
-        // Columns are written for the stored version.
-        let cells = if self.convert {
-            entry.object()
-        } else {
-            object.clone()
-        };
-        let columns = table::columns(stored.group, stored.kind);
-        let mut row = json!({"cells": table::cells(columns, &cells)});
-        match self.include {
-            Include::None => {}
-            Include::Metadata => row["object"] = partial(&object),
-            Include::Object => row["object"] = object,
-        }
-        row
-    }
-
-    /// Everything of a list before its items.
-    fn list_head(&self, metadata: &Value) -> Bytes {
-        let metadata = metadata.to_string();
-        let head = match self.view {
-            View::Object => format!(
-                "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-                self.resource.kind,
-                self.resource.api_version()
-            ),
-            View::PartialMetadata => format!(
-                "{{\"kind\":\"PartialObjectMetadataList\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"items\":["
-            ),
-            View::Table => {
-                let stored = storage_resource(self.resource);
-                let columns = table::definitions(table::columns(stored.group, stored.kind));
-                format!(
-                    "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"columnDefinitions\":{columns},\"rows\":["
-                )
-            }
-        };
-        head.into()
-    }
-}
-
-fn to_bytes(value: &Value) -> Bytes {
-    serde_json::to_vec(value).unwrap_or_default().into()
-}
-
-fn partial(object: &Value) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+/// Entries in the version that was asked for, of custom resources.
+async fn in_version(call: &Call, entries: Vec<Arc<Entry>>) -> Result<Vec<Arc<Entry>>, Error> {
+    let converter = &call.server.registry.converter;
+    converter.entries(entries, &call.resource).await
 }
 
 fn parse_version(text: &str) -> Result<i64, Error> {
@@ -187,8 +72,8 @@ pub(super) fn filter(call: &Call) -> Result<Filter, Error> {
         .map_err(|e| Error::bad_request(format!("unable to parse requirement: {e}")))?;
     let mut fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())
         .map_err(Error::bad_request)?;
-    let stored = storage_resource(call.resource);
-    let selectable = strategy::of(stored.group, stored.kind).selectable_fields();
+    let stored = storage_resource(&call.resource);
+    let selectable = stored.strategy().selectable_fields();
     for term in &fields.terms {
         let known = ["metadata.name", "metadata.namespace"].contains(&term.field.as_str());
         if !known && !selectable.contains(&term.field.as_str()) {
@@ -243,14 +128,14 @@ impl Continue {
 }
 
 pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
-    let view = responses::negotiate(&call.parts.headers)?;
+    let accepted = Shape::accepted(call)?;
     let filter = filter(call)?;
     let query = &call.info.query;
     let limit: usize = query.get("limit").and_then(|l| l.parse().ok()).unwrap_or(0);
     let cache = call
         .server
         .caches
-        .of(storage_resource(call.resource))
+        .of(storage_resource(&call.resource))
         .clone();
     let (snapshot, revision, start) = match query.get("continue").filter(|c| !c.is_empty()) {
         Some(token) => {
@@ -277,13 +162,14 @@ pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
             metadata["remainingItemCount"] = page.remaining.into();
         }
     }
-    let shape = Shape::new(call.resource, view, call);
-    let head = shape.list_head(&metadata);
-    let body = responses::streamed(futures::stream::iter(frames(shape, head, page.entries)));
+    let entries = in_version(call, page.entries).await?;
+    let shape = Shape::new(&call.resource, accepted, call);
+    let content_type = shape.content_type();
+    let body = responses::streamed(futures::stream::iter(shape.list(&metadata, entries)));
     let mut response = Response::new(body);
     response.headers_mut().insert(
         http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static("application/json"),
+        http::HeaderValue::from_static(content_type),
     );
     Ok(response)
 }
@@ -331,38 +217,6 @@ impl Page {
             remaining,
         }
     }
-}
-
-/// Header, items with their separators, and end, in frames of a reasonable size.
-fn frames(shape: Shape, head: Bytes, entries: Vec<Arc<Entry>>) -> impl Iterator<Item = Bytes> {
-    let mut entries = entries.into_iter();
-    let (mut head, mut first, mut done) = (Some(head), true, false);
-    std::iter::from_fn(move || {
-        if done {
-            return None;
-        }
-        let mut frame = BytesMut::with_capacity(FRAME.min(4096));
-        if let Some(head) = head.take() {
-            frame.put(head);
-        }
-        while frame.len() < FRAME {
-            match entries.next() {
-                Some(entry) => {
-                    if !first {
-                        frame.put_u8(b',');
-                    }
-                    first = false;
-                    frame.put(shape.item(&entry));
-                }
-                None => {
-                    frame.put_slice(b"]}");
-                    done = true;
-                    break;
-                }
-            }
-        }
-        Some(frame.freeze())
-    })
 }
 
 /// The snapshot that a list without a continue token reads, by resourceVersion and resourceVersionMatch.
@@ -436,7 +290,7 @@ async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Resul
         else {
             continue;
         };
-        let entry = Entry::decode(cache.resource(), key, kv.mod_revision, &kv.value)
+        let entry = Entry::decode(&cache.resource(), key, kv.mod_revision, &kv.value)
             .map_err(Error::internal)?;
         entries.insert(Arc::from(key), Arc::new(entry));
     }
@@ -444,13 +298,13 @@ async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Resul
 }
 
 pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
-    let view = responses::negotiate(&call.parts.headers)?;
+    let accepted = Shape::accepted(call)?;
     let filter = filter(call)?;
     let query = &call.info.query;
     let cache = call
         .server
         .caches
-        .of(storage_resource(call.resource))
+        .of(storage_resource(&call.resource))
         .clone();
     let initial = query.flag("sendInitialEvents");
     if initial && query.get("resourceVersionMatch") != Some("NotOlderThan") {
@@ -465,6 +319,7 @@ pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
     } else {
         call.server.caches.wait_for(parse_version(version)?).await?;
     }
+    let shape = Shape::new(&call.resource, accepted, call);
     let (present, as_of, subscription) = if from_state {
         let (present, revision, subscription) = cache.subscribe_with_state(filter);
         (
@@ -477,7 +332,10 @@ pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
         match cache.subscribe(filter, revision) {
             Some(subscription) => (Vec::new(), revision, subscription),
             // Upstream reports this inside the stream.
-            None => return Ok(stream_response(responses::full(gone_line(revision)))),
+            None => {
+                let line = shape.gone(revision);
+                return Ok(stream_response(&shape, responses::full(line)));
+            }
         }
     };
     let seconds = match query
@@ -487,26 +345,26 @@ pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
         Some(seconds) if seconds > 0 => seconds,
         _ => WATCH_TIMEOUT + rand::random_range(0..WATCH_TIMEOUT),
     };
+    let present = in_version(call, present).await?;
     let watch = WatchStream {
-        shape: Shape::new(call.resource, view, call),
+        server: call.server.clone(),
+        shape,
         subscription,
-        applied: {
-            let caches = call.server.caches.clone();
-            Box::new(move || caches.applied())
-        },
         bookmarks: query.flag("allowWatchBookmarks"),
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
         shutdown: call.server.shutdown.clone(),
         at: as_of,
     };
-    Ok(stream_response(watch.into_body(present, initial)))
+    let mut response = stream_response(&watch.shape, responses::full(""));
+    *response.body_mut() = watch.into_body(present, initial);
+    Ok(response)
 }
 
-fn stream_response(body: Body) -> Response<Body> {
+fn stream_response(shape: &Shape, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     response.headers_mut().insert(
         http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static("application/json"),
+        http::HeaderValue::from_static(shape.watch_content_type()),
     );
     response.headers_mut().insert(
         http::header::CACHE_CONTROL,
@@ -515,19 +373,11 @@ fn stream_response(body: Body) -> Response<Body> {
     response
 }
 
-fn gone_line(revision: i64) -> Bytes {
-    let error = Error::expired(format!("too old resource version: {revision}"));
-    let mut status = error.to_status();
-    // Clients of watches know this as Expired inside an ERROR event.
-    status["reason"] = "Expired".into();
-    format!("{}\n", json!({"type": "ERROR", "object": status})).into()
-}
-
 /// A watch being sent.
 struct WatchStream {
+    server: Arc<crate::Server>,
     shape: Shape,
     subscription: Subscription,
-    applied: Box<dyn Fn() -> i64 + Send>,
     bookmarks: bool,
     deadline: tokio::time::Instant,
     shutdown: tokio_util::sync::CancellationToken,
@@ -540,10 +390,10 @@ impl WatchStream {
         use futures::StreamExt as _;
         let mut lead: Vec<Bytes> = present
             .iter()
-            .map(|e| encode(Change::Added, &self.shape.single(e)))
+            .map(|e| self.shape.event(Change::Added, e))
             .collect();
         if initial && self.bookmarks {
-            lead.push(self.bookmark(self.at, true));
+            lead.push(self.shape.bookmark(self.at, true));
         }
         let rest = futures::stream::unfold(Some(self), |watch| async move {
             let mut watch = watch?;
@@ -563,64 +413,48 @@ impl WatchStream {
             event = self.subscription.events.recv() => match event {
                 Some((change, event)) => {
                     self.at = event.revision;
-                    Next::Line(self.line(change, &event))
+                    self.line(change, &event).await
                 }
-                None => Next::Last(gone_line(self.at)),
+                None => Next::Last(self.shape.gone(self.at)),
             },
             () = self.shutdown.cancelled() => Next::End,
             () = tokio::time::sleep_until(self.deadline) => Next::End,
             () = tokio::time::sleep_until(bookmark_at), if self.bookmarks => {
                 // Read first: what is applied by now has been queued before.
-                let applied = (self.applied)();
+                let applied = self.server.caches.applied();
                 match self.subscription.events.try_recv() {
                     Ok((change, event)) => {
                         self.at = event.revision;
-                        Next::Line(self.line(change, &event))
+                        self.line(change, &event).await
                     }
                     Err(_) => {
                         self.at = self.at.max(applied);
-                        Next::Line(self.bookmark(self.at, false))
+                        Next::Line(self.shape.bookmark(self.at, false))
                     }
                 }
             }
         }
     }
 
-    fn line(&self, change: Change, event: &crate::cache::WatchEvent) -> Bytes {
+    async fn line(&self, change: Change, event: &crate::cache::WatchEvent) -> Next {
         // An object that stopped matching is reported in its last matching state, at the revision of the change.
-        if change == Change::Deleted && !event.deleted {
-            let last = event
-                .previous
-                .as_ref()
-                .unwrap_or(&event.entry)
-                .at_revision(event.revision);
-            return encode(change, &self.shape.single(&last));
-        }
-        if self.shape.view == View::Object && !self.shape.convert {
-            return event.json(change);
-        }
-        encode(change, &self.shape.single(&event.entry))
-    }
-
-    fn bookmark(&self, revision: i64, end_of_initial: bool) -> Bytes {
-        let mut metadata =
-            json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
-        if end_of_initial {
-            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
-        }
-        let resource = self.shape.resource;
-        let object = match self.shape.view {
-            View::Table => {
-                json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": null, "rows": []})
-            }
-            View::PartialMetadata => {
-                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
-            }
-            View::Object => {
-                json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata})
-            }
+        let entry = if change == Change::Deleted && !event.deleted {
+            let last = event.previous.as_ref().unwrap_or(&event.entry);
+            Arc::new(last.at_revision(event.revision))
+        } else {
+            event.entry.clone()
         };
-        format!("{}\n", json!({"type": "BOOKMARK", "object": object})).into()
+        let own_version = entry
+            .version
+            .is_none_or(|v| v == self.shape.resource.version);
+        if own_version && Arc::ptr_eq(&entry, &event.entry) && self.shape.is_plain() {
+            return Next::Line(self.shape.shared(change, event));
+        }
+        let converter = &self.server.registry.converter;
+        match converter.entries(vec![entry], &self.shape.resource).await {
+            Ok(mut entries) => Next::Line(self.shape.event(change, &entries.remove(0))),
+            Err(error) => Next::Last(self.shape.event_of("ERROR", &error.to_status())),
+        }
     }
 }
 

@@ -1,14 +1,16 @@
 //! Subresources: parts of an object with an endpoint of their own.
 
+use fluyt_api::resources::Resource;
 use fluyt_api::selector::LabelSelector;
-use fluyt_api::{Cause, Error, Reason, meta, resources};
+use fluyt_api::{Cause, Error, Reason, custom, meta, resources};
 use fluyt_pki::{Claims, KubernetesClaims, NamedReference};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::apply::{self, Apply};
 use super::{Call, decode, proxy, read, write};
 use crate::http::{self as responses, Body};
-use crate::registry::{Change, DeleteOptions, Location};
+use crate::registry::{Change, DeleteOptions, Location, WriteContext};
 
 pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
     let Some(subresource) = call.target.subresource_entry() else {
@@ -45,11 +47,6 @@ async fn part(call: &mut Call) -> Result<Response<Body>, Error> {
     }
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
-    let kind = (
-        call.resource.group,
-        call.resource.version,
-        call.resource.kind,
-    );
     let patch = if call.info.verb == "patch" {
         Some(write::Format::of(call)?)
     } else {
@@ -57,16 +54,16 @@ async fn part(call: &mut Call) -> Result<Response<Body>, Error> {
     };
     let sent = match patch {
         Some(_) => Value::Null,
-        None => decode::object(&call.parts.headers, &body, &call.info.query, kind)?.object,
+        None => decode::object(&call.parts, &body, &call.info.query, &*call.resource)?.object,
     };
-    let (subresource, resource) = (call.target.subresource.clone(), call.resource);
+    let (subresource, resource) = (call.target.subresource.clone(), call.resource.clone());
     let query = call.info.query.clone();
     let change: Change<'_> = Box::new(|current: &Value| {
         let wanted = match patch {
             Some(format) => {
                 let mut object = current.clone();
-                format.apply(resource, &mut object, &body)?;
-                decode::typed(object, Vec::new(), &query, kind)?.object
+                format.apply(&resource, &mut object, &body)?;
+                decode::typed(object, Vec::new(), &query, &*resource)?.object
             }
             None => sent.clone(),
         };
@@ -130,42 +127,56 @@ fn resize(object: &mut Value, wanted: &Value) {
     }
 }
 
+/// How a scale is written.
+enum Scaling {
+    Update(Value),
+    Patch(write::Format, bytes::Bytes),
+    Apply(Apply),
+}
+
 async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
     let present = call.server.registry.get(call.location()).await?.object();
     if call.info.verb == "get" {
-        return Ok(responses::json(StatusCode::OK, &to_scale(&present)));
+        return Ok(responses::json(
+            StatusCode::OK,
+            &to_scale(&call.resource, &present),
+        ));
     }
-    let cx = call.write_context()?;
-    let body = responses::collect(call.take_body()).await?;
-    let patch = if call.info.verb == "patch" {
-        Some(write::Format::of(call)?)
-    } else {
-        None
-    };
-    let sent = match patch {
-        Some(_) => Value::Null,
-        None => {
-            decode::object(
-                &call.parts.headers,
-                &body,
-                &call.info.query,
-                ("autoscaling", "v1", "Scale"),
-            )?
-            .object
+    let mut cx = call.write_context()?;
+    let kind = ("autoscaling", "v1", "Scale");
+    let write = match call.info.verb {
+        "patch" => match write::Format::of(call)? {
+            format if format.is_apply() => Scaling::Apply(Apply::read(call, format).await?),
+            format => Scaling::Patch(format, responses::collect(call.take_body()).await?),
+        },
+        _ => {
+            let body = responses::collect(call.take_body()).await?;
+            let query = &call.info.query;
+            Scaling::Update(decode::object(&call.parts, &body, query, kind)?.object)
         }
     };
-    let query = call.info.query.clone();
+    if let Some(writer) = &mut cx.writer {
+        writer.applied = matches!(write, Scaling::Apply(_));
+    }
+    let (query, resource) = (call.info.query.clone(), call.resource.clone());
     let change: Change<'_> = Box::new(|current: &Value| {
-        let wanted = match patch {
-            Some(format) => {
-                let mut scale = to_scale(current);
+        let mut managed = current["metadata"]["managedFields"].clone();
+        let wanted = match &write {
+            Scaling::Update(sent) => sent.clone(),
+            Scaling::Patch(format, body) => {
+                let mut scale = to_scale(&resource, current);
                 match format {
-                    write::Format::Json => fluyt_api::patch::json_patch(&mut scale, &body)?,
-                    _ => fluyt_api::patch::merge_patch(&mut scale, &body)?,
+                    write::Format::Json => fluyt_api::patch::json_patch(&mut scale, body)?,
+                    _ => fluyt_api::patch::merge_patch(&mut scale, body)?,
                 }
-                decode::typed(scale, Vec::new(), &query, ("autoscaling", "v1", "Scale"))?.object
+                decode::typed(scale, Vec::new(), &query, kind)?.object
             }
-            None => sent.clone(),
+            Scaling::Apply(apply) => {
+                let (scale, left) =
+                    apply::scale(call, apply, current, to_scale(&resource, current))?;
+                managed = left;
+                decode::typed(scale, Vec::new(), &query, kind)?.object
+            }
         };
         let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
@@ -188,7 +199,10 @@ async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
             "resourceVersion",
             wanted["metadata"]["resourceVersion"].clone(),
         );
-        object["spec"]["replicas"] = replicas.into();
+        let scale = resource.definition.as_ref().and_then(|d| d.scale.as_ref());
+        let path = scale.map_or(".spec.replicas", |scale| &*scale.spec_replicas);
+        custom::set_path(&mut object, path, replicas.into());
+        meta::set(&mut object, "managedFields", managed);
         Ok(object)
     });
     let updated = call
@@ -196,10 +210,29 @@ async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
         .registry
         .update(&cx, call.location(), change)
         .await?;
-    Ok(responses::json(StatusCode::OK, &to_scale(&updated)))
+    Ok(responses::json(
+        StatusCode::OK,
+        &to_scale(&call.resource, &updated),
+    ))
 }
 
-fn to_scale(object: &Value) -> Value {
+fn to_scale(resource: &Resource, object: &Value) -> Value {
+    let number = |path: &str| {
+        let value = custom::at_path(object, path).and_then(Value::as_i64);
+        value.unwrap_or(0)
+    };
+    let scale = resource.definition.as_ref().and_then(|d| d.scale.as_ref());
+    if let Some(scale) = scale {
+        let selector = scale
+            .label_selector
+            .as_ref()
+            .and_then(|path| custom::at_path(object, path)?.as_str());
+        let mut status = json!({"replicas": number(&scale.status_replicas)});
+        if let Some(selector) = selector {
+            status["selector"] = selector.into();
+        }
+        return scale_object(object, number(&scale.spec_replicas), &status);
+    }
     let selector = &object["spec"]["selector"];
     let selector = if selector["matchLabels"].is_object() || selector["matchExpressions"].is_array()
     {
@@ -207,6 +240,11 @@ fn to_scale(object: &Value) -> Value {
     } else {
         LabelSelector::from_match_labels(selector.as_object())
     };
+    let status = json!({"replicas": number(".status.replicas"), "selector": selector.to_string()});
+    scale_object(object, number(".spec.replicas"), &status)
+}
+
+fn scale_object(object: &Value, replicas: i64, status: &Value) -> Value {
     let mut metadata = json!({});
     for field in [
         "name",
@@ -219,8 +257,7 @@ fn to_scale(object: &Value) -> Value {
     }
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
-        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
-        "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": selector.to_string()},
+        "spec": {"replicas": replicas}, "status": status,
     })
 }
 
@@ -233,15 +270,14 @@ fn success() -> Response<Body> {
 
 /// A scheduler's decision.
 async fn binding(call: &mut Call) -> Result<Response<Body>, Error> {
-    let cx = call.write_context()?;
+    let cx = WriteContext {
+        // The server sets the node; nobody comes to own it.
+        writer: None,
+        ..call.write_context()?
+    };
     let body = responses::collect(call.take_body()).await?;
-    let binding = decode::object(
-        &call.parts.headers,
-        &body,
-        &call.info.query,
-        ("", "v1", "Binding"),
-    )?
-    .object;
+    let binding =
+        decode::object(&call.parts, &body, &call.info.query, ("", "v1", "Binding"))?.object;
     let node = binding["target"]["name"]
         .as_str()
         .unwrap_or_default()
@@ -330,7 +366,7 @@ async fn eviction(call: &mut Call) -> Result<Response<Body>, Error> {
     let mut cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
     let eviction = decode::object(
-        &call.parts.headers,
+        &call.parts,
         &body,
         &call.info.query,
         ("policy", "v1", "Eviction"),
@@ -433,9 +469,9 @@ async fn take_disruption(call: &Call, pod: &Value, budget: &str) -> Result<(), E
         object["status"]["disruptedPods"][&pod_name] = meta::now().into();
         Ok(object)
     });
-    let cx = crate::registry::WriteContext {
+    let cx = WriteContext {
         user: call.user.clone(),
-        dry_run: false,
+        ..WriteContext::default()
     };
     call.server.registry.update(&cx, at, take).await.map(drop)
 }
@@ -447,7 +483,7 @@ async fn token(call: &mut Call) -> Result<Response<Body>, Error> {
     let body = responses::collect(call.take_body()).await?;
     let query = &call.info.query;
     let mut request = decode::object(
-        &call.parts.headers,
+        &call.parts,
         &body,
         query,
         ("authentication.k8s.io", "v1", "TokenRequest"),
@@ -595,7 +631,8 @@ mod tests {
     #[test]
     fn scales_name_their_selector() {
         let deployment = json!({"metadata": {"name": "a"}, "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "x"}}}, "status": {"replicas": 2}});
-        let scale = to_scale(&deployment);
+        let deployments = resources::find("apps", "v1", "deployments").unwrap();
+        let scale = to_scale(deployments, &deployment);
         assert_eq!(
             (&scale["spec"]["replicas"], &scale["status"]["selector"]),
             (&3.into(), &"app=x".into())

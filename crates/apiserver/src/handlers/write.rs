@@ -1,15 +1,14 @@
 //! CREATE, UPDATE, PATCH, DELETE and DELETECOLLECTION.
 
 use fluyt_api::resources::Resource;
-use fluyt_api::schema::Schema;
 use fluyt_api::{Error, Reason, convert, meta, patch};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::decode::{self, Decoded};
-use super::{Call, read};
+use super::{Call, apply, read};
 use crate::authz::{Rule, rules_cover};
-use crate::cache::storage_resource;
+use crate::cache::working_resource;
 use crate::http::{self as responses, Body};
 use crate::registry::{Change, DeleteOptions, Deleted, Location, WriteContext};
 
@@ -24,8 +23,8 @@ const RETURN_DELETED: [&str; 7] = [
     "ResourceQuota",
 ];
 
-fn to_storage(resource: &'static Resource, object: Value) -> Value {
-    let stored = storage_resource(resource);
+pub(super) fn to_storage(resource: &Resource, object: Value) -> Value {
+    let stored = working_resource(resource);
     if std::ptr::eq(stored, resource) {
         object
     } else {
@@ -33,8 +32,8 @@ fn to_storage(resource: &'static Resource, object: Value) -> Value {
     }
 }
 
-fn from_storage(resource: &'static Resource, object: Value) -> Value {
-    if std::ptr::eq(storage_resource(resource), resource) {
+pub(super) fn from_storage(resource: &Resource, object: Value) -> Value {
+    if std::ptr::eq(working_resource(resource), resource) {
         object
     } else {
         convert::from_storage(resource, object)
@@ -42,33 +41,30 @@ fn from_storage(resource: &'static Resource, object: Value) -> Value {
 }
 
 /// The resource as strategies know it: the stored version.
-fn stored<'a>(at: Location<'a>) -> Location<'a> {
+pub(super) fn stored<'a>(at: Location<'a>) -> Location<'a> {
     Location {
-        resource: storage_resource(at.resource),
+        resource: working_resource(at.resource),
         ..at
     }
 }
 
-fn respond(call: &Call, status: StatusCode, object: Value, warnings: &[String]) -> Response<Body> {
-    let mut response = responses::json(status, &from_storage(call.resource, object));
+pub(super) fn respond(
+    call: &Call,
+    status: StatusCode,
+    object: Value,
+    warnings: &[String],
+) -> Response<Body> {
+    let mut response = responses::json(status, &from_storage(&call.resource, object));
     decode::warn(response.headers_mut(), warnings);
     response
-}
-
-fn kind(resource: &'static Resource) -> (&'static str, &'static str, &'static str) {
-    (resource.group, resource.version, resource.kind)
 }
 
 pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
-    let Decoded { object, warnings } = decode::object(
-        &call.parts.headers,
-        &body,
-        &call.info.query,
-        kind(call.resource),
-    )?;
-    let mut object = to_storage(call.resource, object);
+    let Decoded { object, warnings } =
+        decode::object(&call.parts, &body, &call.info.query, &*call.resource)?;
+    let mut object = to_storage(&call.resource, object);
     stamp_requester(call, &mut object);
     check_escalation(call, &object)?;
     let created = call
@@ -82,12 +78,8 @@ pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
 pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
-    let Decoded { object, warnings } = decode::object(
-        &call.parts.headers,
-        &body,
-        &call.info.query,
-        kind(call.resource),
-    )?;
+    let Decoded { object, warnings } =
+        decode::object(&call.parts, &body, &call.info.query, &*call.resource)?;
     let at = call.location();
     if meta::name(&object).is_empty() {
         return Err(Error::bad_request("name must be provided"));
@@ -99,7 +91,7 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
             at.name
         )));
     }
-    let object = to_storage(call.resource, object);
+    let object = to_storage(&call.resource, object);
     check_escalation(call, &object)?;
     let replace: Change<'_> = Box::new(|_: &Value| Ok(object.clone()));
     match call.server.registry.update(&cx, stored(at), replace).await {
@@ -116,22 +108,24 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
 }
 
 fn may_create(call: &Call) -> bool {
-    let resource = storage_resource(call.resource);
-    call.target.subresource.is_empty()
-        && fluyt_api::strategy::of(resource.group, resource.kind).allow_create_on_update()
+    let resource = working_resource(&call.resource);
+    call.target.subresource.is_empty() && resource.strategy().allow_create_on_update()
 }
 
 pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
+    let format = Format::of(call)?;
+    if format.is_apply() {
+        return apply::apply(call, format).await;
+    }
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
-    let format = Format::of(call)?;
     let warnings = parking_lot::Mutex::new(Vec::new());
     let apply: Change<'_> = Box::new(|current: &Value| {
-        let mut object = from_storage(call.resource, current.clone());
-        format.apply(call.resource, &mut object, &body)?;
-        let decoded = decode::typed(object, Vec::new(), &call.info.query, kind(call.resource))?;
+        let mut object = from_storage(&call.resource, current.clone());
+        format.apply(&call.resource, &mut object, &body)?;
+        let decoded = decode::typed(object, Vec::new(), &call.info.query, &*call.resource)?;
         *warnings.lock() = decoded.warnings;
-        let object = to_storage(call.resource, decoded.object);
+        let object = to_storage(&call.resource, decoded.object);
         check_escalation(call, &object)?;
         Ok(object)
     });
@@ -150,6 +144,8 @@ pub(super) enum Format {
     Json,
     Merge,
     Strategic,
+    ApplyYaml,
+    ApplyCbor,
 }
 
 impl Format {
@@ -158,11 +154,20 @@ impl Format {
             "application/json-patch+json" => Ok(Self::Json),
             "application/merge-patch+json" => Ok(Self::Merge),
             "application/strategic-merge-patch+json" => Ok(Self::Strategic),
+            "application/apply-patch+yaml" => Ok(Self::ApplyYaml),
+            "application/apply-patch+cbor" if call.server.config.features.cbor => {
+                Ok(Self::ApplyCbor)
+            }
             _ => Err(Error::new(
                 Reason::UnsupportedMediaType,
-                "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json",
+                "415: Unsupported Media Type",
             )),
         }
+    }
+
+    /// Whether this is a configuration to apply instead of a patch.
+    pub(super) fn is_apply(self) -> bool {
+        matches!(self, Self::ApplyYaml | Self::ApplyCbor)
     }
 
     pub(super) fn apply(
@@ -174,7 +179,7 @@ impl Format {
         match (self, resource.ty) {
             (Self::Json, _) => patch::json_patch(object, body),
             (Self::Strategic, Some(ty)) => {
-                patch::strategic_merge_patch(Schema::builtin(), ty, object, body)
+                patch::strategic_merge_patch(resource.schema(), ty, object, body)
             }
             _ => patch::merge_patch(object, body),
         }
@@ -205,7 +210,7 @@ fn stamp_requester(call: &Call, object: &mut Value) {
 }
 
 /// Nobody grants what they do not have, unless they may `escalate` or `bind`.
-fn check_escalation(call: &Call, object: &Value) -> Result<(), Error> {
+pub(super) fn check_escalation(call: &Call, object: &Value) -> Result<(), Error> {
     if call.resource.group != "rbac.authorization.k8s.io" {
         return Ok(());
     }
@@ -304,7 +309,7 @@ async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, WriteContext)
     let (body, _) = if body.is_empty() {
         (Value::Null, Vec::new())
     } else {
-        decode::parse(&call.parts.headers, &body, ("", "v1", "DeleteOptions"))?
+        decode::parse(&call.parts, &body, ("", "v1", "DeleteOptions"))?
     };
     let options = DeleteOptions::parse(&body, &call.info.query)?;
     let mut cx = call.write_context()?;
@@ -336,7 +341,7 @@ pub(super) async fn delete_collection(call: &mut Call) -> Result<Response<Body>,
     let (options, cx) = delete_options(call).await?;
     let filter = read::filter(call)?;
     let revision = call.server.caches.consistent().await?;
-    let stored_resource = storage_resource(call.resource);
+    let stored_resource = working_resource(&call.resource);
     let snapshot = call.server.caches.of(stored_resource).snapshot();
     let mut items = Vec::new();
     for entry in snapshot.entries.values().filter(|e| filter.matches(e)) {
@@ -347,7 +352,7 @@ pub(super) async fn delete_collection(call: &mut Call) -> Result<Response<Body>,
             subresource: "",
         };
         match call.server.registry.delete(&cx, at, &options).await {
-            Ok(_) => items.push(from_storage(call.resource, entry.object())),
+            Ok(_) => items.push(from_storage(&call.resource, entry.object())),
             Err(error) if error.reason == Reason::NotFound => {}
             Err(error) => return Err(error),
         }

@@ -1,12 +1,12 @@
 //! Deletion: preconditions, grace periods, finalizers and what they leave to controllers.
 
 use fluyt_api::resources::Resource;
-use fluyt_api::{Error, meta, strategy};
+use fluyt_api::{Error, meta};
 use fluyt_etcd::{Delete, Op, Put};
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
-use super::{ATTEMPTS, Committed, Location, Registry, WriteContext, encode, store_key_bytes};
+use super::{ATTEMPTS, Committed, Location, Registry, WriteContext, store_key_bytes};
 use crate::admission::{Attributes, Operation};
 
 /// A request's `DeleteOptions`.
@@ -75,7 +75,8 @@ impl Registry {
                         prev_kv: false,
                     })
                 } else {
-                    Op::Put(Put::new(store_key_bytes(&at), encode(&object)))
+                    let stored = self.encode(at.resource, &object).await?;
+                    Op::Put(Put::new(store_key_bytes(&at), stored))
                 };
                 match self.commit(at, current.revision, op).await? {
                     Committed::At(revision) => {
@@ -89,7 +90,9 @@ impl Registry {
                         });
                     }
                     Committed::Lost(None) => return Err(at.not_found()),
-                    Committed::Lost(Some(newer)) => current = newer,
+                    Committed::Lost(Some(newer)) => {
+                        current = self.in_version(newer, at.resource).await?;
+                    }
                 }
             }
             Err(Error::modified(
@@ -164,7 +167,8 @@ impl DeleteOptions {
 fn mark(resource: &Resource, old: &Value, options: &DeleteOptions) -> Value {
     let mut object = old.clone();
     set_propagation(&mut object, options.propagation);
-    let grace = strategy::of(resource.group, resource.kind)
+    let grace = resource
+        .strategy()
         .grace_period(&object, options.grace_period_seconds);
     if meta::is_terminating(old) {
         // A second deletion can only shorten the time that is left.
@@ -179,6 +183,7 @@ fn mark(resource: &Resource, old: &Value, options: &DeleteOptions) -> Value {
         return object;
     }
     set_deadline(&mut object, grace.unwrap_or(0));
+    resource.strategy().prepare_delete(&mut object);
     if resource.group.is_empty() && resource.kind == "Namespace" {
         object["status"] = json!({"phase": "Terminating"});
     }

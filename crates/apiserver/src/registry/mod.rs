@@ -1,14 +1,14 @@
 //! The one write path: normalise, admit, validate, and commit one optimistic transaction.
 
 mod delete;
+mod managed;
 mod names;
 mod service;
 
 use std::sync::Arc;
 
 use fluyt_api::resources::Resource;
-use fluyt_api::schema::Schema;
-use fluyt_api::strategy::{self, Strategy};
+use fluyt_api::strategy::Strategy;
 use fluyt_api::validation::{self, Errors};
 use fluyt_api::{Error, Reason, defaults, meta};
 use fluyt_etcd::{Compare, CompareOp, Delete, Keys, Op, OpResult, Put, Range, Target, Txn};
@@ -17,9 +17,12 @@ use serde_json::Value;
 
 use crate::admission::{self, Attributes, Operation};
 use crate::cache::{Caches, Entry, REGISTRY, storage_resource};
+use crate::custom::Converter;
 use crate::user::User;
+use crate::webhook;
 
 pub use delete::{DeleteOptions, Deleted};
+pub use managed::Writer;
 pub use service::ServiceNetwork;
 
 /// Attempts of an update without resourceVersion that keeps losing races.
@@ -34,6 +37,7 @@ const EVENT_LEASE_REUSE: i64 = 60;
 /// Writes objects.
 pub struct Registry {
     caches: Arc<Caches>,
+    pub(crate) converter: Converter,
     admission: admission::Chain,
     services: service::Allocator,
     event_lease: tokio::sync::Mutex<Option<(i64, std::time::Instant)>>,
@@ -47,20 +51,44 @@ pub type Change<'a> = Box<dyn Fn(&Value) -> Result<Value, Error> + Send + Sync +
 pub struct WriteContext {
     pub user: User,
     pub dry_run: bool,
+    /// Who comes to own the fields that change; nobody for writes of the server itself.
+    pub writer: Option<Writer>,
+    pub warnings: Warnings,
+}
+
+/// What the author of a request should know; shared by everything that works on the request.
+#[derive(Clone, Debug, Default)]
+pub struct Warnings(Arc<parking_lot::Mutex<Vec<String>>>);
+
+impl Warnings {
+    /// Adds a warning once.
+    pub fn add(&self, text: impl Into<String>) {
+        let text = text.into();
+        let mut all = self.0.lock();
+        if !all.contains(&text) {
+            all.push(text);
+        }
+    }
+
+    /// Everything so far.
+    #[must_use]
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock())
+    }
 }
 
 /// Which object of a resource, through which endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Location<'a> {
-    pub resource: &'static Resource,
+    pub resource: &'a Resource,
     pub namespace: &'a str,
     pub name: &'a str,
     pub subresource: &'a str,
 }
 
-impl Location<'_> {
-    fn strategy(&self) -> &'static dyn Strategy {
-        strategy::of(self.resource.group, self.resource.kind)
+impl<'a> Location<'a> {
+    fn strategy(&self) -> &'a dyn Strategy {
+        self.resource.strategy()
     }
 
     /// `namespace/name` or `name`.
@@ -92,8 +120,13 @@ impl Location<'_> {
 
 impl Registry {
     #[must_use]
-    pub fn new(caches: Arc<Caches>, network: ServiceNetwork) -> Self {
+    pub fn new(
+        caches: Arc<Caches>,
+        network: ServiceNetwork,
+        webhooks: Arc<webhook::Client>,
+    ) -> Self {
         Self {
+            converter: Converter::new(webhooks),
             admission: admission::Chain::new(caches.clone()),
             services: service::Allocator::new(network),
             caches,
@@ -108,11 +141,40 @@ impl Registry {
     pub fn get<'a>(&'a self, at: Location<'a>) -> BoxFuture<'a, Result<Arc<Entry>, Error>> {
         Box::pin(async move {
             self.caches.consistent().await?;
-            self.caches
+            let entry = self
+                .caches
                 .of(storage_resource(at.resource))
                 .get(&at.key())
-                .ok_or_else(|| at.not_found())
+                .ok_or_else(|| at.not_found())?;
+            self.in_version(entry, at.resource).await
         })
+    }
+
+    /// An entry in the version that a custom resource is asked for.
+    async fn in_version(
+        &self,
+        entry: Arc<Entry>,
+        resource: &Resource,
+    ) -> Result<Arc<Entry>, Error> {
+        if entry.version.is_none_or(|v| v == resource.version) {
+            return Ok(entry);
+        }
+        let object = self.converter.one(entry.object(), resource).await?;
+        let converted = Entry::new(resource, &entry.key, entry.revision, &object);
+        Ok(Arc::new(converted))
+    }
+
+    /// The stored form of an object: in its resource's stored version, with the revision left to the store.
+    async fn encode(&self, resource: &Resource, object: &Value) -> Result<Vec<u8>, Error> {
+        let mut stored = object.clone();
+        if resource.definition.is_some() {
+            stored = self
+                .converter
+                .one(stored, storage_resource(resource))
+                .await?;
+        }
+        meta::set(&mut stored, "resourceVersion", Value::Null);
+        Ok(serde_json::to_vec(&stored).unwrap_or_default())
     }
 
     /// Creates an object in its stored version.
@@ -164,9 +226,16 @@ impl Registry {
                 "resourceVersion should not be set on objects to be created",
             ));
         }
+        if self.caches.is_terminating(resource) {
+            let mut error = Error::method_not_allowed(resource.group, resource.plural, "create");
+            error.message =
+                "create not allowed while custom resource definition is terminating".into();
+            return Err(error);
+        }
         set_namespace(&mut object, at)?;
         stamp_new(&mut object, strategy);
         apply_defaults(resource, strategy, &mut object);
+        self.track(cx, at, &Value::Null, &mut object);
         let name = meta::name(&object).to_owned();
         let at = Location { name: &name, ..at };
         // Everything that was committed when the request arrived counts for admission.
@@ -187,7 +256,13 @@ impl Registry {
             resource.namespaced,
             strategy.name_rule(),
         );
+        if strategy.has_standard_finalizers() {
+            validation::standard_finalizers(&mut errors, &object);
+        }
         strategy.validate(&object, &mut errors);
+        for warning in strategy.warnings(&object, None) {
+            cx.warnings.add(warning);
+        }
         if !errors.is_empty() {
             return Err(Error::invalid(
                 resource.group,
@@ -220,7 +295,7 @@ impl Registry {
         let lease = self.lease_for(resource).await?;
         let put = Put {
             lease,
-            ..Put::new(store_key_bytes(&at), encode(&object))
+            ..Put::new(store_key_bytes(&at), self.encode(resource, &object).await?)
         };
         let txn = Txn {
             compares: vec![Compare {
@@ -272,7 +347,9 @@ impl Registry {
                 match self.update_once(cx, at, &current, &old, object).await? {
                     Updated::Done(object) => return Ok(object),
                     Updated::Lost(None) => return Err(at.not_found()),
-                    Updated::Lost(Some(newer)) => current = newer,
+                    Updated::Lost(Some(newer)) => {
+                        current = self.in_version(newer, at.resource).await?;
+                    }
                 }
             }
             Err(Error::modified(
@@ -310,16 +387,19 @@ impl Registry {
         check_uid(&object, old, at)?;
         set_namespace(&mut object, at)?;
         keep_system_metadata(&mut object, old);
+        if at.subresource.is_empty() {
+            apply_defaults(resource, strategy, &mut object);
+        }
+        self.track(cx, at, old, &mut object);
+        let managed = object["metadata"]["managedFields"].clone();
         match at.subresource {
             "status" => strategy.prepare_status_update(&mut object, old),
-            "" => {
-                apply_defaults(resource, strategy, &mut object);
-                strategy.prepare_update(&mut object, old);
-            }
+            "" => strategy.prepare_update(&mut object, old),
             // Other subresources have changed just what they are for.
             _ => {}
         }
         keep_system_metadata(&mut object, old);
+        meta::set(&mut object, "managedFields", managed);
         let attributes = Attributes {
             cx,
             at,
@@ -327,9 +407,7 @@ impl Registry {
             old: Some(old),
         };
         self.admission.admit(&attributes, &mut object).await?;
-        if at.subresource != "status" {
-            apply_defaults(resource, strategy, &mut object);
-        }
+        apply_defaults(resource, strategy, &mut object);
         bump_generation(&mut object, old, strategy);
         let mut errors = Errors::default();
         validation::object_meta(
@@ -339,9 +417,20 @@ impl Registry {
             strategy.name_rule(),
         );
         validation::object_meta_update(&mut errors, &object, old);
-        if at.subresource.is_empty() {
-            strategy.validate(&object, &mut errors);
-            strategy.validate_update(&object, old, &mut errors);
+        if strategy.has_standard_finalizers() {
+            validation::standard_finalizers(&mut errors, &object);
+        }
+        for warning in strategy.warnings(&object, Some(old)) {
+            cx.warnings.add(warning);
+        }
+        match at.subresource {
+            "" => strategy.validate_on_update(&object, old, &mut errors),
+            // Scaling a custom resource must leave it valid; its schema is all that says so.
+            "scale" if resource.definition.is_some() => {
+                strategy.validate_on_update(&object, old, &mut errors);
+            }
+            "status" => strategy.validate_status(&object, old, &mut errors),
+            _ => {}
         }
         if !errors.is_empty() {
             return Err(Error::invalid(
@@ -361,6 +450,7 @@ impl Registry {
             "resourceVersion",
             meta::resource_version(old).to_owned(),
         );
+        managed::forget_mere_times(&mut object, old);
         let remove = delete::is_finished(resource, &object);
         if cx.dry_run || (&object == old && !remove) {
             return Ok(Updated::Done(object));
@@ -374,7 +464,7 @@ impl Registry {
             let lease = self.lease_for(resource).await?;
             Op::Put(Put {
                 lease,
-                ..Put::new(store_key_bytes(&at), encode(&object))
+                ..Put::new(store_key_bytes(&at), self.encode(resource, &object).await?)
             })
         };
         match self.commit(at, current.revision, op).await? {
@@ -492,24 +582,22 @@ fn store_error(error: fluyt_etcd::Error) -> Error {
     }
 }
 
-/// The stored form: the revision is the store's to say.
-fn encode(object: &Value) -> Vec<u8> {
-    let mut stored = object.clone();
-    meta::set(&mut stored, "resourceVersion", Value::Null);
-    serde_json::to_vec(&stored).unwrap_or_default()
-}
-
 /// Static defaults, then those of the kind; what a strategy touched without setting does not stay behind as null.
 fn apply_defaults(resource: &Resource, strategy: &dyn Strategy, object: &mut Value) {
-    let schema = Schema::builtin();
-    if let Some(ty) = resource.ty {
-        defaults::apply(schema, ty, object);
+    if let Some(definition) = &resource.definition {
+        definition.default(object);
+        return;
     }
+    let normalise = |object: &mut Value| {
+        if let Some(ty) = resource.ty {
+            let schema = resource.schema();
+            defaults::strip_absent(schema, ty, object);
+            defaults::apply(schema, ty, object);
+        }
+    };
+    normalise(object);
     strategy.default(object);
-    if let Some(ty) = resource.ty {
-        defaults::strip_nulls(schema, ty, object);
-        defaults::apply(schema, ty, object);
-    }
+    normalise(object);
 }
 
 fn set_namespace(object: &mut Value, at: Location<'_>) -> Result<(), Error> {
@@ -533,17 +621,16 @@ fn stamp_new(object: &mut Value, strategy: &dyn Strategy) {
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
         "selfLink",
-        "managedFields",
         "resourceVersion",
     ] {
         meta::set(object, field, Value::Null);
     }
     meta::set(object, "uid", uuid::Uuid::new_v4().to_string());
     meta::set(object, "creationTimestamp", meta::now());
-    let generation = if strategy.generation_of().is_empty() {
-        Value::Null
-    } else {
+    let generation = if strategy.has_generation() {
         1.into()
+    } else {
+        Value::Null
     };
     meta::set(object, "generation", generation);
 }
@@ -560,15 +647,10 @@ fn keep_system_metadata(object: &mut Value, old: &Value) {
         meta::set(object, field, old["metadata"][field].clone());
     }
     meta::set(object, "selfLink", Value::Null);
-    meta::set(object, "managedFields", Value::Null);
 }
 
 fn bump_generation(object: &mut Value, old: &Value, strategy: &dyn Strategy) {
-    if strategy
-        .generation_of()
-        .iter()
-        .any(|part| object[*part] != old[*part])
-    {
+    if strategy.changes_generation(object, old) {
         meta::set(object, "generation", meta::generation(old) + 1);
     }
     // Looking at a missing part must not leave it behind.

@@ -59,7 +59,7 @@ impl Allocator {
     pub(super) async fn assign(
         &self,
         caches: &Caches,
-        resource: &'static Resource,
+        resource: &Resource,
         service: &mut Value,
         old: Option<&Value>,
     ) -> Result<Assignment, Error> {
@@ -224,7 +224,7 @@ impl Allocator {
 
 impl InUse {
     /// What all services but this one hold.
-    fn of(caches: &Caches, resource: &'static Resource, service: &Value) -> Self {
+    fn of(caches: &Caches, resource: &Resource, service: &Value) -> Self {
         let own = format!("{}/{}", meta::namespace(service), meta::name(service));
         let mut in_use = Self {
             addresses: HashSet::new(),

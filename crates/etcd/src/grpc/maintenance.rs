@@ -142,7 +142,7 @@ impl PbMaintenanceService for Member {
         let parts = ReceiverStream::new(self.store().snapshot()).map(move |part| {
             let part = part?;
             Ok(PbSnapshotResponse {
-                header: Some(header.clone()),
+                header: Some(header),
                 remaining_bytes: part.remaining,
                 blob: part.bytes.into(),
                 ..PbSnapshotResponse::default()
