@@ -121,8 +121,7 @@ impl RequestInfo {
     /// Whether the answer may be compressed: what is there at once, not what happens over time.
     #[must_use]
     pub fn is_compressible(&self) -> bool {
-        matches!(self.verb, "get" | "list")
-            && (self.is_api() || self.path.starts_with("/openapi/"))
+        matches!(self.verb, "get" | "list") && (self.is_api() || self.path.starts_with("/openapi/"))
     }
 
     /// The selector-pinned name of a list or watch, which authorization treats as the object's name.

@@ -135,8 +135,8 @@ impl<'s> Shape<'s> {
         matches!(self.form, Form::Object(ty) if ty.field(field).is_some())
     }
 
-    /// What upstream sees of an absent field: objects that it holds by value are there but empty, and lists and maps that
-    /// are always written are null.
+    /// What upstream sees of an absent field that it always writes: objects that it holds by value are there but empty,
+    /// lists and maps are null, scalars are zero.
     #[must_use]
     pub fn implied(&self, field: &str) -> Option<&'static Value> {
         match self.form {
@@ -192,9 +192,9 @@ impl<'s> Shape<'s> {
             ListType::Map(keys) => keys,
             ListType::Set => {
                 return match item {
-                    Value::Object(_) => Err(
-                        "associative list without keys has an element that's a map type".into(),
-                    ),
+                    Value::Object(_) => {
+                        Err("associative list without keys has an element that's a map type".into())
+                    }
                     Value::Array(_) => {
                         Err("not supported: associative list with lists as elements".into())
                     }
@@ -246,7 +246,9 @@ impl<'s> Shape<'s> {
     /// The items of a list with the keys that identify them; items without identity are left out.
     #[must_use]
     pub fn items<'v>(&self, list: Option<&'v Value>) -> Vec<(String, &'v Value)> {
-        let items = list.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let items = list
+            .and_then(Value::as_array)
+            .map_or(&[][..], Vec::as_slice);
         items
             .iter()
             .filter_map(|item| Some((self.identity(item).ok()?.to_key(), item)))
@@ -255,12 +257,19 @@ impl<'s> Shape<'s> {
 }
 
 fn implied(field: &Field) -> Option<&'static Value> {
-    static EMPTY: OnceLock<Value> = OnceLock::new();
-    if field.by_value {
-        return Some(EMPTY.get_or_init(|| Value::Object(Map::new())));
+    static VALUES: OnceLock<[Value; 4]> = OnceLock::new();
+    let make = || [Value::Object(Map::new()), 0.into(), false.into(), "".into()];
+    let [object, number, boolean, text] = VALUES.get_or_init(make);
+    match &field.kind {
+        Kind::Object(_) if field.by_value => Some(object),
+        _ if field.default == Some(Value::Null) => Some(&Value::Null),
+        _ if !field.required || field.default.is_some() => None,
+        Kind::List(_) | Kind::Map(_) => Some(&Value::Null),
+        Kind::Int32 | Kind::Int64 => Some(number),
+        Kind::Bool => Some(boolean),
+        Kind::String => Some(text),
+        _ => None,
     }
-    let written = field.required && matches!(field.kind, Kind::List(_) | Kind::Map(_));
-    written.then_some(&Value::Null)
 }
 
 /// The type of every object's metadata.
