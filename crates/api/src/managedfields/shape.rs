@@ -263,6 +263,7 @@ fn implied(field: &Field) -> Option<&'static Value> {
     match &field.kind {
         Kind::Object(_) if field.by_value => Some(object),
         _ if field.default == Some(Value::Null) => Some(&Value::Null),
+        Kind::String if field.default.as_ref() == Some(text) => Some(text),
         _ if !field.required || field.default.is_some() => None,
         Kind::List(_) | Kind::Map(_) => Some(&Value::Null),
         Kind::Int32 | Kind::Int64 => Some(number),
