@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value, json};
 
-use super::{Strategy, copy_field, template, text};
+use super::{Strategy, copy_field, default_at, template, text};
 use crate::quantity::Quantity;
 use crate::validation::Errors;
 
@@ -13,6 +13,10 @@ pub(super) struct Pod;
 impl Strategy for Pod {
     fn default(&self, object: &mut Value) {
         template::default_spec(&mut object["spec"]);
+        if object["spec"].is_object() {
+            template::default_requests(&mut object["spec"]);
+            default_at(object, &["spec", "enableServiceLinks"], true);
+        }
     }
 
     fn prepare_create(&self, object: &mut Value) {
