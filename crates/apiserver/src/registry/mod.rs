@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::admission::{self, Attributes, Operation};
 use crate::cache::{Caches, Entry, REGISTRY, storage_resource};
-use crate::custom::Converter;
+use crate::custom::{self, Converter};
 use crate::user::User;
 use crate::webhook;
 
@@ -255,6 +255,7 @@ impl Registry {
             validation::standard_finalizers(&mut errors, &object);
         }
         strategy.validate(&object, &mut errors);
+        custom::validate_definition(resource, &object, None, &mut errors);
         for warning in strategy.warnings(&object, None) {
             cx.warnings.add(warning);
         }
@@ -418,7 +419,10 @@ impl Registry {
             cx.warnings.add(warning);
         }
         match at.subresource {
-            "" => strategy.validate_on_update(&object, old, &mut errors),
+            "" => {
+                strategy.validate_on_update(&object, old, &mut errors);
+                custom::validate_definition(resource, &object, Some(old), &mut errors);
+            }
             // Scaling a custom resource must leave it valid; its schema is all that says so.
             "scale" if resource.definition.is_some() => {
                 strategy.validate_on_update(&object, old, &mut errors);
