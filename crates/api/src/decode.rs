@@ -29,6 +29,25 @@ pub fn parse_json(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     Ok((value, duplicates))
 }
 
+/// A value of any format, and the paths of keys that it has twice.
+#[derive(Debug)]
+pub struct Parsed {
+    pub value: Value,
+    pub duplicates: Vec<String>,
+}
+
+impl<'de> serde::Deserialize<'de> for Parsed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (mut path, mut duplicates) = (Vec::new(), Vec::new());
+        let value = Tracked {
+            path: &mut path,
+            duplicates: &mut duplicates,
+        }
+        .deserialize(deserializer)?;
+        Ok(Self { value, duplicates })
+    }
+}
+
 /// Builds a [`Value`] like serde_json does but notices duplicate keys.
 struct Tracked<'a> {
     path: &'a mut Vec<String>,

@@ -3,16 +3,16 @@
 
 use serde_json::Value;
 
-use crate::schema::{Kind, Schema, TypeId};
+use crate::schema::{Field, Kind, Schema, TypeId};
 
 /// Fills in defaults in every object that is present, and in those that a default makes present.
 pub fn apply(schema: &Schema, ty: TypeId, object: &mut Value) {
     let Value::Object(map) = object else { return };
     for field in &schema.get(ty).fields {
-        if let Some(default) = &field.default
-            && !map.contains_key(&*field.name)
+        if !map.contains_key(&*field.name)
+            && let Some(default) = field.when_absent()
         {
-            map.insert(field.name.to_string(), default.clone());
+            map.insert(field.name.to_string(), default);
         }
         if let Some(value) = map.get_mut(&*field.name) {
             apply_kind(schema, &field.kind, value);
@@ -37,12 +37,17 @@ fn apply_kind(schema: &Schema, kind: &Kind, value: &mut Value) {
     }
 }
 
-/// Removes null fields of typed objects; free-form JSON keeps its own.
-pub fn strip_nulls(schema: &Schema, ty: TypeId, object: &mut Value) {
+/// Removes from typed objects what means the same as nothing: null, and where zero has no meaning of its own, zero and
+/// empty lists and maps. Free-form JSON keeps its own.
+pub fn strip_absent(schema: &Schema, ty: TypeId, object: &mut Value) {
     let Value::Object(map) = object else { return };
-    map.retain(|_, v| !v.is_null());
+    let ty = schema.get(ty);
+    map.retain(|name, value| match ty.field(name) {
+        Some(field) => !field.is_absent(value),
+        None => !value.is_null(),
+    });
     for (name, value) in map {
-        if let Some(field) = schema.get(ty).field(name) {
+        if let Some(field) = ty.field(name) {
             strip_kind(schema, &field.kind, value);
         }
     }
@@ -50,7 +55,7 @@ pub fn strip_nulls(schema: &Schema, ty: TypeId, object: &mut Value) {
 
 fn strip_kind(schema: &Schema, kind: &Kind, value: &mut Value) {
     match (kind, value) {
-        (Kind::Object(ty), value) => strip_nulls(schema, *ty, value),
+        (Kind::Object(ty), value) => strip_absent(schema, *ty, value),
         (Kind::List(item), Value::Array(items)) => {
             for value in items {
                 strip_kind(schema, item, value);
@@ -62,6 +67,39 @@ fn strip_kind(schema: &Schema, kind: &Kind, value: &mut Value) {
             }
         }
         _ => {}
+    }
+}
+
+impl Field {
+    /// What an absent field means: its default, or what upstream writes of a value that it always holds.
+    fn when_absent(&self) -> Option<Value> {
+        if let Some(default) = &self.default {
+            return Some(default.clone());
+        }
+        match &self.kind {
+            Kind::Object(_) if self.by_value => Some(Value::Object(serde_json::Map::new())),
+            Kind::Int32 | Kind::Int64 if self.required => Some(0.into()),
+            Kind::Bool if self.required => Some(false.into()),
+            _ => None,
+        }
+    }
+
+    /// Whether clients could not tell the value from no value at all.
+    fn is_absent(&self, value: &Value) -> bool {
+        if self.default.as_ref() == Some(value) {
+            return false;
+        }
+        match (&self.kind, value) {
+            (_, Value::Null) => true,
+            _ if !self.omit_zero => false,
+            (Kind::String | Kind::Bytes, Value::String(text)) => text.is_empty(),
+            (Kind::Bool, Value::Bool(value)) => !value,
+            (Kind::Int32 | Kind::Int64, Value::Number(number)) => number.as_i64() == Some(0),
+            // Where nothing is written as null, an empty list is something else.
+            (Kind::List(_), Value::Array(items)) => items.is_empty() && self.default.is_none(),
+            (Kind::Map(_), Value::Object(entries)) => entries.is_empty() && self.default.is_none(),
+            _ => false,
+        }
     }
 }
 
@@ -83,5 +121,29 @@ mod tests {
         assert_eq!(pod["spec"]["dnsPolicy"], "ClusterFirst");
         assert_eq!(pod["spec"]["containers"][0]["ports"][0]["protocol"], "TCP");
         assert_eq!(pod["spec"]["containers"][0]["resources"], json!({}));
+    }
+
+    #[test]
+    fn what_means_nothing_does_not_stay() {
+        let schema = Schema::builtin();
+        let node = schema.find("io.k8s.api.core.v1.Node").unwrap();
+        let mut object = json!({
+            "metadata": {"name": "n", "labels": {}, "finalizers": [], "creationTimestamp": null},
+            "spec": {"taints": [], "unschedulable": false, "podCIDR": ""},
+            "status": {"images": [{"names": []}]},
+        });
+        strip_absent(schema, node, &mut object);
+        assert_eq!(
+            object,
+            json!({"metadata": {"name": "n"}, "spec": {}, "status": {"images": [{"names": []}]}})
+        );
+        // Where it does mean something.
+        let deployment = schema.find("io.k8s.api.apps.v1.Deployment").unwrap();
+        let mut object = json!({"spec": {"replicas": 0, "selector": {}, "paused": false, "template": {"spec": {
+            "automountServiceAccountToken": false, "containers": [], "securityContext": {"runAsUser": 0}}}}});
+        let mut wanted = object.clone();
+        wanted["spec"].as_object_mut().unwrap().remove("paused");
+        strip_absent(schema, deployment, &mut object);
+        assert_eq!(object, wanted);
     }
 }

@@ -1,11 +1,13 @@
 //! The Kubernetes object model without any I/O: the table of resources, the schema of their types, and the algorithms
 //! over them (decoding, defaulting, patches, selectors, printing, validation).
 
+pub mod cbor;
 pub mod convert;
 pub mod custom;
 pub mod decode;
 pub mod defaults;
 pub mod error;
+pub mod managedfields;
 pub mod meta;
 pub mod patch;
 pub mod protobuf;

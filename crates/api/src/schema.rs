@@ -11,11 +11,20 @@ use serde_json::Value;
 pub struct Schema {
     types: Vec<Type>,
     by_name: HashMap<Box<str>, TypeId>,
+    /// Free-form JSON is owned as a whole; elsewhere its objects are merged field by field.
+    opaque_json: bool,
 }
 
 /// Index of a [`Type`] in its [`Schema`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TypeId(u32);
+
+impl TypeId {
+    /// Its place among [`Schema::types`].
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// An object type.
 #[derive(Clone, Debug)]
@@ -37,12 +46,18 @@ pub struct Field {
     /// Protobuf field number, after those of the messages that JSON inlines; empty when there is no protobuf form.
     pub path: Box<[u32]>,
     pub required: bool,
+    /// Zero (`""`, `false`, 0, an empty list or map) means the same as absence, as in most fields of built-in types.
+    pub omit_zero: bool,
     pub list: ListType,
     pub patch: PatchStrategy,
     /// Inserted when the field is absent.
     pub default: Option<Value>,
     /// A map that server-side apply replaces as a whole.
     pub atomic: bool,
+    /// An object of an atomic type that server-side apply merges all the same.
+    pub granular: bool,
+    /// An object that upstream holds by value: it is never absent, only empty.
+    pub by_value: bool,
 }
 
 /// The type of a value.
@@ -113,6 +128,12 @@ impl Schema {
         &self.types[id.0 as usize]
     }
 
+    /// Whether server-side apply looks into free-form JSON.
+    #[must_use]
+    pub fn deduces(&self) -> bool {
+        !self.opaque_json
+    }
+
     /// Every type, in order of name.
     pub fn types(&self) -> impl Iterator<Item = &Type> {
         self.types.iter()
@@ -161,7 +182,10 @@ impl Schema {
 
     /// Parses the generated table. The table is part of the program, so a malformed one is a defect and panics.
     fn parse(table: &str) -> Self {
-        let mut schema = Self::default();
+        let mut schema = Self {
+            opaque_json: true,
+            ..Self::default()
+        };
         let names = table
             .lines()
             .filter(|l| !l.starts_with([' ', '#']) && !l.is_empty());
@@ -178,6 +202,7 @@ impl Schema {
             });
         }
         let mut current = None::<usize>;
+        let mut by_value = Vec::new();
         for line in table
             .lines()
             .filter(|l| !l.starts_with('#') && !l.is_empty())
@@ -188,9 +213,14 @@ impl Schema {
                 schema.types[index].fields.push(field);
             } else {
                 current = Some(current.map_or(0, |c| c + 1));
+                let listed = line.split(' ').find_map(|w| w.strip_prefix("value="));
+                by_value.push(listed.unwrap_or_default());
             }
         }
-        for ty in &mut schema.types {
+        for (ty, by_value) in schema.types.iter_mut().zip(by_value) {
+            for field in &mut ty.fields {
+                field.by_value |= by_value.split(',').any(|name| *name == *field.name);
+            }
             ty.fields.sort_by(|a, b| a.name.cmp(&b.name));
             ty.fields.shrink_to_fit();
         }
@@ -214,14 +244,19 @@ impl Schema {
                 .filter(|n| *n != 0)
                 .collect(),
             required: false,
+            omit_zero: true,
             list: ListType::Atomic,
             patch: PatchStrategy::default(),
             default,
             atomic: false,
+            granular: false,
+            by_value: kind.ends_with("meta.v1.ObjectMeta"),
         };
         for flag in words {
             match flag.split_once('=').unwrap_or((flag, "")) {
-                ("required", _) => field.required = true,
+                ("required", _) => (field.required, field.omit_zero) = (true, false),
+                ("pointer", _) => field.omit_zero = false,
+                ("map", "granular") => field.granular = true,
                 ("map", _) => field.atomic = true,
                 ("list", "set") => field.list = ListType::Set,
                 ("list", keys) => {

@@ -5,20 +5,37 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use fluyt_etcd::DynStore;
 use fluyt_etcd::embedded::Embedded;
+use fluyt_etcd::external::{self, External};
+use fluyt_etcd::{DynStore, Rebased};
 use ipnet::Ipv4Net;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::REGISTRY;
 use crate::dial::Direct;
-use crate::{Config, Server, ServiceNetwork};
+use crate::{Config, Features, Server, ServiceNetwork};
 
 /// Flags of kube-apiserver.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Directory of the embedded store.
+    /// Directory of the embedded store, which is used unless --etcd-servers is given.
     #[arg(long, default_value = "/var/lib/fluyt/apiserver")]
     data_dir: PathBuf,
+    /// Members of an etcd cluster to keep the state in (scheme://ip:port), comma separated.
+    #[arg(long, value_delimiter = ',')]
+    etcd_servers: Vec<String>,
+    /// Authorities that the etcd servers' certificates are verified with.
+    #[arg(long, requires = "etcd_servers")]
+    etcd_cafile: Option<PathBuf>,
+    /// Client certificate for etcd.
+    #[arg(long, requires = "etcd_keyfile")]
+    etcd_certfile: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, requires = "etcd_certfile")]
+    etcd_keyfile: Option<PathBuf>,
+    /// Prefix of all keys in etcd.
+    #[arg(long, default_value = "/registry")]
+    etcd_prefix: String,
     #[arg(long, default_value = "0.0.0.0")]
     bind_address: IpAddr,
     #[arg(long, default_value_t = 6443)]
@@ -56,6 +73,9 @@ pub struct Args {
     proxy_client_key_file: Option<PathBuf>,
     #[arg(long)]
     requestheader_client_ca_file: Option<PathBuf>,
+    /// Name=bool, separated by commas.
+    #[arg(long, default_value = "")]
+    feature_gates: String,
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
@@ -70,6 +90,23 @@ fn pair(
         (Some(certificate), Some(key)) => Ok(Some((read(certificate)?, read(key)?))),
         _ => Ok(None),
     }
+}
+
+/// The store that the flags name.
+async fn store(args: &Args) -> anyhow::Result<DynStore> {
+    if args.etcd_servers.is_empty() {
+        return Ok(Arc::new(Embedded::open(&args.data_dir)?));
+    }
+    let mut config = external::Config::new(args.etcd_servers.clone());
+    config.ca_pem = args.etcd_cafile.as_deref().map(read).transpose()?;
+    config.client_pem = pair(args.etcd_certfile.as_ref(), args.etcd_keyfile.as_ref())?;
+    let store: DynStore = Arc::new(External::connect(config).await.context("--etcd-servers")?);
+    let prefix = format!("/{}/", args.etcd_prefix.trim_matches('/'));
+    Ok(if prefix == REGISTRY {
+        store
+    } else {
+        Arc::new(Rebased::new(store, REGISTRY, prefix))
+    })
 }
 
 /// Runs until shutdown.
@@ -102,7 +139,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             args.bind_address
         }
     });
-    let store: DynStore = Arc::new(Embedded::open(&args.data_dir)?);
+    let store = store(&args).await?;
     let audiences = if args.api_audiences.is_empty() {
         vec![args.service_account_issuer.clone()]
     } else {
@@ -140,6 +177,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             .as_deref()
             .map(read)
             .transpose()?,
+        features: Features::parse(&args.feature_gates)?,
         shutdown,
     };
     let server = Server::start(config).await?;

@@ -11,6 +11,7 @@ mod compactor;
 mod custom;
 pub mod dial;
 mod discovery;
+mod features;
 mod flags;
 mod handlers;
 mod health;
@@ -24,6 +25,7 @@ mod server;
 mod user;
 mod webhook;
 
+pub use features::Features;
 pub use flags::{Args, run};
 pub use http::Body;
 pub use registry::ServiceNetwork;

@@ -110,6 +110,21 @@ impl RequestInfo {
         }
     }
 
+    /// Whether the answer is an object of the API, which has several formats.
+    #[must_use]
+    pub fn is_api(&self) -> bool {
+        let proxied = self.target.as_ref().is_some_and(Target::is_stream);
+        !proxied && (self.path.starts_with("/api/") || self.path.starts_with("/apis"))
+            || self.path == "/api"
+    }
+
+    /// Whether the answer may be compressed: what is there at once, not what happens over time.
+    #[must_use]
+    pub fn is_compressible(&self) -> bool {
+        matches!(self.verb, "get" | "list")
+            && (self.is_api() || self.path.starts_with("/openapi/"))
+    }
+
     /// The selector-pinned name of a list or watch, which authorization treats as the object's name.
     #[must_use]
     pub fn authorized_name(&self) -> String {
@@ -130,6 +145,12 @@ impl RequestInfo {
 }
 
 impl Target {
+    /// Whether this is a way through to something that has its own formats.
+    fn is_stream(&self) -> bool {
+        const STREAMS: [&str; 5] = ["log", "exec", "attach", "portforward", "proxy"];
+        STREAMS.contains(&self.subresource.as_str())
+    }
+
     #[must_use]
     pub fn subresource_entry(&self) -> Option<&Subresource> {
         self.resource.as_ref()?.subresource(&self.subresource)

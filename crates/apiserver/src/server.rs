@@ -24,8 +24,9 @@ use crate::authn::{Authenticator, ClientCertificates};
 use crate::authz::{Authorizer, Question};
 use crate::cache::Caches;
 use crate::dial::Dialer;
+use crate::features::Features;
 use crate::handlers::{self, Call};
-use crate::http::{self, Body, BoxError};
+use crate::http::{self, Body, BoxError, Wanted};
 use crate::metrics::Metrics;
 use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
@@ -52,6 +53,7 @@ pub struct Config {
     /// The certificate with which the server calls aggregated servers, and its authority.
     pub proxy_client: Option<(String, String)>,
     pub requestheader_ca_pem: Option<String>,
+    pub features: Features,
     pub shutdown: CancellationToken,
 }
 
@@ -170,7 +172,10 @@ impl Server {
         B::Error: Into<BoxError>,
     {
         let started = Instant::now();
-        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        if self.config.features != Features::default() {
+            request.extensions_mut().insert(self.config.features);
+        }
         let info = RequestInfo::parse(
             &self.caches.served(),
             request.method(),
@@ -178,6 +183,8 @@ impl Server {
             request.uri().query(),
         );
         let labels = Metrics::labels(&info);
+        let wanted = Wanted::of(request.headers(), self.config.features);
+        let (converts, compresses) = (info.is_api(), info.is_compressible());
         // Boxed: the future of a whole request is large, and most of it is rarely needed.
         let answer: BoxFuture<'static, _> = Box::pin(self.clone().authenticated(info, request));
         let answered = AssertUnwindSafe(answer).catch_unwind().await;
@@ -191,6 +198,12 @@ impl Server {
                 ))
             }
         };
+        if converts {
+            response = wanted.convert(response).await;
+        }
+        if compresses {
+            response = wanted.compress(response).await;
+        }
         if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
             response.headers_mut().insert("audit-id", id);
         }

@@ -4,7 +4,7 @@ mod process;
 mod requests;
 mod starts;
 
-use fluyt_e2e::World;
+use fluyt_e2e::{State, World};
 
 /// Nodes of the measured cluster.
 const NODES: u32 = 2;

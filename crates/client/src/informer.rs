@@ -15,14 +15,16 @@ use futures::StreamExt;
 use kube::{
     Api, Resource,
     api::{ListParams, WatchEvent, WatchParams},
+    core::Request,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use parking_lot::RwLock;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
-use crate::{Backoff, ObjectKey};
+use crate::{Backoff, ObjectKey, received::Received};
 
 /// Objects per page of a list: bounds the memory of the first read of a large collection.
 const PAGE_SIZE: u32 = 500;
@@ -429,8 +431,10 @@ where
         };
         let mut objects = Vec::new();
         loop {
-            let page = self.api.list(&params).await?;
-            objects.extend(page.items);
+            let request = Request::new(self.api.resource_url()).list(&params);
+            let request = request.map_err(kube::Error::BuildRequest)?;
+            let page: Page<K> = self.api.clone().into_client().request(request).await?;
+            objects.extend(page.items.into_iter().filter_map(readable));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
                 None => {
@@ -450,7 +454,11 @@ where
             timeout: Some(WATCH_TIMEOUT + rand::random_range(0..WATCH_TIMEOUT / 2)),
             ..WatchParams::default()
         };
-        let stream = match self.api.watch(&params, version).await {
+        let request = match Request::new(self.api.resource_url()).watch(&params, version) {
+            Ok(request) => request,
+            Err(error) => return WatchEnd::Failed(kube::Error::BuildRequest(error)),
+        };
+        let stream = match self.api.clone().into_client().request_events::<Received<K>>(request).await {
             Ok(stream) => stream,
             Err(error) if is_expired(&error) => return WatchEnd::Expired,
             Err(error) => return WatchEnd::Failed(error),
@@ -460,11 +468,15 @@ where
             match event {
                 Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                     advance(version, &object);
-                    self.shared.upsert(object);
+                    if let Some(object) = readable(object) {
+                        self.shared.upsert(object);
+                    }
                 }
                 Ok(WatchEvent::Deleted(object)) => {
                     advance(version, &object);
-                    self.shared.remove(object);
+                    if let Some(object) = readable(object) {
+                        self.shared.remove(object);
+                    }
                 }
                 Ok(WatchEvent::Bookmark(bookmark)) => *version = bookmark.metadata.resource_version,
                 Ok(WatchEvent::Error(status)) => {
@@ -481,10 +493,33 @@ where
     }
 }
 
-fn advance<K: Resource>(version: &mut String, object: &K) {
-    if let Some(seen) = &object.meta().resource_version {
+fn advance<K: Resource>(version: &mut String, object: &Received<K>) {
+    let seen = match object {
+        Received::Object(object) => object.meta().resource_version.as_ref(),
+        Received::Unreadable { version, .. } => version.as_ref(),
+    };
+    if let Some(seen) = seen {
         version.clone_from(seen);
     }
+}
+
+fn readable<K>(object: Received<K>) -> Option<K> {
+    match object {
+        Received::Object(object) => Some(object),
+        Received::Unreadable { name, why, .. } => {
+            error!(object = name, why, "passing over an object that is not as its type says");
+            None
+        }
+    }
+}
+
+/// A chunk of a list.
+#[derive(Deserialize)]
+#[serde(bound = "K: DeserializeOwned")]
+struct Page<K> {
+    #[serde(default)]
+    metadata: ListMeta,
+    items: Vec<Received<K>>,
 }
 
 fn is_expired(error: &kube::Error) -> bool {

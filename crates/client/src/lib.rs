@@ -17,6 +17,7 @@ pub mod leader_election;
 pub mod metrics;
 pub mod object_key;
 pub mod service_account;
+mod received;
 pub mod serving;
 pub mod work_queue;
 

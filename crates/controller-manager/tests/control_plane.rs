@@ -66,6 +66,7 @@ impl Cluster {
             kubelet_ca_pem: None,
             proxy_client: None,
             requestheader_ca_pem: None,
+            features: fluyt_apiserver::Features::default(),
             shutdown: shutdown.clone(),
         })
         .await

@@ -306,7 +306,7 @@ fn a_full_disk_refuses_writes_and_loses_nothing() -> anyhow::Result<()> {
             Ok(Some(outcome.stderr))
         })?;
         ensure!(
-            refused.contains("Error from server") && refused.contains("space"),
+            refused.contains("Internal error occurred") && refused.contains("space"),
             "{refused}"
         );
         ensure!(world.ok("kubectl get configmap before -o jsonpath='{.data.a}'")? == "b");

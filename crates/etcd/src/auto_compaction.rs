@@ -101,19 +101,12 @@ pub(crate) async fn run(store: Arc<Embedded>, retention: Retention, shutdown: Ca
             _ = clock.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        let now = store.current_revision();
-        let target = match retention {
-            Retention::Revisions(keep) => now - keep,
-            Retention::Period(period) => {
-                match history.sample(now, samples(period, retention.interval())) {
-                    Some(revision) => revision,
-                    None => continue,
-                }
-            }
-        };
-        if target <= store.compacted_revision() {
+        let Some(target) = history
+            .target(store.current_revision(), retention)
+            .filter(|target| *target > store.compacted_revision())
+        else {
             continue;
-        }
+        };
         match store.compact(target).await {
             Ok(()) => tracing::info!(revision = target, "compacted"),
             // Somebody else was faster.
@@ -133,6 +126,14 @@ fn samples(period: Duration, interval: Duration) -> usize {
 struct History(VecDeque<i64>);
 
 impl History {
+    /// The revision up to which history is not to be kept any more, if that is known yet.
+    fn target(&mut self, now: i64, retention: Retention) -> Option<i64> {
+        match retention {
+            Retention::Revisions(keep) => Some(now - keep).filter(|target| *target > 0),
+            Retention::Period(period) => self.sample(now, samples(period, retention.interval())),
+        }
+    }
+
     /// Notes the present revision; that of `age` looks ago, once there have been as many.
     fn sample(&mut self, revision: i64, age: usize) -> Option<i64> {
         self.0.push_back(revision);
@@ -167,5 +168,13 @@ mod tests {
         let mut history = History::default();
         let given: Vec<i64> = (1..15).filter_map(|now| history.sample(now, 10)).collect();
         assert_eq!(given, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn revisions_beyond_the_number_to_keep_go() {
+        let mut history = History::default();
+        let keep = Retention::Revisions(10);
+        assert_eq!(history.target(10, keep), None);
+        assert_eq!(history.target(25, keep), Some(15));
     }
 }

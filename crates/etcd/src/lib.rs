@@ -1,12 +1,20 @@
 //! The key-value store under every API server: etcd's data model (revisions, transactions, leases, watches)
-//! behind one trait, [`Store`], with the engine [`embedded`] (MVCC over an LSM tree). [`grpc`] serves the embedded engine in etcd's v3 wire protocol.
+//! behind one trait, [`Store`], with two engines: [`embedded`] (MVCC over an LSM tree) and [`external`] (a real etcd
+//! cluster). [`grpc`] serves the embedded engine in etcd's v3 wire protocol.
 
 mod auto_compaction;
+mod bbolt;
 pub mod embedded;
+pub mod external;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod fuzz;
 pub mod grpc;
+mod rebased;
 mod serve;
 mod types;
 
+pub use rebased::Rebased;
 pub use serve::{Args, run};
 pub use types::*;
 

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auto_compaction::{self, Mode, Retention};
-use crate::embedded::Embedded;
+use crate::embedded::{Embedded, snapshot};
 use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, Member, Options};
 
 /// How long requests under way may take once the server is told to stop.
@@ -32,7 +32,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Flags of etcd.
 #[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Name of this member.
     #[arg(long, default_value = "default")]
     name: String,
@@ -66,6 +69,9 @@ pub struct Args {
     /// Size of the largest request.
     #[arg(long, default_value_t = 3 << 19)]
     max_request_bytes: usize,
+    /// Bytes on disk at which writes are refused and the alarm NOSPACE is raised; 0 is 2 GiB, negative is no limit.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    quota_backend_bytes: i64,
     /// Whether the retention is a time (`periodic`) or a number of revisions (`revision`).
     #[arg(long, value_enum, default_value = "periodic")]
     auto_compaction_mode: Mode,
@@ -77,11 +83,83 @@ pub struct Args {
     experimental_watch_progress_notify_interval: Duration,
 }
 
+/// Instead of serving.
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Snapshot files, etcd's own and those of `etcdctl snapshot save` from this server
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum SnapshotCommand {
+    /// Make a new data directory from a snapshot
+    Restore {
+        file: PathBuf,
+        #[arg(long)]
+        data_dir: PathBuf,
+        /// Accept a file without a checksum, such as a copy of a member's database.
+        #[arg(long)]
+        skip_hash_check: bool,
+    },
+    /// Hash, revision, number of keys and size of a snapshot
+    Status { file: PathBuf },
+}
+
+impl SnapshotCommand {
+    fn run(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Restore {
+                file,
+                data_dir,
+                skip_hash_check,
+            } => {
+                let status = snapshot::restore(file, data_dir, *skip_hash_check)?;
+                println!(
+                    "restored {} keys at revision {} into {}",
+                    status.total_keys,
+                    status.revision,
+                    data_dir.display()
+                );
+            }
+            Self::Status { file } => {
+                let status = snapshot::status(file)?;
+                println!(
+                    "{:x}, {}, {}, {}",
+                    status.hash,
+                    status.revision,
+                    status.total_keys,
+                    human(status.total_bytes)
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes as `etcdctl` writes them: powers of 1000, two digits.
+fn human(bytes: u64) -> String {
+    let mut unit = 0;
+    #[expect(clippy::cast_precision_loss)]
+    let mut number = bytes as f64;
+    while number >= 1000.0 && unit < UNITS.len() - 1 {
+        number /= 1000.0;
+        unit += 1;
+    }
+    let digits = usize::from(number < 10.0 && unit > 0);
+    format!("{number:.digits$} {}", UNITS[unit])
+}
+
+const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+
 /// Runs until shutdown.
 ///
 /// # Errors
 /// When a flag makes no sense, the store cannot be opened, or an address is taken.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    if let Some(Command::Snapshot(command)) = &args.command {
+        return command.run();
+    }
     let retention = Retention::parse(args.auto_compaction_mode, &args.auto_compaction_retention)?;
     let tls = tls(&args)?;
     let mut client = Vec::new();
@@ -95,7 +173,10 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let directory = args
         .data_dir
         .unwrap_or_else(|| PathBuf::from(format!("{}.etcd", args.name)));
-    let store = Arc::new(Embedded::open(&directory)?);
+    let store = Arc::new(Embedded::open_with_quota(
+        &directory,
+        args.quota_backend_bytes,
+    )?);
     let advertise_client_urls = if args.advertise_client_urls.is_empty() {
         args.listen_client_urls
     } else {
@@ -108,7 +189,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         max_request_bytes: args.max_request_bytes,
         progress_interval: args.experimental_watch_progress_notify_interval,
     };
-    let member = Member::new(store.clone(), options, shutdown.clone())?;
+    let member = Member::new(store.clone(), options, shutdown.clone());
     let pages = pages(member.clone());
     let everything = member.routes().into_axum_router().merge(pages.clone());
     let tasks = TaskTracker::new();
@@ -142,8 +223,14 @@ fn json(body: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-async fn health() -> Response {
-    json(r#"{"health":"true","reason":""}"#.into())
+async fn health(State(member): State<Member>) -> Response {
+    match member.alarm() {
+        None => json(r#"{"health":"true","reason":""}"#.into()),
+        Some(alarm) => {
+            let body = json(format!(r#"{{"health":"false","reason":"ALARM {alarm}"}}"#));
+            (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+        }
+    }
 }
 
 async fn version() -> Response {
@@ -153,10 +240,8 @@ async fn version() -> Response {
 }
 
 async fn metrics(State(member): State<Member>) -> Response {
-    match member.metrics_page() {
-        Ok(page) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (kind, member.metrics_page()).into_response()
 }
 
 /// One URL listened on.

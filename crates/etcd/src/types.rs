@@ -232,6 +232,7 @@ impl WatchStream {
 /// Failures, each with etcd's own meaning.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
+    /// `compact_revision` is 0 where a remote cluster does not tell it.
     #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted { compact_revision: i64 },
     #[error("etcdserver: mvcc: required revision is a future revision")]
@@ -248,8 +249,13 @@ pub enum Error {
     LeaseExists,
     #[error("etcdserver: too large lease TTL")]
     LeaseTtlTooLarge,
+    #[error("etcdserver: request is too large")]
+    TooLarge,
     #[error("etcdserver: mvcc: database space exceeded")]
     NoSpace,
+    /// Stored data turned out to be damaged; nothing is served any more.
+    #[error("etcdserver: corrupt cluster")]
+    Corrupt,
     #[error("etcdserver: server stopped")]
     Stopped,
     /// The disk or the remote cluster failed; the write may or may not have happened.

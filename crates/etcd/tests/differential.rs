@@ -5,8 +5,13 @@
 
 mod common;
 
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
 use common::Server;
-use etcd_client::WatchOptions;
+use common::process::setting;
+use common::random::Random;
 use etcd_client::proto::{
     PbCompactionRequest, PbCompactionResponse, PbCompare, PbDeleteRequest, PbDeleteResponse,
     PbHashKvRequest, PbHashKvResponse, PbLeaseGrantRequest, PbLeaseGrantResponse,
@@ -15,35 +20,18 @@ use etcd_client::proto::{
     PbRangeRequest, PbRangeResponse, PbResponseHeader, PbTargetUnion, PbTxnOpRequest, PbTxnRequest,
     PbTxnRequestOp, PbTxnResponse,
 };
+use etcd_client::{WatchFilterType, WatchOptions, WatchRequestSender, WatchResponseStream};
 use prost::Message;
 use tonic::Status;
 use tonic::transport::Channel;
 use tonic_prost::ProstCodec;
 
-/// Runs of the short form; `FLUYT_DIFFERENTIAL_SEEDS=150` makes it 100,000 operations.
-const SEEDS: u64 = 3;
+/// Runs of the short form; `FLUYT_DIFFERENTIAL_SEEDS=150` makes it 105,000 operations. On a memory file system
+/// (`TMPDIR=/dev/shm`) those take some minutes.
+const SEEDS: usize = 3;
 const OPERATIONS: usize = 700;
 
-/// splitmix64.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: i64) -> i64 {
-        i64::try_from(self.next() % n.unsigned_abs()).unwrap()
-    }
-
-    fn one_in(&mut self, n: i64) -> bool {
-        self.below(n) == 0
-    }
-
     fn key(&mut self) -> Vec<u8> {
         match self.below(30) {
             0 => Vec::new(),
@@ -252,8 +240,11 @@ impl Pair {
         In: Message + std::fmt::Debug + Clone + 'static,
         Out: Answer,
     {
-        let ours = seen(self.ours.call::<In, Out>(method, request.clone()).await);
-        let theirs = seen(self.theirs.call::<In, Out>(method, request.clone()).await);
+        let (ours, theirs) = tokio::join!(
+            self.ours.call::<In, Out>(method, request.clone()),
+            self.theirs.call::<In, Out>(method, request.clone()),
+        );
+        let (ours, theirs) = (seen(ours), seen(theirs));
         assert_eq!(ours, theirs, "seed {}: {method} {request:?}", self.seed);
         if let Ok(mut answer) = ours {
             self.revision = answer.header().as_ref().unwrap().revision;
@@ -275,9 +266,10 @@ fn seen<Out: Answer>(answer: Result<Out, Status>) -> Result<Out, (tonic::Code, S
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_are_etcds() {
-    let seeds = std::env::var("FLUYT_DIFFERENTIAL_SEEDS");
-    let seeds = seeds.map_or(SEEDS, |n| n.parse().unwrap());
-    for seed in 0..seeds {
+    let seeds = setting("FLUYT_DIFFERENTIAL_SEEDS", SEEDS);
+    let first = setting("FLUYT_DIFFERENTIAL_FIRST_SEED", 0);
+    for seed in first..first + seeds {
+        let seed = u64::try_from(seed).unwrap();
         let (ours, theirs) = (Server::fluyt(&[]).await, Server::etcd().await);
         let mut pair = Pair {
             ours: Side::connect(&ours).await,
@@ -287,11 +279,18 @@ async fn answers_are_etcds() {
         };
         let mut random = Random(seed);
         let mut compacted = 0;
+        let mut watches = Watches::open(&ours, &theirs, seed).await;
         for _ in 0..OPERATIONS {
-            step(&mut pair, &mut random, &mut compacted).await;
+            if random.one_in(30) {
+                watches.step(&mut random, pair.revision, compacted).await;
+            } else if random.one_in(30) {
+                keep_alive(&ours, &theirs, 1 + random.below(4)).await;
+            } else {
+                step(&mut pair, &mut random, &mut compacted).await;
+            }
         }
         let last = PbPutRequest {
-            key: b"last".to_vec(),
+            key: LAST.to_vec(),
             ..PbPutRequest::default()
         };
         pair.both::<_, PbPutResponse>("/etcdserverpb.KV/Put", last)
@@ -304,6 +303,341 @@ async fn answers_are_etcds() {
             assert_eq!(ours, theirs, "seed {seed}");
         }
         assert_eq!(history.len(), reference.len(), "seed {seed}");
+        watches.compare().await;
+    }
+}
+
+/// The key that is put last.
+const LAST: &[u8] = b"last";
+
+async fn keep_alive(ours: &Server, theirs: &Server, id: i64) {
+    let mut answers = Vec::new();
+    for server in [ours, theirs] {
+        let kept = server.client().await.lease_keep_alive(id).await;
+        answers.push(match kept {
+            Ok((mut keeper, mut stream)) => {
+                keeper.keep_alive().await.unwrap();
+                let answer = stream.message().await.unwrap().unwrap();
+                Ok((answer.id(), answer.ttl()))
+            }
+            Err(error) => Err(error.to_string()),
+        });
+    }
+    assert_eq!(answers[0], answers[1], "lease {id}");
+}
+
+/// What one server sent on a stream of watches.
+#[derive(Default)]
+struct Sent {
+    /// Answers to requests, and cancellations, by watch.
+    control: BTreeMap<i64, Vec<String>>,
+    controls: usize,
+    events: BTreeMap<i64, Vec<(i64, String)>>,
+    progress: Vec<i64>,
+}
+
+/// One server's stream with its reader.
+struct Stream {
+    requests: WatchRequestSender,
+    sent: Arc<tokio::sync::watch::Sender<Sent>>,
+}
+
+impl Stream {
+    async fn open(server: &Server, options: WatchOptions) -> Self {
+        let stream = server
+            .client()
+            .await
+            .watch("", Some(options))
+            .await
+            .unwrap();
+        let (requests, responses) = stream.split();
+        let sent = Arc::new(tokio::sync::watch::Sender::new(Sent::default()));
+        tokio::spawn(collect(responses, sent.clone()));
+        Self { requests, sent }
+    }
+
+    /// Waits, for a while, until what was sent is as expected.
+    async fn until(&self, what: &str, expected: impl FnMut(&Sent) -> bool) {
+        let mut sent = self.sent.subscribe();
+        let waiting = sent.wait_for(expected);
+        let found = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+        assert!(found.is_ok(), "{what}");
+    }
+}
+
+async fn collect(mut responses: WatchResponseStream, sent: Arc<tokio::sync::watch::Sender<Sent>>) {
+    while let Ok(Some(answer)) = responses.message().await {
+        sent.send_modify(|sent| {
+            let id = answer.watch_id();
+            let revision = answer.header().unwrap().revision();
+            if answer.created() || answer.canceled() {
+                let text = format!(
+                    "created {} canceled {} compacted {} at {revision}: {}",
+                    answer.created(),
+                    answer.canceled(),
+                    answer.compact_revision(),
+                    answer.cancel_reason()
+                );
+                sent.control.entry(id).or_default().push(text);
+                sent.controls += 1;
+            } else if answer.events().is_empty() {
+                sent.progress.push(revision);
+            }
+            for event in answer.events() {
+                let revision = event.kv().unwrap().mod_revision();
+                let events = sent.events.entry(id).or_default();
+                events.push((revision, format!("{event:?}")));
+            }
+        });
+    }
+}
+
+/// What a watch that was made is about.
+struct Wanted {
+    start: i64,
+    no_put: bool,
+    no_delete: bool,
+    key: Vec<u8>,
+    end: Vec<u8>,
+}
+
+impl Wanted {
+    fn contains(&self, key: &[u8]) -> bool {
+        match &self.end[..] {
+            [] => key == self.key,
+            [0] => key >= &self.key[..],
+            end => key >= &self.key[..] && key < end,
+        }
+    }
+}
+
+/// The same watches on one stream of both servers.
+struct Watches {
+    streams: [Stream; 2],
+    /// Watches that neither the client nor the server has ended.
+    live: BTreeMap<i64, Wanted>,
+    /// Watches of the past that a compaction may overtake: etcd begins to serve them a moment after they are made.
+    slow: HashSet<i64>,
+    /// Answers to come so far.
+    controls: usize,
+    seed: u64,
+}
+
+/// The watch that sees everything.
+const ALL: i64 = 1000;
+
+impl Watches {
+    async fn open(ours: &Server, theirs: &Server, seed: u64) -> Self {
+        let all = WatchOptions::new().with_all_keys().with_watch_id(ALL);
+        let all = all.with_prev_key();
+        let watches = Self {
+            streams: [
+                Stream::open(ours, all.clone()).await,
+                Stream::open(theirs, all).await,
+            ],
+            live: BTreeMap::new(),
+            slow: HashSet::new(),
+            controls: 1,
+            seed,
+        };
+        watches.answered().await;
+        watches
+    }
+
+    /// Waits for the answers to all requests; the same from both.
+    async fn answered(&self) {
+        for stream in &self.streams {
+            // Cancellations because of compaction come unasked.
+            stream
+                .until("a watch is not answered", |sent| {
+                    let asked = sent.control.values().flatten();
+                    asked
+                        .filter(|text| {
+                            !text.contains("created false canceled true compacted")
+                                || text.contains("compacted 0")
+                        })
+                        .count()
+                        >= self.controls
+                })
+                .await;
+        }
+    }
+
+    async fn step(&mut self, random: &mut Random, now: i64, compacted: i64) {
+        if random.one_in(3)
+            && let Some(id) = self.live.keys().copied().find(|_| random.one_in(2))
+        {
+            let cancelled = |stream: &Stream| {
+                let sent = stream.sent.borrow();
+                sent.control
+                    .get(&id)
+                    .is_some_and(|c| c.iter().any(|text| text.contains("canceled true")))
+            };
+            // One that compaction has ended is not there to be cancelled.
+            if self.streams.iter().any(cancelled) {
+                return;
+            }
+            self.live.remove(&id);
+            self.controls += 1;
+            for stream in &mut self.streams {
+                stream.requests.cancel(id).await.unwrap();
+            }
+            return self.answered().await;
+        }
+        let (key, end) = (random.key(), random.end());
+        let start = match random.below(4) {
+            0 => (now - random.below(40)).max(1),
+            1 => now + random.below(5),
+            _ => 0,
+        };
+        // Ids are not used again, so that what comes late is not taken for another's. One that is taken is refused.
+        let id = if random.one_in(6) {
+            self.live.keys().next().copied().unwrap_or(0)
+        } else {
+            0
+        };
+        let (no_put, no_delete) = (random.one_in(4), random.one_in(4));
+        let mut options = WatchOptions::new()
+            .with_start_revision(start)
+            .with_watch_id(id);
+        let mut filters = Vec::new();
+        if no_put {
+            filters.push(WatchFilterType::NoPut);
+        }
+        if no_delete {
+            filters.push(WatchFilterType::NoDelete);
+        }
+        options = options.with_filters(filters);
+        if !end.is_empty() {
+            options = options.with_range(end.clone());
+        }
+        if random.one_in(2) {
+            options = options.with_prev_key();
+        }
+        self.controls += 1;
+        let before: Vec<i64> = self.streams[0]
+            .sent
+            .borrow()
+            .control
+            .keys()
+            .copied()
+            .collect();
+        for stream in &mut self.streams {
+            let watch = stream.requests.watch(key.clone(), Some(options.clone()));
+            watch.await.unwrap();
+        }
+        self.answered().await;
+        let made: Vec<i64> = self.streams[0]
+            .sent
+            .borrow()
+            .control
+            .keys()
+            .copied()
+            .collect();
+        for id in made
+            .into_iter()
+            .filter(|id| *id >= 0 && !before.contains(id))
+        {
+            let wanted = Wanted {
+                start: if start > 0 { start } else { now + 1 },
+                no_put,
+                no_delete,
+                key: if key.is_empty() { vec![0] } else { key.clone() },
+                end: end.clone(),
+            };
+            if (compacted..=now).contains(&wanted.start) {
+                self.slow.insert(id);
+            }
+            self.live.insert(id, wanted);
+        }
+    }
+
+    /// After the last put: what every watch has seen.
+    async fn compare(mut self) {
+        let last = format!("{LAST:?}");
+        for stream in &self.streams {
+            stream
+                .until("the last event does not come", |sent| {
+                    let all = sent.events.get(&ALL);
+                    all.and_then(|e| e.last())
+                        .is_some_and(|(_, text)| text.contains(&last))
+                })
+                .await;
+        }
+        let ended = |stream: &Stream, id: &i64| {
+            let sent = stream.sent.borrow();
+            sent.control
+                .get(id)
+                .is_some_and(|c| c.iter().any(|text| text.contains("canceled true")))
+        };
+        self.live
+            .retain(|id, _| !self.streams.iter().any(|stream| ended(stream, id)));
+        // Those that still live have seen all that they are about.
+        let all = self.streams[0].sent.borrow().events[&ALL].clone();
+        for (id, wanted) in &self.live {
+            let count = all.iter().filter(|(revision, text)| {
+                let deleted = text.contains("r#type: Delete") || text.contains("type: 1");
+                let key = key_of(text);
+                *revision >= wanted.start
+                    && wanted.contains(&key)
+                    && !(if deleted {
+                        wanted.no_delete
+                    } else {
+                        wanted.no_put
+                    })
+            });
+            let count = count.count();
+            for (stream, side) in self.streams.iter().zip(["ours", "theirs"]) {
+                let what = format!("seed {}: watch {id} of {side} lacks events", self.seed);
+                stream
+                    .until(&what, |sent| {
+                        sent.events.get(id).map_or(0, Vec::len) >= count
+                    })
+                    .await;
+            }
+        }
+        let [ours, theirs] = &self.streams;
+        {
+            let (ours, theirs) = (ours.sent.borrow(), theirs.sent.borrow());
+            let told = |sent: &Sent| {
+                let mut control = sent.control.clone();
+                // Which of several compactions a watch of what is gone is told of is a matter of time as well.
+                for text in control.values_mut().flatten() {
+                    if text.contains("at 0")
+                        && let Some((before, _)) = text.split_once("compacted ")
+                    {
+                        *text = format!("{before}compacted");
+                    }
+                }
+                for id in &self.slow {
+                    let texts = control.get_mut(id).unwrap();
+                    texts.retain(|text| !text.ends_with("compacted"));
+                }
+                control
+            };
+            assert_eq!(told(&ours), told(&theirs), "seed {}", self.seed);
+            for id in self.live.keys().chain([&ALL]) {
+                assert_eq!(
+                    ours.events.get(id),
+                    theirs.events.get(id),
+                    "seed {}: watch {id}",
+                    self.seed
+                );
+            }
+        }
+        for stream in &mut self.streams {
+            stream.requests.request_progress().await.unwrap();
+        }
+        for stream in &self.streams {
+            stream
+                .until("progress is not told", |sent| !sent.progress.is_empty())
+                .await;
+        }
+        let progress = self
+            .streams
+            .each_ref()
+            .map(|s| s.sent.borrow().progress.clone());
+        assert_eq!(progress[0], progress[1]);
     }
 }
 
@@ -398,9 +732,56 @@ async fn events(server: &Server, from: i64) -> Vec<String> {
         assert!(!answer.canceled(), "{answer:?}");
         for event in answer.events() {
             seen.push(format!("{event:?}"));
-            if event.kv().unwrap().key() == b"last" {
+            if event.kv().unwrap().key() == LAST {
                 return seen;
             }
         }
     }
+}
+
+/// The key in an event's text.
+fn key_of(text: &str) -> Vec<u8> {
+    let list = text
+        .split("key: [")
+        .nth(1)
+        .and_then(|t| t.split(']').next());
+    let bytes = list
+        .unwrap_or_default()
+        .split(", ")
+        .filter(|b| !b.is_empty());
+    bytes.map(|b| b.parse().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_answers_of_watches_come_in_fragments() {
+    let mut seen = Vec::new();
+    for server in [Server::fluyt(&[]).await, Server::etcd().await] {
+        let mut client = server.client().await;
+        // One revision after the other, of more than fits into one answer.
+        for i in 0..60_u8 {
+            client
+                .put(format!("k{i}"), vec![i; 60_000], None)
+                .await
+                .unwrap();
+        }
+        let options = WatchOptions::new()
+            .with_prefix()
+            .with_start_revision(2)
+            .with_fragment();
+        let mut stream = client.watch("k", Some(options)).await.unwrap();
+        let (mut keys, mut fragments) = (Vec::new(), 0);
+        while keys.len() < 60 {
+            let answer = stream.message().await.unwrap().unwrap();
+            fragments += usize::from(answer.0.fragment);
+            keys.extend(
+                answer
+                    .events()
+                    .iter()
+                    .map(|e| e.kv().unwrap().key().to_vec()),
+            );
+        }
+        assert!(fragments > 0);
+        seen.push(keys);
+    }
+    assert_eq!(seen[0], seen[1]);
 }

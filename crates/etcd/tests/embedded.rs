@@ -1,16 +1,27 @@
-//! The embedded engine through its public trait.
+//! What the embedded engine promises beyond the trait: its directory, its limits, and what survives.
 
 #![allow(clippy::unwrap_used)]
 
-use fluyt_etcd::embedded::Embedded;
-use fluyt_etcd::{
-    Compare, CompareOp, Delete, Error, Keys, Op, OpResult, Put, Range, Store, Target, Txn, Watch,
-    WatchUpdate,
-};
+mod common;
 
-fn put(key: &str, value: &str) -> Txn {
+use std::path::Path;
+use std::process::Command;
+
+use bytes::Bytes;
+use fluyt_etcd::embedded::{Alarm, Embedded, OpenError};
+use fluyt_etcd::{Delete, Error, Keys, Op, OpResult, Put, Range, Store, Txn, Watch, WatchUpdate};
+
+fn put(key: &str, value: impl Into<Bytes>) -> Txn {
     Txn {
-        success: vec![Op::Put(Put::new(key.to_owned(), value.to_owned()))],
+        success: vec![Op::Put(Put::new(key.to_owned(), value))],
+        ..Txn::default()
+    }
+}
+
+fn delete(keys: Keys) -> Txn {
+    let prev_kv = false;
+    Txn {
+        success: vec![Op::Delete(Delete { keys, prev_kv })],
         ..Txn::default()
     }
 }
@@ -25,163 +36,8 @@ async fn value(store: &Embedded, key: &str, revision: i64) -> Option<String> {
         ..Range::new(one(key))
     };
     let result = store.range(range).await.unwrap();
-    result
-        .kvs
-        .first()
-        .map(|kv| String::from_utf8(kv.value.to_vec()).unwrap())
-}
-
-#[tokio::test]
-async fn history_is_kept_until_compaction() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Embedded::open(directory.path()).unwrap();
-    let first = store.txn(put("a", "1")).await.unwrap().revision;
-    let second = store.txn(put("a", "2")).await.unwrap().revision;
-    let delete = Op::Delete(Delete {
-        keys: one("a"),
-        prev_kv: true,
-    });
-    let third = store
-        .txn(Txn {
-            success: vec![delete],
-            ..Txn::default()
-        })
-        .await
-        .unwrap();
-    assert!(
-        matches!(&third.results[0], OpResult::Delete { deleted: 1, prev } if prev[0].version == 2)
-    );
-    assert_eq!((first, second, third.revision), (2, 3, 4));
-    assert_eq!(value(&store, "a", first).await.as_deref(), Some("1"));
-    assert_eq!(value(&store, "a", second).await.as_deref(), Some("2"));
-    assert_eq!(value(&store, "a", 0).await, None);
-
-    store.compact(second).await.unwrap();
-    let old = Range {
-        revision: first,
-        ..Range::new(one("a"))
-    };
-    assert_eq!(
-        store.range(old).await.unwrap_err(),
-        Error::Compacted {
-            compact_revision: second
-        }
-    );
-    assert_eq!(value(&store, "a", second).await.as_deref(), Some("2"));
-    assert_eq!(
-        store.compact(second).await.unwrap_err(),
-        Error::Compacted {
-            compact_revision: second
-        }
-    );
-    assert_eq!(store.compact(99).await.unwrap_err(), Error::FutureRevision);
-}
-
-#[tokio::test]
-async fn compares_guard_writes_and_failures_leave_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Embedded::open(directory.path()).unwrap();
-    let create = |value: &str| Txn {
-        compares: vec![Compare {
-            keys: one("a"),
-            target: Target::Mod(0),
-            op: CompareOp::Equal,
-        }],
-        success: put("a", value).success,
-        failure: vec![Op::Range(Range::new(one("a")))],
-    };
-    assert!(store.txn(create("1")).await.unwrap().succeeded);
-    let again = store.txn(create("2")).await.unwrap();
-    assert!(!again.succeeded);
-    assert!(matches!(&again.results[0], OpResult::Range(r) if &r.kvs[0].value[..] == b"1"));
-
-    let bad = Txn {
-        success: vec![
-            Op::Put(Put::new("b", "1")),
-            Op::Put(Put {
-                lease: 7,
-                ..Put::new("c", "1")
-            }),
-        ],
-        ..Txn::default()
-    };
-    let revision = store.revision().await.unwrap();
-    assert_eq!(store.txn(bad).await.unwrap_err(), Error::LeaseNotFound);
-    assert_eq!(store.revision().await.unwrap(), revision);
-    assert_eq!(value(&store, "b", 0).await, None);
-}
-
-#[tokio::test]
-async fn ranges_count_limit_and_order() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Embedded::open(directory.path()).unwrap();
-    for i in 0..10 {
-        store.txn(put(&format!("k/{i}"), "v")).await.unwrap();
-    }
-    store.txn(put("l", "v")).await.unwrap();
-    let all = store
-        .range(Range {
-            limit: 3,
-            ..Range::new(Keys::prefix("k/"))
-        })
-        .await
-        .unwrap();
-    assert_eq!((all.kvs.len(), all.count, all.more), (3, 10, true));
-    let old = store
-        .range(Range {
-            revision: 6,
-            ..Range::new(Keys::prefix("k/"))
-        })
-        .await
-        .unwrap();
-    assert_eq!((old.kvs.len(), old.more), (5, false));
-}
-
-#[tokio::test]
-async fn watches_resume_from_history_and_see_every_revision_once() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Embedded::open(directory.path()).unwrap();
-    let total = 3000;
-    for i in 0..total {
-        store.txn(put("k", &i.to_string())).await.unwrap();
-    }
-    let watch = Watch {
-        keys: one("k"),
-        start_revision: 2,
-        prev_kv: true,
-    };
-    let mut stream = store.watch(watch).await.unwrap();
-    store.txn(put("k", "last")).await.unwrap();
-    let mut seen = Vec::new();
-    while seen.len() <= total {
-        match stream.next().await.unwrap().unwrap() {
-            WatchUpdate::Events { events, .. } => seen.extend(events),
-            WatchUpdate::Progress { .. } => {}
-        }
-    }
-    let revisions: Vec<i64> = seen.iter().map(|e| e.kv.mod_revision).collect();
-    assert_eq!(
-        revisions,
-        (2..=i64::try_from(total).unwrap() + 2).collect::<Vec<_>>()
-    );
-    assert!(seen[0].prev.is_none());
-    assert_eq!(seen[1].prev.as_ref().unwrap().mod_revision, 2);
-
-    store.compact(100).await.unwrap();
-    let mut late = store
-        .watch(Watch {
-            keys: one("k"),
-            start_revision: 5,
-            prev_kv: false,
-        })
-        .await
-        .unwrap();
-    assert_eq!(
-        late.next().await.unwrap().unwrap_err(),
-        Error::Compacted {
-            compact_revision: 100
-        }
-    );
+    let kv = result.kvs.first();
+    kv.map(|kv| String::from_utf8(kv.value.to_vec()).unwrap())
 }
 
 #[tokio::test]
@@ -191,64 +47,83 @@ async fn leases_expire_with_their_keys_and_survive_restarts() {
         let store = Embedded::open(directory.path()).unwrap();
         let (lease, _) = store.lease_grant(0, 1).await.unwrap();
         let (kept, _) = store.lease_grant(0, 1000).await.unwrap();
-        for (key, lease) in [("gone", lease), ("kept", kept)] {
-            let put = Put {
+        for (key, lease) in [("gone", lease), ("kept", kept), ("moved", kept)] {
+            let put = Op::Put(Put {
                 lease,
                 ..Put::new(key.to_owned(), "v")
+            });
+            let txn = Txn {
+                success: vec![put],
+                ..Txn::default()
             };
-            store
-                .txn(Txn {
-                    success: vec![Op::Put(put)],
-                    ..Txn::default()
-                })
-                .await
-                .unwrap();
+            store.txn(txn).await.unwrap();
         }
+        store.txn(put("moved", "v")).await.unwrap();
         (lease, kept)
     };
-    let store = reopen(directory.path());
-    let start_revision = store.revision().await.unwrap() + 1;
-    let mut stream = store
-        .watch(Watch {
-            keys: one("gone"),
-            start_revision,
-            prev_kv: false,
-        })
-        .await
-        .unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
+    let watch = Watch {
+        keys: one("gone"),
+        start_revision: store.revision().await.unwrap() + 1,
+        prev_kv: false,
+    };
+    let mut stream = store.watch(watch).await.unwrap();
     let WatchUpdate::Events { events, .. } = stream.next().await.unwrap().unwrap() else {
         panic!("no event")
     };
     assert!(events[0].deleted);
     assert_eq!(store.lease_keep_alive(lease).await.unwrap(), 0);
     assert_eq!(store.lease_keep_alive(kept).await.unwrap(), 1000);
-    assert_eq!(value(&store, "kept", 0).await.as_deref(), Some("v"));
+    assert_eq!(store.lease_status(kept).await.unwrap().keys, ["kept"]);
     store.lease_revoke(kept).await.unwrap();
     assert_eq!(value(&store, "kept", 0).await, None);
+    assert_eq!(value(&store, "moved", 0).await.as_deref(), Some("v"));
 }
 
 #[tokio::test]
-async fn a_directory_in_use_is_refused() {
+async fn a_closed_store_ends_its_watches() {
     let directory = tempfile::tempdir().unwrap();
-    let _store = Embedded::open(directory.path()).unwrap();
-    assert!(
-        Embedded::open(directory.path())
-            .err()
-            .unwrap()
-            .to_string()
-            .contains("in use")
-    );
+    let store = Embedded::open(directory.path()).unwrap();
+    let watch = Watch {
+        keys: Keys::prefix(""),
+        start_revision: 0,
+        prev_kv: false,
+    };
+    let mut stream = store.watch(watch).await.unwrap();
+    drop(store);
+    assert_eq!(stream.next().await.unwrap().unwrap_err(), Error::Stopped);
 }
 
-/// The writer thread of a dropped store lets go of the directory a moment later.
-fn reopen(path: &std::path::Path) -> Embedded {
-    loop {
-        match Embedded::open(path) {
-            Ok(store) => return store,
-            Err(fluyt_etcd::embedded::OpenError::InUse { .. }) => std::thread::yield_now(),
-            Err(error) => panic!("{error}"),
-        }
-    }
+#[tokio::test]
+async fn directories_of_others_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let refusal = || Embedded::open(path).err().unwrap().to_string();
+    std::fs::write(path.join("keyspaces"), "").unwrap();
+    assert!(
+        refusal().contains("files that are not a store's"),
+        "{}",
+        refusal()
+    );
+    std::fs::remove_file(path.join("keyspaces")).unwrap();
+    let store = Embedded::open(path).unwrap();
+    assert!(refusal().contains("in use"), "{}", refusal());
+    drop(store);
+    let format = path.join("format");
+    let text = std::fs::read_to_string(&format).unwrap();
+    std::fs::write(&format, text.replace("etcd 2", "etcd 3")).unwrap();
+    assert!(refusal().contains("format is damaged"), "{}", refusal());
+    // As a later version would write it.
+    let newer = "fluyt-etcd 3 0123456789abcdef";
+    let checksum = xxhash_rust::xxh3::xxh3_64(newer.as_bytes());
+    std::fs::write(&format, format!("{newer} {checksum:016x}\n")).unwrap();
+    let error = Embedded::open(path).err().unwrap();
+    assert!(
+        matches!(error, OpenError::Format { found: 3, .. }),
+        "{error}"
+    );
+    std::fs::write(&format, text).unwrap();
+    Embedded::open(path).unwrap();
 }
 
 #[tokio::test]
@@ -257,15 +132,241 @@ async fn a_key_deleted_and_put_in_one_transaction_survives_compaction() {
     let store = Embedded::open(directory.path()).unwrap();
     store.txn(put("k", "old")).await.unwrap();
     let mut both = put("k", "new");
-    both.success.insert(
-        0,
-        Op::Delete(Delete {
-            keys: Keys::Range("a".into(), "".into()),
-            prev_kv: false,
-        }),
-    );
+    let deletion = delete(Keys::Range("a".into(), "".into()));
+    both.success.splice(0..0, deletion.success);
     let revision = store.txn(both).await.unwrap().revision;
     store.txn(put("k", "newest")).await.unwrap();
     store.compact(revision).await.unwrap();
     assert_eq!(value(&store, "k", revision).await.as_deref(), Some("new"));
+}
+
+#[tokio::test]
+async fn compaction_leaves_what_later_reads_need_and_frees_the_rest() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
+    let large = |i: usize| format!("{i}-").repeat(2000);
+    for round in 0..40 {
+        for key in ["a", "b", "c"] {
+            store.txn(put(key, large(round))).await.unwrap();
+        }
+        if round % 10 == 5 {
+            store.txn(delete(one("b"))).await.unwrap();
+        }
+        if round % 7 == 3 {
+            store.compact(store.current_revision() - 2).await.unwrap();
+            assert_eq!(value(&store, "a", 0).await.unwrap(), large(round));
+        }
+    }
+    let (before, revision) = (store.size(), store.current_revision());
+    store.txn(delete(one("c"))).await.unwrap();
+    store.compact(revision).await.unwrap();
+    assert_eq!(value(&store, "c", revision).await.unwrap(), large(39));
+    store.compact(revision + 1).await.unwrap();
+    store.defragment().await.unwrap();
+    assert_eq!(value(&store, "a", revision + 1).await.unwrap(), large(39));
+    assert_eq!(value(&store, "c", revision + 1).await, None);
+    assert!(store.size() < before / 4, "{} < {before} / 4", store.size());
+    drop(store);
+    let store = Embedded::open(directory.path()).unwrap();
+    assert_eq!(store.current_revision(), revision + 1);
+    assert_eq!(value(&store, "a", 0).await.unwrap(), large(39));
+    assert_eq!(store.keys().await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn more_than_fits_into_memory_comes_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
+    let total = 3000;
+    for start in (0..total).step_by(100) {
+        let writes =
+            (start..start + 100).map(|i| store.txn(put(&format!("k{i}"), vec![b'v'; 8 << 10])));
+        futures::future::try_join_all(writes).await.unwrap();
+    }
+    let revision = store.current_revision();
+    // A reader keeps its view while tables are written and merged.
+    let old = Range {
+        revision: 2,
+        ..Range::new(Keys::prefix("k"))
+    };
+    assert_eq!(store.range(old).await.unwrap().count, 1);
+    drop(store);
+    let segments = std::fs::read_dir(directory.path().join("wal")).unwrap();
+    assert!(
+        segments.count() <= 4,
+        "the log is cut off where tables have it"
+    );
+    let store = Embedded::open(directory.path()).unwrap();
+    assert_eq!(store.current_revision(), revision);
+    let all = store.range(Range::new(Keys::prefix("k"))).await.unwrap();
+    assert_eq!(all.kvs.len(), total);
+    assert!(all.kvs.iter().all(|kv| kv.value.len() == 8 << 10));
+}
+
+#[tokio::test]
+async fn keys_that_do_not_fit_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
+    let long = "k".repeat(70_000);
+    assert_eq!(
+        store.txn(put(&long, "v")).await.unwrap_err(),
+        Error::TooLarge
+    );
+    let zeros = "\0".repeat(33_000);
+    assert_eq!(
+        store.txn(put(&zeros, "v")).await.unwrap_err(),
+        Error::TooLarge
+    );
+    let found = store.range(Range::new(one(&long))).await.unwrap();
+    assert_eq!(found.count, 0);
+    store.txn(put("l", "v")).await.unwrap();
+    for (keys, count) in [
+        (Keys::Range(long.clone().into(), "".into()), 1),
+        (Keys::Range("".into(), long.clone().into()), 0),
+        (Keys::Range(zeros.clone().into(), long.clone().into()), 0),
+    ] {
+        for revision in [0, 1] {
+            let range = Range {
+                revision,
+                ..Range::new(keys.clone())
+            };
+            let found = store.range(range).await.unwrap();
+            let expected = if revision == 0 { count } else { 0 };
+            assert_eq!(found.count, expected);
+        }
+    }
+    let deleted = store.txn(delete(one(&long))).await.unwrap();
+    assert!(matches!(
+        deleted.results[0],
+        OpResult::Delete { deleted: 0, .. }
+    ));
+    let fits = "k".repeat(60_000);
+    store.txn(put(&fits, "v")).await.unwrap();
+    assert_eq!(value(&store, &fits, 0).await.as_deref(), Some("v"));
+}
+
+#[tokio::test]
+async fn the_quota_raises_an_alarm_that_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let quota = 1 << 20;
+    let store = Embedded::open_with_quota(directory.path(), quota).unwrap();
+    let mut written = 0;
+    let error = loop {
+        match store.txn(put("k", vec![0; 10 << 10])).await {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, Error::NoSpace);
+    assert!((50..110).contains(&written), "{written}");
+    assert_eq!(store.alarms(), [Alarm::NoSpace]);
+    drop(store);
+    let store = Embedded::open_with_quota(directory.path(), quota).unwrap();
+    assert_eq!(store.alarms(), [Alarm::NoSpace]);
+    assert_eq!(
+        store.txn(put("k", "small")).await.unwrap_err(),
+        Error::NoSpace
+    );
+    assert_eq!(store.lease_grant(0, 10).await.unwrap_err(), Error::NoSpace);
+    // What frees space is allowed.
+    let revision = store.txn(delete(one("k"))).await.unwrap().revision;
+    store.compact(revision).await.unwrap();
+    store.defragment().await.unwrap();
+    assert_eq!(
+        store.txn(put("k", "small")).await.unwrap_err(),
+        Error::NoSpace
+    );
+    store.set_no_space(false).await.unwrap();
+    store.txn(put("k", "small")).await.unwrap();
+    assert!(store.alarms().is_empty());
+}
+
+/// A file system of a given size, which needs root as many tests here do.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(size: &str) -> Self {
+        let disk = Self(tempfile::tempdir().unwrap());
+        disk.mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]);
+        disk
+    }
+
+    fn grow(&self, size: &str) {
+        self.mount(&["-o", &format!("remount,size={size}")]);
+    }
+
+    fn mount(&self, arguments: &[&str]) {
+        let mut command = Command::new("mount");
+        assert!(
+            command
+                .args(arguments)
+                .arg(self.0.path())
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_stops_writes_until_there_is_room() {
+    let disk = SmallDisk::new("12m");
+    let store = Embedded::open(disk.path()).unwrap();
+    let mut acknowledged = Vec::new();
+    let mut refused = 0;
+    // Long enough for the log and for tables to find no room.
+    for i in 0_u64..1000 {
+        match store.txn(put(&format!("k{i}"), vec![b'v'; 20 << 10])).await {
+            Ok(_) => acknowledged.push(i),
+            Err(error) => {
+                assert_eq!(error, Error::NoSpace);
+                assert_eq!(store.alarms(), [Alarm::NoSpace]);
+                refused += 1;
+                if refused > 20 {
+                    break;
+                }
+            }
+        }
+    }
+    assert!(
+        acknowledged.len() > 100 && refused > 20,
+        "{}",
+        acknowledged.len()
+    );
+    let check = async |store: &Embedded| {
+        for i in &acknowledged {
+            assert_eq!(
+                value(store, &format!("k{i}"), 0).await.unwrap().len(),
+                20 << 10
+            );
+        }
+    };
+    check(&store).await;
+    let revision = store.current_revision();
+    assert_eq!(revision, 1 + i64::try_from(acknowledged.len()).unwrap());
+    disk.grow("100m");
+    let resumed = store.txn(put("resumed", "v")).await.unwrap().revision;
+    assert_eq!(resumed, revision + 1);
+    assert!(store.alarms().is_empty());
+    for i in 0..500 {
+        store
+            .txn(put(&format!("more{i}"), vec![b'v'; 20 << 10]))
+            .await
+            .unwrap();
+    }
+    drop(store);
+    let store = Embedded::open(disk.path()).unwrap();
+    check(&store).await;
+    assert_eq!(store.current_revision(), revision + 501);
+    assert_eq!(store.keys().await.unwrap(), acknowledged.len() + 501);
 }

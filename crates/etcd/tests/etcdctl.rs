@@ -210,3 +210,39 @@ async fn locks_and_elections_run_on_it() {
     assert_eq!(server.ctl(&["lock", "l", "echo", "held"]).await, "held\n");
     assert_eq!(server.ctl(&["get", "", "--prefix"]).await, "");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_quota_is_told_and_disarmed() {
+    let server = Server::fluyt(&["--quota-backend-bytes", "200000"]).await;
+    let value = "v".repeat(10_000);
+    let mut error = String::new();
+    for i in 0..100 {
+        let output = server.etcdctl(&["put", &format!("k{i}"), &value]).await;
+        if !output.status.success() {
+            error = String::from_utf8(output.stderr).unwrap();
+            break;
+        }
+    }
+    let expected = "etcdserver: mvcc: database space exceeded";
+    assert!(error.contains(expected), "{error}");
+    let raised = server.ctl(&["alarm", "list"]).await;
+    assert!(raised.contains("alarm:NOSPACE"), "{raised}");
+    let health = server.get("/health").await;
+    assert!(
+        health.starts_with("HTTP/1.1 503") && health.contains("ALARM NOSPACE"),
+        "{health}"
+    );
+    server.ctl(&["get", "k1"]).await;
+    server.ctl(&["del", "k", "--prefix"]).await;
+    let status = server.ctl(&["endpoint", "status", "-w", "json"]).await;
+    let revision = status.split("\"revision\":").nth(1).unwrap();
+    let revision = revision.split(',').next().unwrap();
+    server.ctl(&["compaction", revision]).await;
+    server.ctl(&["defrag"]).await;
+    let error = server.ctl_error(&["put", "k", "v"]).await;
+    assert!(error.contains(expected), "{error}");
+    let disarmed = server.ctl(&["alarm", "disarm"]).await;
+    assert!(disarmed.contains("alarm:NOSPACE"), "{disarmed}");
+    server.ctl(&["put", "k", "v"]).await;
+    assert_eq!(server.ctl(&["alarm", "list"]).await, "");
+}

@@ -61,10 +61,14 @@ fn field(name: &str, kind: Kind) -> Field {
         kind,
         path: Box::default(),
         required: false,
+        // A custom resource's zeros are the client's own.
+        omit_zero: false,
         list: ListType::Atomic,
         patch: PatchStrategy::default(),
         default: None,
         atomic: false,
+        granular: false,
+        by_value: false,
     }
 }
 

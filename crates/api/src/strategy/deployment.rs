@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Strategy, default_at, template};
+use super::{Strategy, default_at, keep_all_but_status, template};
 use crate::validation::Errors;
 
 pub(super) struct Deployment;
@@ -22,6 +22,11 @@ impl Strategy for Deployment {
                 "25%",
             );
         }
+    }
+
+    fn prepare_status_update(&self, object: &mut Value, old: &Value) {
+        keep_all_but_status(object, old);
+        crate::meta::set(object, "labels", old["metadata"]["labels"].clone());
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {

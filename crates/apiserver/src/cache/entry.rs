@@ -1,8 +1,11 @@
 //! One object as the cache holds it: its encoded form and what selectors look at.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
-use fluyt_api::meta;
 use fluyt_api::resources::{self, Resource};
+use fluyt_api::schema::TypeId;
+use fluyt_api::{meta, protobuf};
 use serde_json::{Map, Value};
 
 /// An immutable object version.
@@ -18,6 +21,8 @@ pub struct Entry {
     fields: Box<[(&'static str, Box<str>)]>,
     /// The object in its stored version, with `resourceVersion`.
     pub json: Bytes,
+    /// The same as a protobuf message, made when somebody asks for it.
+    message: OnceLock<Bytes>,
 }
 
 impl Entry {
@@ -61,6 +66,7 @@ impl Entry {
             version: resource.definition.as_ref().map(|_| version_of(object)),
             fields,
             json: serde_json::to_vec(object).unwrap_or_default().into(),
+            message: OnceLock::new(),
         }
     }
 
@@ -90,6 +96,13 @@ impl Entry {
         }
     }
 
+    /// The protobuf message of the object, which is of a built-in type.
+    #[must_use]
+    pub fn message(&self, ty: TypeId) -> Bytes {
+        let encode = || protobuf::encode(ty, &self.object()).into();
+        self.message.get_or_init(encode).clone()
+    }
+
     /// The parsed object.
     #[must_use]
     pub fn object(&self) -> Value {
@@ -108,6 +121,7 @@ impl Entry {
             version: self.version,
             fields: self.fields.clone(),
             json: serde_json::to_vec(&object).unwrap_or_default().into(),
+            message: OnceLock::new(),
         }
     }
 }

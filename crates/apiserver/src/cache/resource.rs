@@ -70,6 +70,7 @@ pub struct WatchEvent {
     pub entry: Arc<Entry>,
     pub previous: Option<Arc<Entry>>,
     encoded: [OnceLock<Bytes>; 3],
+    framed: [OnceLock<Bytes>; 3],
 }
 
 /// A running watch; dropping it ends it.
@@ -113,7 +114,13 @@ impl WatchEvent {
             entry,
             previous,
             encoded: Default::default(),
+            framed: Default::default(),
         })
+    }
+
+    /// The event as one frame of a protobuf watch, which `make` makes once for all watchers.
+    pub fn frame(&self, change: Change, make: impl FnOnce() -> Bytes) -> Bytes {
+        self.framed[change as usize].get_or_init(make).clone()
     }
 
     /// The event as one line of a JSON watch, encoded once for all watchers.
@@ -125,14 +132,22 @@ impl WatchEvent {
     }
 }
 
+impl Change {
+    /// As events name it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
 /// `{"type":…,"object":…}` and a newline.
 #[must_use]
 pub fn encode(change: Change, object: &[u8]) -> Bytes {
-    let word = match change {
-        Change::Added => "ADDED",
-        Change::Modified => "MODIFIED",
-        Change::Deleted => "DELETED",
-    };
+    let word = change.word();
     let mut line = Vec::with_capacity(object.len() + 40);
     line.extend_from_slice(b"{\"type\":\"");
     line.extend_from_slice(word.as_bytes());

@@ -2,14 +2,16 @@
 
 use bytes::Bytes;
 use fluyt_api::custom::Definition;
-use fluyt_api::decode::{conform, parse_json};
+use fluyt_api::decode::{Parsed, conform, parse_json};
 use fluyt_api::resources::{Resource, api_version, type_of};
 use fluyt_api::schema::{Schema, TypeId};
 use fluyt_api::{Error, Reason, protobuf};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
-use crate::http::content_type;
+use crate::features::Features;
+use crate::http::{Offer, content_type};
 use crate::request::Query;
 
 /// A decoded object and the warnings that its sender should get.
@@ -21,7 +23,7 @@ pub struct Decoded {
 
 /// What to do about fields that nobody knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FieldValidation {
+pub(super) enum FieldValidation {
     Ignore,
     Warn,
     Strict,
@@ -36,6 +38,13 @@ pub struct Expected<'a> {
     schema: &'a Schema,
     ty: Option<TypeId>,
     definition: Option<&'a Definition>,
+}
+
+impl Expected<'_> {
+    /// Whether the kind has a protobuf form.
+    fn protobuf(&self) -> bool {
+        std::ptr::eq(self.schema, Schema::builtin())
+    }
 }
 
 impl<'a> From<(&'a str, &'a str, &'a str)> for Expected<'a> {
@@ -70,28 +79,51 @@ impl<'a> From<&'a Resource> for Expected<'a> {
 /// # Errors
 /// 415 for another content type, 400 for malformed text.
 pub fn parse<'a>(
-    headers: &HeaderMap,
+    parts: &Parts,
     body: &Bytes,
     kind: impl Into<Expected<'a>>,
 ) -> Result<(Value, Vec<String>), Error> {
-    match content_type(headers) {
+    let kind = kind.into();
+    let features: Features = parts.extensions.get().copied().unwrap_or_default();
+    match content_type(&parts.headers) {
         "" | "application/json" => parse_json(body).map_err(Error::bad_request),
-        "application/yaml" | "application/x-yaml" | "text/yaml" => {
-            let text = std::str::from_utf8(body).map_err(|e| Error::bad_request(e.to_string()))?;
-            let value = serde_saphyr::from_str(text)
-                .map_err(|e| Error::bad_request(format!("error converting YAML to JSON: {e}")))?;
-            Ok((value, Vec::new()))
+        "application/yaml" => yaml(body)
+            .map_err(|e| Error::bad_request(format!("error converting YAML to JSON: {e}"))),
+        "application/vnd.kubernetes.protobuf" if kind.protobuf() => {
+            Ok((from_protobuf(body, kind)?, Vec::new()))
         }
-        "application/vnd.kubernetes.protobuf" => {
-            Ok((from_protobuf(body, kind.into())?, Vec::new()))
-        }
-        other => Err(Error::new(
+        "application/cbor" if features.cbor => match fluyt_api::cbor::decode(body) {
+            Ok(value) => Ok((value, Vec::new())),
+            Err(why) => Err(Error::bad_request(why)),
+        },
+        _ => Err(Error::new(
             Reason::UnsupportedMediaType,
             format!(
-                "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf (got {other})"
+                "the body of the request was in an unknown format - accepted media types include: {}",
+                Offer {
+                    features,
+                    protobuf: kind.protobuf(),
+                    ..Offer::default()
+                }
+                .media_types()
             ),
         )),
     }
+}
+
+/// Parses YAML, and tells which keys are there twice.
+///
+/// # Errors
+/// The parser's message.
+pub(super) fn yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
+    let text = std::str::from_utf8(body).map_err(|e| e.to_string())?;
+    let options = serde_saphyr::options! {
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::PassThrough,
+        with_snippet: false,
+    };
+    let parsed: Parsed =
+        serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string())?;
+    Ok((parsed.value, parsed.duplicates))
 }
 
 /// Parses a body that must be an object of the given kind.
@@ -99,13 +131,13 @@ pub fn parse<'a>(
 /// # Errors
 /// 400 when it is malformed, of another kind, or has unknown fields under strict validation.
 pub fn object<'a>(
-    headers: &HeaderMap,
+    parts: &Parts,
     body: &Bytes,
     query: &Query,
     kind: impl Into<Expected<'a>>,
 ) -> Result<Decoded, Error> {
     let kind = kind.into();
-    let (object, duplicates) = parse(headers, body, kind)?;
+    let (object, duplicates) = parse(parts, body, kind)?;
     typed(object, duplicates, query, kind)
 }
 
@@ -195,7 +227,7 @@ pub fn typed<'a>(
                 .map(|f| format!("duplicate field \"{f}\"")),
         )
         .collect();
-    match field_validation(query)? {
+    match field_validation(query) {
         FieldValidation::Strict if !problems.is_empty() => Err(cannot(format!(
             "strict decoding error: {}",
             problems.join(", ")
@@ -211,7 +243,7 @@ pub fn typed<'a>(
     }
 }
 
-fn kind_of(value: &Value) -> &'static str {
+pub(super) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",
@@ -222,20 +254,12 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-fn field_validation(query: &Query) -> Result<FieldValidation, Error> {
+/// What the request says to do about unknown fields; the options have been validated.
+pub(super) fn field_validation(query: &Query) -> FieldValidation {
     match query.get("fieldValidation") {
-        None | Some("" | "Warn") => Ok(FieldValidation::Warn),
-        Some("Ignore") => Ok(FieldValidation::Ignore),
-        Some("Strict") => Ok(FieldValidation::Strict),
-        Some(other) => {
-            let mut errors = fluyt_api::validation::Errors::default();
-            errors.not_supported(
-                "fieldValidation",
-                &other.into(),
-                &["Ignore", "Strict", "Warn"],
-            );
-            Err(Error::invalid("meta.k8s.io", "CreateOptions", "", errors.0))
-        }
+        Some("Ignore") => FieldValidation::Ignore,
+        Some("Strict") => FieldValidation::Strict,
+        _ => FieldValidation::Warn,
     }
 }
 

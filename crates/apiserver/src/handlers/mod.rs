@@ -1,9 +1,11 @@
 //! The generic handler: every resource goes through it, whatever its kind.
 
+mod apply;
 mod decode;
 mod proxy;
 mod read;
 mod reviews;
+mod shape;
 mod subresources;
 mod write;
 
@@ -18,7 +20,7 @@ use parking_lot::Mutex;
 
 use crate::Server;
 use crate::http::Body;
-use crate::registry::{Location, Warnings, WriteContext};
+use crate::registry::{Location, Warnings, WriteContext, Writer};
 use crate::request::{RequestInfo, Target};
 use crate::user::User;
 
@@ -53,21 +55,57 @@ impl Call {
         }
     }
 
+    /// On whose behalf this writes, and under which name for managed fields.
+    ///
     /// # Errors
-    /// 422 for a `dryRun` other than `All`.
+    /// 422 for options that make no sense.
     fn write_context(&self) -> Result<WriteContext, Error> {
-        let mut dry_run = false;
-        for value in self.info.query.all("dryRun") {
-            if value != "All" {
-                let mut errors = fluyt_api::validation::Errors::default();
-                errors.not_supported("dryRun", &value.into(), &["All"]);
-                return Err(Error::invalid("meta.k8s.io", "CreateOptions", "", errors.0));
+        let query = &self.info.query;
+        let mut errors = fluyt_api::validation::Errors::default();
+        let manager = query.get("fieldManager").unwrap_or_default();
+        let patch = self.info.verb == "patch";
+        if patch {
+            let media = crate::http::content_type(&self.parts.headers);
+            if media.starts_with("application/apply-patch+") {
+                if manager.is_empty() {
+                    errors.required("fieldManager", "is required for apply patch");
+                }
+            } else if query.get("force").is_some() {
+                errors.forbidden("force", "may not be specified for non-apply patch");
             }
-            dry_run = true;
         }
+        validate_manager(manager, &mut errors);
+        let dry_run: Vec<&str> = query.all("dryRun").filter(|v| !v.is_empty()).collect();
+        if dry_run.iter().any(|v| *v != "All") {
+            errors.not_supported("dryRun", &dry_run.clone().into(), &["All"]);
+        }
+        let validation = query.get("fieldValidation").unwrap_or_default();
+        let known = ["", "Ignore", "Strict", "Warn"];
+        if !known.contains(&validation) {
+            errors.not_supported("fieldValidation", &validation.into(), &known);
+        }
+        if !errors.is_empty() {
+            let kind = match self.info.verb {
+                "patch" => "PatchOptions",
+                "update" => "UpdateOptions",
+                "delete" | "deletecollection" => "DeleteOptions",
+                _ => "CreateOptions",
+            };
+            return Err(Error::invalid("meta.k8s.io", kind, "", errors.0));
+        }
+        let manager = if manager.is_empty() {
+            manager_of_agent(&self.parts.headers)
+        } else {
+            manager.to_owned()
+        };
         Ok(WriteContext {
             user: self.user.clone(),
-            dry_run,
+            dry_run: !dry_run.is_empty(),
+            writer: Some(Writer {
+                manager,
+                api_version: self.resource.api_version(),
+                applied: false,
+            }),
             warnings: self.warnings.clone(),
         })
     }
@@ -80,6 +118,36 @@ impl Call {
         let body = self.take_body();
         Request::from_parts(self.parts, body)
     }
+}
+
+/// Longest name of a field manager.
+const MAX_MANAGER: usize = 128;
+
+fn validate_manager(manager: &str, errors: &mut fluyt_api::validation::Errors) {
+    if manager.len() > MAX_MANAGER {
+        errors.too_long("fieldManager", MAX_MANAGER);
+    }
+    for (at, c) in manager.char_indices().filter(|(_, c)| c.is_control()) {
+        let detail = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+        errors.invalid("fieldManager", &manager.into(), &detail);
+    }
+}
+
+/// Who does not say its name is known by what comes before the slash of its user agent.
+fn manager_of_agent(headers: &http::HeaderMap) -> String {
+    let agent = headers
+        .get(http::header::USER_AGENT)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
+    let name = agent.split('/').next().unwrap_or_default();
+    let mut manager = String::new();
+    for c in name.chars().filter(|c| !c.is_control()) {
+        if manager.len() + c.len_utf8() > MAX_MANAGER {
+            break;
+        }
+        manager.push(c);
+    }
+    manager
 }
 
 /// Answers a resource request.

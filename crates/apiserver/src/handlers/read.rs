@@ -5,24 +5,21 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::{BufMut, Bytes, BytesMut};
-use fluyt_api::resources::Handle;
+use bytes::Bytes;
 use fluyt_api::selector::{FieldSelector, LabelSelector};
-use fluyt_api::{Error, convert, table};
+use fluyt_api::Error;
 use fluyt_etcd::{Keys, Range};
 use http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Call;
+use super::shape::Shape;
 use crate::cache::{
-    Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription, encode,
-    storage_resource, working_resource,
+    Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription,
+    storage_resource,
 };
-use crate::http::{self as responses, Body, View};
-
-/// Frames of a list response are gathered to about this size.
-const FRAME: usize = 64 * 1024;
+use crate::http::{self as responses, Body};
 
 /// How long a watch lasts when the client does not say, in seconds; up to twice that, so that clients spread out.
 const WATCH_TIMEOUT: u64 = 1800;
@@ -31,7 +28,7 @@ const WATCH_TIMEOUT: u64 = 1800;
 const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
 
 pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
-    let view = responses::negotiate(&call.parts.headers)?;
+    let accepted = Shape::accepted(call)?;
     let at = call.location();
     let cache = call.server.caches.of(storage_resource(&call.resource));
     match call.info.query.get("resourceVersion") {
@@ -46,10 +43,10 @@ pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
     }
     let entry = cache.get(&at.key()).ok_or_else(|| at.not_found())?;
     let entry = in_version(call, vec![entry]).await?.remove(0);
-    let shape = Shape::new(&call.resource, view, call);
+    let shape = Shape::new(&call.resource, accepted, call);
     Ok(responses::bytes(
         StatusCode::OK,
-        "application/json",
+        shape.content_type(),
         shape.single(&entry),
     ))
 }
@@ -58,124 +55,6 @@ pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
 async fn in_version(call: &Call, entries: Vec<Arc<Entry>>) -> Result<Vec<Arc<Entry>>, Error> {
     let converter = &call.server.registry.converter;
     converter.entries(entries, &call.resource).await
-}
-
-/// Turns entries into what the client asked for.
-struct Shape {
-    resource: Handle,
-    view: View,
-    /// Stored version and served version differ.
-    convert: bool,
-    /// What a table row carries of its object.
-    include: Include,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Include {
-    None,
-    Metadata,
-    Object,
-}
-
-impl Shape {
-    fn new(resource: &Handle, view: View, call: &Call) -> Self {
-        let include = match call.info.query.get("includeObject") {
-            Some("None") => Include::None,
-            Some("Object") => Include::Object,
-            _ => Include::Metadata,
-        };
-        Self {
-            resource: resource.clone(),
-            view,
-            convert: !std::ptr::eq(&**resource, working_resource(resource)),
-            include,
-        }
-    }
-
-    /// Entries are sent as they are.
-    fn is_plain(&self) -> bool {
-        self.view == View::Object && !self.convert
-    }
-
-    /// The object in the served version.
-    fn object(&self, entry: &Entry) -> Value {
-        let object = entry.object();
-        if self.convert {
-            convert::from_storage(&self.resource, object)
-        } else {
-            object
-        }
-    }
-
-    /// One object as a response, or as a watch event's object.
-    fn single(&self, entry: &Entry) -> Bytes {
-        match self.view {
-            View::Object if !self.convert => entry.json.clone(),
-            View::Object => to_bytes(&self.object(entry)),
-            View::PartialMetadata => to_bytes(&partial(&self.object(entry))),
-            View::Table => to_bytes(&json!({
-                "kind": "Table", "apiVersion": "meta.k8s.io/v1",
-                "metadata": {"resourceVersion": entry.revision.to_string()},
-                "columnDefinitions": table::definitions_of(&self.resource), "rows": [self.row(entry)],
-            })),
-        }
-    }
-
-    /// One object as an item of a list.
-    fn item(&self, entry: &Entry) -> Bytes {
-        match self.view {
-            View::Table => to_bytes(&self.row(entry)),
-            _ => self.single(entry),
-        }
-    }
-
-    fn row(&self, entry: &Entry) -> Value {
-        let object = self.object(entry);
-        let stored = working_resource(&self.resource);
-        // Columns are written for the stored version.
-        let cells = if self.convert {
-            entry.object()
-        } else {
-            object.clone()
-        };
-        let mut row = json!({"cells": table::cells_of(stored, &cells)});
-        match self.include {
-            Include::None => {}
-            Include::Metadata => row["object"] = partial(&object),
-            Include::Object => row["object"] = object,
-        }
-        row
-    }
-
-    /// Everything of a list before its items.
-    fn list_head(&self, metadata: &Value) -> Bytes {
-        let metadata = metadata.to_string();
-        let head = match self.view {
-            View::Object => format!(
-                "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-                self.resource.kind,
-                self.resource.api_version()
-            ),
-            View::PartialMetadata => format!(
-                "{{\"kind\":\"PartialObjectMetadataList\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"items\":["
-            ),
-            View::Table => {
-                let columns = table::definitions_of(working_resource(&self.resource));
-                format!(
-                    "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"columnDefinitions\":{columns},\"rows\":["
-                )
-            }
-        };
-        head.into()
-    }
-}
-
-fn to_bytes(value: &Value) -> Bytes {
-    serde_json::to_vec(value).unwrap_or_default().into()
-}
-
-fn partial(object: &Value) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
 }
 
 fn parse_version(text: &str) -> Result<i64, Error> {
@@ -250,7 +129,7 @@ impl Continue {
 }
 
 pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
-    let view = responses::negotiate(&call.parts.headers)?;
+    let accepted = Shape::accepted(call)?;
     let filter = filter(call)?;
     let query = &call.info.query;
     let limit: usize = query.get("limit").and_then(|l| l.parse().ok()).unwrap_or(0);
@@ -285,13 +164,13 @@ pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
         }
     }
     let entries = in_version(call, page.entries).await?;
-    let shape = Shape::new(&call.resource, view, call);
-    let head = shape.list_head(&metadata);
-    let body = responses::streamed(futures::stream::iter(frames(shape, head, entries)));
+    let shape = Shape::new(&call.resource, accepted, call);
+    let content_type = shape.content_type();
+    let body = responses::streamed(futures::stream::iter(shape.list(&metadata, entries)));
     let mut response = Response::new(body);
     response.headers_mut().insert(
         http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static("application/json"),
+        http::HeaderValue::from_static(content_type),
     );
     Ok(response)
 }
@@ -339,38 +218,6 @@ impl Page {
             remaining,
         }
     }
-}
-
-/// Header, items with their separators, and end, in frames of a reasonable size.
-fn frames(shape: Shape, head: Bytes, entries: Vec<Arc<Entry>>) -> impl Iterator<Item = Bytes> {
-    let mut entries = entries.into_iter();
-    let (mut head, mut first, mut done) = (Some(head), true, false);
-    std::iter::from_fn(move || {
-        if done {
-            return None;
-        }
-        let mut frame = BytesMut::with_capacity(FRAME.min(4096));
-        if let Some(head) = head.take() {
-            frame.put(head);
-        }
-        while frame.len() < FRAME {
-            match entries.next() {
-                Some(entry) => {
-                    if !first {
-                        frame.put_u8(b',');
-                    }
-                    first = false;
-                    frame.put(shape.item(&entry));
-                }
-                None => {
-                    frame.put_slice(b"]}");
-                    done = true;
-                    break;
-                }
-            }
-        }
-        Some(frame.freeze())
-    })
 }
 
 /// The snapshot that a list without a continue token reads, by resourceVersion and resourceVersionMatch.
@@ -452,7 +299,7 @@ async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Resul
 }
 
 pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
-    let view = responses::negotiate(&call.parts.headers)?;
+    let accepted = Shape::accepted(call)?;
     let filter = filter(call)?;
     let query = &call.info.query;
     let cache = call
@@ -473,6 +320,7 @@ pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
     } else {
         call.server.caches.wait_for(parse_version(version)?).await?;
     }
+    let shape = Shape::new(&call.resource, accepted, call);
     let (present, as_of, subscription) = if from_state {
         let (present, revision, subscription) = cache.subscribe_with_state(filter);
         (
@@ -485,7 +333,10 @@ pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
         match cache.subscribe(filter, revision) {
             Some(subscription) => (Vec::new(), revision, subscription),
             // Upstream reports this inside the stream.
-            None => return Ok(stream_response(responses::full(gone_line(revision)))),
+            None => {
+                let line = shape.gone(revision);
+                return Ok(stream_response(&shape, responses::full(line)));
+            }
         }
     };
     let seconds = match query
@@ -498,39 +349,29 @@ pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
     let present = in_version(call, present).await?;
     let watch = WatchStream {
         server: call.server.clone(),
-        shape: Shape::new(&call.resource, view, call),
+        shape,
         subscription,
         bookmarks: query.flag("allowWatchBookmarks"),
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
         shutdown: call.server.shutdown.clone(),
         at: as_of,
     };
-    Ok(stream_response(watch.into_body(present, initial)))
+    let mut response = stream_response(&watch.shape, responses::full(""));
+    *response.body_mut() = watch.into_body(present, initial);
+    Ok(response)
 }
 
-fn stream_response(body: Body) -> Response<Body> {
+fn stream_response(shape: &Shape, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     response.headers_mut().insert(
         http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static("application/json"),
+        http::HeaderValue::from_static(shape.watch_content_type()),
     );
     response.headers_mut().insert(
         http::header::CACHE_CONTROL,
         http::HeaderValue::from_static("no-cache, private"),
     );
     response
-}
-
-fn gone_line(revision: i64) -> Bytes {
-    let error = Error::expired(format!("too old resource version: {revision}"));
-    let mut status = error.to_status();
-    // Clients of watches know this as Expired inside an ERROR event.
-    status["reason"] = "Expired".into();
-    error_line(&status)
-}
-
-fn error_line(status: &Value) -> Bytes {
-    format!("{}\n", json!({"type": "ERROR", "object": status})).into()
 }
 
 /// A watch being sent.
@@ -550,10 +391,10 @@ impl WatchStream {
         use futures::StreamExt as _;
         let mut lead: Vec<Bytes> = present
             .iter()
-            .map(|e| encode(Change::Added, &self.shape.single(e)))
+            .map(|e| self.shape.event(Change::Added, e))
             .collect();
         if initial && self.bookmarks {
-            lead.push(self.bookmark(self.at, true));
+            lead.push(self.shape.bookmark(self.at, true));
         }
         let rest = futures::stream::unfold(Some(self), |watch| async move {
             let mut watch = watch?;
@@ -575,7 +416,7 @@ impl WatchStream {
                     self.at = event.revision;
                     self.line(change, &event).await
                 }
-                None => Next::Last(gone_line(self.at)),
+                None => Next::Last(self.shape.gone(self.at)),
             },
             () = self.shutdown.cancelled() => Next::End,
             () = tokio::time::sleep_until(self.deadline) => Next::End,
@@ -589,7 +430,7 @@ impl WatchStream {
                     }
                     Err(_) => {
                         self.at = self.at.max(applied);
-                        Next::Line(self.bookmark(self.at, false))
+                        Next::Line(self.shape.bookmark(self.at, false))
                     }
                 }
             }
@@ -608,34 +449,13 @@ impl WatchStream {
             .version
             .is_none_or(|v| v == self.shape.resource.version);
         if own_version && Arc::ptr_eq(&entry, &event.entry) && self.shape.is_plain() {
-            return Next::Line(event.json(change));
+            return Next::Line(self.shape.shared(change, event));
         }
         let converter = &self.server.registry.converter;
         match converter.entries(vec![entry], &self.shape.resource).await {
-            Ok(mut entries) => Next::Line(encode(change, &self.shape.single(&entries.remove(0)))),
-            Err(error) => Next::Last(error_line(&error.to_status())),
+            Ok(mut entries) => Next::Line(self.shape.event(change, &entries.remove(0))),
+            Err(error) => Next::Last(self.shape.event_of("ERROR", &error.to_status())),
         }
-    }
-
-    fn bookmark(&self, revision: i64, end_of_initial: bool) -> Bytes {
-        let mut metadata =
-            json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
-        if end_of_initial {
-            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
-        }
-        let resource = &self.shape.resource;
-        let object = match self.shape.view {
-            View::Table => {
-                json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": null, "rows": []})
-            }
-            View::PartialMetadata => {
-                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
-            }
-            View::Object => {
-                json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata})
-            }
-        };
-        format!("{}\n", json!({"type": "BOOKMARK", "object": object})).into()
     }
 }
 

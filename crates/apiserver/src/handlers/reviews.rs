@@ -25,7 +25,7 @@ pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
     }
     let body = responses::collect(call.take_body()).await?;
     let kind = (resource.group, resource.version, resource.kind);
-    let mut review = decode::object(&call.parts.headers, &body, &call.info.query, kind)?.object;
+    let mut review = decode::object(&call.parts, &body, &call.info.query, kind)?.object;
     meta::set(&mut review, "creationTimestamp", Value::Null);
     let status = match resource.kind {
         "SubjectAccessReview" => access(&call, &review["spec"], &subject(&review["spec"])?)?,

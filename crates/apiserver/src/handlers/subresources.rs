@@ -7,9 +7,10 @@ use fluyt_pki::{Claims, KubernetesClaims, NamedReference};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::apply::{self, Apply};
 use super::{Call, decode, proxy, read, write};
 use crate::http::{self as responses, Body};
-use crate::registry::{Change, DeleteOptions, Location};
+use crate::registry::{Change, DeleteOptions, Location, WriteContext};
 
 pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
     let Some(subresource) = call.target.subresource_entry() else {
@@ -55,7 +56,7 @@ async fn part(call: &mut Call) -> Result<Response<Body>, Error> {
         Some(_) => Value::Null,
         None => {
             decode::object(
-                &call.parts.headers,
+                &call.parts,
                 &body,
                 &call.info.query,
                 &*call.resource,
@@ -134,6 +135,13 @@ fn resize(object: &mut Value, wanted: &Value) {
     }
 }
 
+/// How a scale is written.
+enum Scaling {
+    Update(Value),
+    Patch(write::Format, bytes::Bytes),
+    Apply(Apply),
+}
+
 async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
     let present = call.server.registry.get(call.location()).await?.object();
     if call.info.verb == "get" {
@@ -142,37 +150,40 @@ async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
             &to_scale(&call.resource, &present),
         ));
     }
-    let cx = call.write_context()?;
-    let body = responses::collect(call.take_body()).await?;
-    let patch = if call.info.verb == "patch" {
-        Some(write::Format::of(call)?)
-    } else {
-        None
-    };
-    let sent = match patch {
-        Some(_) => Value::Null,
-        None => {
-            decode::object(
-                &call.parts.headers,
-                &body,
-                &call.info.query,
-                ("autoscaling", "v1", "Scale"),
-            )?
-            .object
+    let mut cx = call.write_context()?;
+    let kind = ("autoscaling", "v1", "Scale");
+    let write = match call.info.verb {
+        "patch" => match write::Format::of(call)? {
+            format if format.is_apply() => Scaling::Apply(Apply::read(call, format).await?),
+            format => Scaling::Patch(format, responses::collect(call.take_body()).await?),
+        },
+        _ => {
+            let body = responses::collect(call.take_body()).await?;
+            let query = &call.info.query;
+            Scaling::Update(decode::object(&call.parts, &body, query, kind)?.object)
         }
     };
+    if let Some(writer) = &mut cx.writer {
+        writer.applied = matches!(write, Scaling::Apply(_));
+    }
     let (query, resource) = (call.info.query.clone(), call.resource.clone());
     let change: Change<'_> = Box::new(|current: &Value| {
-        let wanted = match patch {
-            Some(format) => {
+        let mut managed = current["metadata"]["managedFields"].clone();
+        let wanted = match &write {
+            Scaling::Update(sent) => sent.clone(),
+            Scaling::Patch(format, body) => {
                 let mut scale = to_scale(&resource, current);
                 match format {
-                    write::Format::Json => fluyt_api::patch::json_patch(&mut scale, &body)?,
-                    _ => fluyt_api::patch::merge_patch(&mut scale, &body)?,
+                    write::Format::Json => fluyt_api::patch::json_patch(&mut scale, body)?,
+                    _ => fluyt_api::patch::merge_patch(&mut scale, body)?,
                 }
-                decode::typed(scale, Vec::new(), &query, ("autoscaling", "v1", "Scale"))?.object
+                decode::typed(scale, Vec::new(), &query, kind)?.object
             }
-            None => sent.clone(),
+            Scaling::Apply(apply) => {
+                let (scale, left) = apply::scale(call, apply, current, to_scale(&resource, current))?;
+                managed = left;
+                decode::typed(scale, Vec::new(), &query, kind)?.object
+            }
         };
         let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
@@ -198,6 +209,7 @@ async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
         let scale = resource.definition.as_ref().and_then(|d| d.scale.as_ref());
         let path = scale.map_or(".spec.replicas", |scale| &*scale.spec_replicas);
         custom::set_path(&mut object, path, replicas.into());
+        meta::set(&mut object, "managedFields", managed);
         Ok(object)
     });
     let updated = call
@@ -265,10 +277,14 @@ fn success() -> Response<Body> {
 
 /// A scheduler's decision.
 async fn binding(call: &mut Call) -> Result<Response<Body>, Error> {
-    let cx = call.write_context()?;
+    let cx = WriteContext {
+        // The server sets the node; nobody comes to own it.
+        writer: None,
+        ..call.write_context()?
+    };
     let body = responses::collect(call.take_body()).await?;
     let binding = decode::object(
-        &call.parts.headers,
+        &call.parts,
         &body,
         &call.info.query,
         ("", "v1", "Binding"),
@@ -362,7 +378,7 @@ async fn eviction(call: &mut Call) -> Result<Response<Body>, Error> {
     let mut cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
     let eviction = decode::object(
-        &call.parts.headers,
+        &call.parts,
         &body,
         &call.info.query,
         ("policy", "v1", "Eviction"),
@@ -465,9 +481,9 @@ async fn take_disruption(call: &Call, pod: &Value, budget: &str) -> Result<(), E
         object["status"]["disruptedPods"][&pod_name] = meta::now().into();
         Ok(object)
     });
-    let cx = crate::registry::WriteContext {
+    let cx = WriteContext {
         user: call.user.clone(),
-        ..crate::registry::WriteContext::default()
+        ..WriteContext::default()
     };
     call.server.registry.update(&cx, at, take).await.map(drop)
 }
@@ -479,7 +495,7 @@ async fn token(call: &mut Call) -> Result<Response<Body>, Error> {
     let body = responses::collect(call.take_body()).await?;
     let query = &call.info.query;
     let mut request = decode::object(
-        &call.parts.headers,
+        &call.parts,
         &body,
         query,
         ("authentication.k8s.io", "v1", "TokenRequest"),

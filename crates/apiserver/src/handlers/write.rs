@@ -6,7 +6,7 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::decode::{self, Decoded};
-use super::{Call, read};
+use super::{Call, apply, read};
 use crate::authz::{Rule, rules_cover};
 use crate::cache::working_resource;
 use crate::http::{self as responses, Body};
@@ -23,7 +23,7 @@ const RETURN_DELETED: [&str; 7] = [
     "ResourceQuota",
 ];
 
-fn to_storage(resource: &Resource, object: Value) -> Value {
+pub(super) fn to_storage(resource: &Resource, object: Value) -> Value {
     let stored = working_resource(resource);
     if std::ptr::eq(stored, resource) {
         object
@@ -32,7 +32,7 @@ fn to_storage(resource: &Resource, object: Value) -> Value {
     }
 }
 
-fn from_storage(resource: &Resource, object: Value) -> Value {
+pub(super) fn from_storage(resource: &Resource, object: Value) -> Value {
     if std::ptr::eq(working_resource(resource), resource) {
         object
     } else {
@@ -41,14 +41,14 @@ fn from_storage(resource: &Resource, object: Value) -> Value {
 }
 
 /// The resource as strategies know it: the stored version.
-fn stored<'a>(at: Location<'a>) -> Location<'a> {
+pub(super) fn stored<'a>(at: Location<'a>) -> Location<'a> {
     Location {
         resource: working_resource(at.resource),
         ..at
     }
 }
 
-fn respond(call: &Call, status: StatusCode, object: Value, warnings: &[String]) -> Response<Body> {
+pub(super) fn respond(call: &Call, status: StatusCode, object: Value, warnings: &[String]) -> Response<Body> {
     let mut response = responses::json(status, &from_storage(&call.resource, object));
     decode::warn(response.headers_mut(), warnings);
     response
@@ -58,7 +58,7 @@ pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
     let Decoded { object, warnings } = decode::object(
-        &call.parts.headers,
+        &call.parts,
         &body,
         &call.info.query,
         &*call.resource,
@@ -78,7 +78,7 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
     let Decoded { object, warnings } = decode::object(
-        &call.parts.headers,
+        &call.parts,
         &body,
         &call.info.query,
         &*call.resource,
@@ -116,9 +116,12 @@ fn may_create(call: &Call) -> bool {
 }
 
 pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
+    let format = Format::of(call)?;
+    if format.is_apply() {
+        return apply::apply(call, format).await;
+    }
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
-    let format = Format::of(call)?;
     let warnings = parking_lot::Mutex::new(Vec::new());
     let apply: Change<'_> = Box::new(|current: &Value| {
         let mut object = from_storage(&call.resource, current.clone());
@@ -144,6 +147,8 @@ pub(super) enum Format {
     Json,
     Merge,
     Strategic,
+    ApplyYaml,
+    ApplyCbor,
 }
 
 impl Format {
@@ -152,11 +157,20 @@ impl Format {
             "application/json-patch+json" => Ok(Self::Json),
             "application/merge-patch+json" => Ok(Self::Merge),
             "application/strategic-merge-patch+json" => Ok(Self::Strategic),
+            "application/apply-patch+yaml" => Ok(Self::ApplyYaml),
+            "application/apply-patch+cbor" if call.server.config.features.cbor => {
+                Ok(Self::ApplyCbor)
+            }
             _ => Err(Error::new(
                 Reason::UnsupportedMediaType,
-                "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json",
+                "415: Unsupported Media Type",
             )),
         }
+    }
+
+    /// Whether this is a configuration to apply instead of a patch.
+    pub(super) fn is_apply(self) -> bool {
+        matches!(self, Self::ApplyYaml | Self::ApplyCbor)
     }
 
     pub(super) fn apply(
@@ -199,7 +213,7 @@ fn stamp_requester(call: &Call, object: &mut Value) {
 }
 
 /// Nobody grants what they do not have, unless they may `escalate` or `bind`.
-fn check_escalation(call: &Call, object: &Value) -> Result<(), Error> {
+pub(super) fn check_escalation(call: &Call, object: &Value) -> Result<(), Error> {
     if call.resource.group != "rbac.authorization.k8s.io" {
         return Ok(());
     }
@@ -298,7 +312,7 @@ async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, WriteContext)
     let (body, _) = if body.is_empty() {
         (Value::Null, Vec::new())
     } else {
-        decode::parse(&call.parts.headers, &body, ("", "v1", "DeleteOptions"))?
+        decode::parse(&call.parts, &body, ("", "v1", "DeleteOptions"))?
     };
     let options = DeleteOptions::parse(&body, &call.info.query)?;
     let mut cx = call.write_context()?;

@@ -1,6 +1,7 @@
 //! The one write path: normalise, admit, validate, and commit one optimistic transaction.
 
 mod delete;
+mod managed;
 mod names;
 mod service;
 
@@ -21,6 +22,7 @@ use crate::user::User;
 use crate::webhook;
 
 pub use delete::{DeleteOptions, Deleted};
+pub use managed::Writer;
 pub use service::ServiceNetwork;
 
 /// Attempts of an update without resourceVersion that keeps losing races.
@@ -49,6 +51,8 @@ pub type Change<'a> = Box<dyn Fn(&Value) -> Result<Value, Error> + Send + Sync +
 pub struct WriteContext {
     pub user: User,
     pub dry_run: bool,
+    /// Who comes to own the fields that change; nobody for writes of the server itself.
+    pub writer: Option<Writer>,
     pub warnings: Warnings,
 }
 
@@ -231,6 +235,7 @@ impl Registry {
         set_namespace(&mut object, at)?;
         stamp_new(&mut object, strategy);
         apply_defaults(resource, strategy, &mut object);
+        self.track(cx, at, &Value::Null, &mut object);
         let name = meta::name(&object).to_owned();
         let at = Location { name: &name, ..at };
         // Everything that was committed when the request arrived counts for admission.
@@ -383,16 +388,19 @@ impl Registry {
         check_uid(&object, old, at)?;
         set_namespace(&mut object, at)?;
         keep_system_metadata(&mut object, old);
+        if at.subresource.is_empty() {
+            apply_defaults(resource, strategy, &mut object);
+        }
+        self.track(cx, at, old, &mut object);
+        let managed = object["metadata"]["managedFields"].clone();
         match at.subresource {
             "status" => strategy.prepare_status_update(&mut object, old),
-            "" => {
-                apply_defaults(resource, strategy, &mut object);
-                strategy.prepare_update(&mut object, old);
-            }
+            "" => strategy.prepare_update(&mut object, old),
             // Other subresources have changed just what they are for.
             _ => {}
         }
         keep_system_metadata(&mut object, old);
+        meta::set(&mut object, "managedFields", managed);
         let attributes = Attributes {
             cx,
             at,
@@ -400,9 +408,7 @@ impl Registry {
             old: Some(old),
         };
         self.admission.admit(&attributes, &mut object).await?;
-        if at.subresource != "status" {
-            apply_defaults(resource, strategy, &mut object);
-        }
+        apply_defaults(resource, strategy, &mut object);
         bump_generation(&mut object, old, strategy);
         let mut errors = Errors::default();
         validation::object_meta(
@@ -448,6 +454,7 @@ impl Registry {
             "resourceVersion",
             meta::resource_version(old).to_owned(),
         );
+        managed::forget_mere_times(&mut object, old);
         let remove = delete::is_finished(resource, &object);
         if cx.dry_run || (&object == old && !remove) {
             return Ok(Updated::Done(object));
@@ -585,15 +592,16 @@ fn apply_defaults(resource: &Resource, strategy: &dyn Strategy, object: &mut Val
         definition.default(object);
         return;
     }
-    let schema = resource.schema();
-    if let Some(ty) = resource.ty {
-        defaults::apply(schema, ty, object);
-    }
+    let normalise = |object: &mut Value| {
+        if let Some(ty) = resource.ty {
+            let schema = resource.schema();
+            defaults::strip_absent(schema, ty, object);
+            defaults::apply(schema, ty, object);
+        }
+    };
+    normalise(object);
     strategy.default(object);
-    if let Some(ty) = resource.ty {
-        defaults::strip_nulls(schema, ty, object);
-        defaults::apply(schema, ty, object);
-    }
+    normalise(object);
 }
 
 fn set_namespace(object: &mut Value, at: Location<'_>) -> Result<(), Error> {
@@ -617,7 +625,6 @@ fn stamp_new(object: &mut Value, strategy: &dyn Strategy) {
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
         "selfLink",
-        "managedFields",
         "resourceVersion",
     ] {
         meta::set(object, field, Value::Null);
@@ -644,7 +651,6 @@ fn keep_system_metadata(object: &mut Value, old: &Value) {
         meta::set(object, field, old["metadata"][field].clone());
     }
     meta::set(object, "selfLink", Value::Null);
-    meta::set(object, "managedFields", Value::Null);
 }
 
 fn bump_generation(object: &mut Value, old: &Value, strategy: &dyn Strategy) {

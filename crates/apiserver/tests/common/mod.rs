@@ -44,6 +44,7 @@ impl Api {
             kubelet_ca_pem: None,
             proxy_client: None,
             requestheader_ca_pem: None,
+            features: fluyt_apiserver::Features::default(),
             shutdown: CancellationToken::new(),
         };
         let server = Server::start(config).await.unwrap();

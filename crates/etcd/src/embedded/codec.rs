@@ -6,7 +6,7 @@ use crate::KeyValue;
 
 /// A value with its metadata, as `latest` and `log` hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Record {
+pub(in crate::embedded) struct Record {
     pub mod_revision: i64,
     pub create_revision: i64,
     /// 0 marks a deletion.
@@ -20,6 +20,11 @@ const HEADER: usize = 32;
 impl Record {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER + self.value.len());
+        self.encode_into(&mut bytes);
+        bytes
+    }
+
+    fn encode_into(&self, bytes: &mut Vec<u8>) {
         for number in [
             self.mod_revision,
             self.create_revision,
@@ -29,10 +34,10 @@ impl Record {
             bytes.extend_from_slice(&number.to_be_bytes());
         }
         bytes.extend_from_slice(&self.value);
-        bytes
     }
 
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
+    /// Shares the value's memory.
+    pub fn decode(bytes: &Bytes) -> Option<Self> {
         let number = |i: usize| {
             bytes
                 .get(i * 8..i * 8 + 8)?
@@ -45,7 +50,7 @@ impl Record {
             create_revision: number(1)?,
             version: number(2)?,
             lease: number(3)?,
-            value: Bytes::copy_from_slice(bytes.get(HEADER..)?),
+            value: bytes.slice(HEADER..),
         })
     }
 
@@ -81,18 +86,32 @@ pub(super) fn split_log_key(key: &[u8]) -> Option<(i64, u32)> {
 }
 
 /// Value of a log record: length of the key, the key, the record.
-pub(super) fn encode_log(key: &[u8], record: &Record) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(4 + key.len() + HEADER + record.value.len());
+pub(super) fn encode_log(bytes: &mut Vec<u8>, key: &[u8], record: &Record) {
     bytes.extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_be_bytes());
     bytes.extend_from_slice(key);
-    bytes.extend_from_slice(&record.encode());
-    bytes
+    record.encode_into(bytes);
 }
 
-pub(super) fn decode_log(bytes: &[u8]) -> Option<(Bytes, Record)> {
+/// How long that is.
+pub(super) fn log_length(key: &[u8], record: &Record) -> usize {
+    4 + key.len() + HEADER + record.value.len()
+}
+
+pub(super) fn decode_log(bytes: &Bytes) -> Option<(Bytes, Record)> {
     let length = u32::from_be_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-    let key = Bytes::copy_from_slice(bytes.get(4..4 + length)?);
-    Some((key, Record::decode(bytes.get(4 + length..)?)?))
+    let end = length.checked_add(4).filter(|end| *end <= bytes.len())?;
+    let record = Record::decode(&bytes.slice(end..))?;
+    Some((bytes.slice(4..end), record))
+}
+
+/// Key of a key's attachment to a lease.
+pub(super) fn attached_key(lease: i64, key: &[u8]) -> Vec<u8> {
+    [&lease.to_be_bytes()[..], key].concat()
+}
+
+pub(super) fn split_attached_key(bytes: &Bytes) -> Option<(i64, Bytes)> {
+    let (lease, _) = bytes.split_first_chunk()?;
+    Some((i64::from_be_bytes(*lease), bytes.slice(8..)))
 }
 
 /// Prefix of all versions of a key. The key is escaped so that no key's versions fall between another's, and order is
@@ -150,9 +169,11 @@ mod tests {
 
         #[test]
         fn decoding_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let bytes = Bytes::from(bytes);
             let _ = Record::decode(&bytes);
             let _ = decode_log(&bytes);
             let _ = split_version_key(&bytes);
+            let _ = split_attached_key(&bytes);
         }
     }
 }

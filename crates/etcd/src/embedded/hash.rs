@@ -4,8 +4,12 @@
 use etcd_client::proto::PbKeyValue;
 use prost::Message as _;
 
+use std::ops::Bound;
+
 use super::codec::{self, Record};
-use super::{Shared, read, storage};
+use super::compact::versions_at;
+use super::storage::Space;
+use super::{Shared, read};
 use crate::{Error, Keys, Range};
 
 /// A hash and what it covers.
@@ -40,17 +44,17 @@ impl Shared {
         };
         let mut crc = Crc32c::default();
         crc.update(b"key");
-        for guard in self
-            .log
-            .range(..=codec::log_key(revision, u32::MAX).to_vec())
-        {
-            let (position, bytes) = guard.into_inner().map_err(storage)?;
+        let snapshot = self.storage.snapshot();
+        let until = Bound::Included(codec::log_key(revision, u32::MAX).to_vec());
+        for item in snapshot.range(Space::History, (Bound::Unbounded, until)) {
+            let (position, bytes) = item?;
             let (at, sub) = codec::split_log_key(&position).ok_or_else(read::damaged)?;
             let (key, record) = codec::decode_log(&bytes).ok_or_else(read::damaged)?;
-            if at <= compact_revision
-                && (record.is_deletion() || self.newest_at(&key, kept_at)? != Some((at, sub)))
-            {
-                continue;
+            if at <= compact_revision {
+                let newest = versions_at(&snapshot, &key, kept_at).next().transpose()?;
+                if record.is_deletion() || newest != Some((at, sub)) {
+                    continue;
+                }
             }
             crc.update(&backend_key(at, sub, record.is_deletion()));
             crc.update(&backend_value(&key, record));
@@ -64,7 +68,7 @@ impl Shared {
 }
 
 /// etcd's record key: main revision, `_`, sub revision, and `t` for a tombstone.
-fn backend_key(revision: i64, sub: u32, deletion: bool) -> Vec<u8> {
+pub(super) fn backend_key(revision: i64, sub: u32, deletion: bool) -> Vec<u8> {
     let mut key = revision.to_be_bytes().to_vec();
     key.push(b'_');
     key.extend_from_slice(&i64::from(sub).to_be_bytes());
@@ -74,7 +78,7 @@ fn backend_key(revision: i64, sub: u32, deletion: bool) -> Vec<u8> {
     key
 }
 
-fn backend_value(key: &[u8], record: Record) -> Vec<u8> {
+pub(super) fn backend_value(key: &[u8], record: Record) -> Vec<u8> {
     let tombstone = record.is_deletion();
     PbKeyValue {
         key: key.to_vec(),
@@ -88,7 +92,7 @@ fn backend_value(key: &[u8], record: Record) -> Vec<u8> {
 }
 
 /// CRC-32 with Castagnoli's polynomial (RFC 3720, appendix B.4).
-struct Crc32c(u32);
+pub(super) struct Crc32c(u32);
 
 const TABLE: [u32; 256] = {
     let mut table = [0; 256];
@@ -117,13 +121,13 @@ impl Default for Crc32c {
 }
 
 impl Crc32c {
-    fn update(&mut self, bytes: &[u8]) {
+    pub fn update(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = TABLE[usize::from(self.0.to_le_bytes()[0] ^ byte)] ^ (self.0 >> 8);
         }
     }
 
-    fn finish(self) -> u32 {
+    pub fn finish(self) -> u32 {
         !self.0
     }
 }

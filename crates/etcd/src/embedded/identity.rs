@@ -1,6 +1,7 @@
 //! Who this store is to etcd's clients: ids that stay, and a term that grows with every start.
 
-use super::{Embedded, Shared, codec, storage};
+use super::storage::{Batch, Space};
+use super::{Shared, codec};
 use crate::Error;
 
 /// What every response header carries besides the revision.
@@ -12,40 +13,31 @@ pub struct Identity {
     pub raft_term: u64,
 }
 
-impl Embedded {
-    /// Begins a new term; call once, when serving starts.
-    ///
-    /// # Errors
-    /// When the disk fails.
-    pub fn begin_term(&self) -> Result<Identity, Error> {
-        let shared = &self.shared;
-        let identity = Identity {
-            cluster_id: shared.number("cluster_id", rand::random)?,
-            member_id: shared.number("member_id", rand::random)?,
-            raft_term: shared.number("raft_term", || 1)? + 1,
+impl Identity {
+    /// The ids, made at the first start, and the next term, to be written with the batch.
+    pub(super) fn begin(shared: &Shared, batch: &mut Batch) -> Result<Self, Error> {
+        let mut number = |name: &str, first: fn() -> u64| -> Result<u64, Error> {
+            if let Some(number) = shared.meta(name)? {
+                return Ok(number);
+            }
+            let number = first();
+            batch.put(Space::Meta, name, number.to_be_bytes());
+            Ok(number)
         };
-        shared
-            .meta
-            .insert("raft_term", identity.raft_term.to_be_bytes())
-            .map_err(storage)?;
-        shared
-            .database
-            .persist(fjall::PersistMode::SyncAll)
-            .map_err(storage)?;
+        let identity = Self {
+            cluster_id: number("cluster_id", rand::random)?,
+            member_id: number("member_id", rand::random)?,
+            raft_term: shared.meta("raft_term")?.unwrap_or(1) + 1,
+        };
+        batch.put(Space::Meta, "raft_term", identity.raft_term.to_be_bytes());
         Ok(identity)
     }
 }
 
 impl Shared {
-    fn number(&self, name: &str, first: impl FnOnce() -> u64) -> Result<u64, Error> {
-        let stored = self.meta.get(name).map_err(storage)?;
-        if let Some(number) = stored.and_then(|bytes| codec::read_u64(&bytes)) {
-            return Ok(number);
-        }
-        let number = first();
-        self.meta
-            .insert(name, number.to_be_bytes())
-            .map_err(storage)?;
-        Ok(number)
+    /// A number of the store as such.
+    pub(super) fn meta(&self, name: &str) -> Result<Option<u64>, Error> {
+        let stored = self.storage.get(Space::Meta, name.as_bytes())?;
+        Ok(stored.and_then(|bytes| codec::read_u64(&bytes)))
     }
 }

@@ -2,12 +2,13 @@
 //! never expires what its owner could not renew.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::codec::{self, Record};
-use super::{Shared, read, storage};
+use super::storage::Space;
+use super::{Shared, codec, read};
 use crate::Error;
 
 /// etcd's longest lease, in seconds.
@@ -38,8 +39,9 @@ struct Lease {
 impl Leases {
     pub fn load(shared: &Shared) -> Result<Self, Error> {
         let mut leases = Self::default();
-        for guard in shared.leases.iter() {
-            let (id, ttl) = guard.into_inner().map_err(storage)?;
+        let everything = || (Bound::Unbounded, Bound::Unbounded);
+        for item in shared.storage.range(Space::Leases, everything()) {
+            let (id, ttl) = item?;
             let number = |b: &[u8]| {
                 codec::read_u64(b)
                     .map(u64::cast_signed)
@@ -47,13 +49,9 @@ impl Leases {
             };
             leases.insert(number(&id)?, number(&ttl)?);
         }
-        if leases.leases.is_empty() {
-            return Ok(leases);
-        }
-        for guard in shared.latest.iter() {
-            let (key, value) = guard.into_inner().map_err(storage)?;
-            let record = Record::decode(&value).ok_or_else(read::damaged)?;
-            leases.move_key(&Bytes::copy_from_slice(&key), 0, record.lease);
+        for item in shared.storage.range(Space::Attached, everything()) {
+            let (lease, key) = codec::split_attached_key(&item?.0).ok_or_else(read::damaged)?;
+            leases.move_key(&key, 0, lease);
         }
         Ok(leases)
     }

@@ -1,130 +1,147 @@
-//! The embedded engine: etcd's multi-version store over an LSM tree.
+//! The embedded engine: etcd's multi-version store over LSM trees with a write-ahead log ([`storage`]).
 //!
-//! Four keyspaces, written together in one durable batch per group of transactions:
-//! `latest` holds the newest value of every live key, `log` every change in revision order (what watches replay),
-//! `versions` finds the log record that was current at an older revision, and `leases` the granted leases.
+//! It keeps the newest value of every live key, every change in revision order (what watches replay), for each key where
+//! in that history its versions are, and the leases with the keys that go with them.
 
 mod codec;
 mod compact;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub mod fuzz;
 mod hash;
 mod identity;
 mod lease;
+mod quota;
 mod read;
+pub mod snapshot;
+mod storage;
 mod watch;
 mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
+use std::sync::atomic::Ordering;
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::{Error, Range, RangeResult, Store, Txn, TxnResult, Watch, WatchStream};
 pub use hash::Hash;
 pub use identity::Identity;
 pub use lease::LeaseStatus;
-use writer::Command;
+pub use quota::Alarm;
+use storage::{Batch, Storage, Threads};
+pub use storage::{Damage, OpenError};
+use writer::{Command, Thread};
 
-/// Written into the `meta` keyspace; a directory of another format is refused.
-const FORMAT: u64 = 1;
-
-/// Transactions that may wait for the writer before callers are held back.
+/// Requests that may wait for the writer before callers are held back.
 const WRITE_QUEUE: usize = 4096;
 
-/// The memory that the LSM tree may use: a master must stay small.
-const BLOCK_CACHE_BYTES: u64 = 8 << 20;
-const MEMTABLE_BYTES: u64 = 4 << 20;
-
 /// A durable store in one directory.
+// Fields are dropped in order: the writer first, then the threads under it.
 pub struct Embedded {
+    writer: Thread,
+    queue: Semaphore,
+    /// One compaction at a time removes history.
+    compacting: tokio::sync::Mutex<()>,
+    identity: Identity,
     shared: Arc<Shared>,
-    commands: SyncSender<Command>,
+    _threads: Threads,
 }
 
 /// What readers, watchers and the writer share.
 struct Shared {
-    database: Database,
-    latest: Keyspace,
-    log: Keyspace,
-    versions: Keyspace,
-    leases: Keyspace,
-    meta: Keyspace,
+    storage: Arc<Storage>,
     hub: watch::Hub,
+    alarms: quota::Alarms,
 }
 
-/// Why a data directory could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error("{path}: {source}")]
-    Database { path: String, source: fjall::Error },
-    #[error("{path}: {source}")]
-    Io {
-        path: String,
-        source: std::io::Error,
-    },
-    #[error(
-        "{path} has data of format {found}, this version knows {FORMAT}: run the version that wrote it, or restore a snapshot into an empty directory"
-    )]
-    Format { path: String, found: u64 },
-    #[error("{path} is in use by another process")]
-    InUse { path: String },
-    #[error("{path} is damaged: {what}; restore a snapshot into an empty directory")]
-    Damaged { path: String, what: String },
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.shared.hub.stopped.cancel();
+    }
 }
 
 impl Embedded {
-    /// Opens or creates the store in `directory` and starts its writer thread.
+    /// Opens or creates the store in `directory` and starts its threads.
     ///
     /// # Errors
-    /// When the directory cannot be used, is in use, or holds data of another format.
+    /// When the directory cannot be used, is in use, damaged, or holds something else.
     pub fn open(directory: &Path) -> Result<Self, OpenError> {
-        let path = directory.display().to_string();
-        let fail = |source| match source {
-            fjall::Error::Locked => OpenError::InUse { path: path.clone() },
-            source => OpenError::Database {
-                path: path.clone(),
-                source,
-            },
-        };
-        std::fs::create_dir_all(directory).map_err(|source| OpenError::Io {
-            path: path.clone(),
-            source,
-        })?;
-        let database = Database::builder(directory)
-            .cache_size(BLOCK_CACHE_BYTES)
-            .worker_threads(1)
-            .manual_journal_persist(true)
-            .open()
-            .map_err(fail)?;
-        let keyspace = |name| {
-            database
-                .keyspace(name, || {
-                    KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
-                })
-                .map_err(fail)
+        Self::open_with_quota(directory, 0)
+    }
+
+    /// With a limit on the bytes on disk (0: etcd's default; negative: none).
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with_quota(directory: &Path, quota: i64) -> Result<Self, OpenError> {
+        let (storage, mut writing, threads) = Storage::open(directory)?;
+        let fail = |error: Error| match error {
+            Error::NoSpace => OpenError::io(directory)(std::io::ErrorKind::StorageFull.into()),
+            error => Damage::file(directory, error).into(),
         };
         let shared = Shared {
-            latest: keyspace("latest")?,
-            log: keyspace("log")?,
-            versions: keyspace("versions")?,
-            leases: keyspace("leases")?,
-            meta: keyspace("meta")?,
+            storage,
             hub: watch::Hub::default(),
-            database: database.clone(),
+            alarms: quota::Alarms::default(),
         };
-        shared.check_format(&path)?;
-        let (revision, compacted) = shared.revisions().map_err(|e| OpenError::Damaged {
-            path,
-            what: e.to_string(),
-        })?;
+        // A fresh store is at revision 1, as etcd's is.
+        let revision = shared.storage.snapshot().revision.max(1);
+        let number = |name| shared.meta(name).map_err(fail);
+        // Never compacted is before revision 0, which may be compacted once.
+        let compacted = number("compacted")?.map_or(-1, u64::cast_signed);
+        let raised = number("alarm")?.is_some();
+        shared.alarms.quota.store(raised, Ordering::Relaxed);
+        let mut batch = Batch {
+            revision,
+            ..Batch::default()
+        };
+        let identity = Identity::begin(&shared, &mut batch).map_err(fail)?;
+        let begun = shared.storage.commit(&mut writing, batch, true);
+        begun.map_err(fail)?;
         shared.hub.start(revision, compacted);
         let shared = Arc::new(shared);
-        let commands = writer::spawn(shared.clone(), revision).map_err(|source| OpenError::Io {
-            path: directory.display().to_string(),
-            source,
-        })?;
-        Ok(Self { shared, commands })
+        let quota = match u64::try_from(quota) {
+            Ok(0) => quota::DEFAULT_QUOTA,
+            Ok(quota) => quota,
+            Err(_) => u64::MAX,
+        };
+        let writer = Thread::spawn(shared.clone(), writing, quota).map_err(fail)?;
+        Ok(Self {
+            writer,
+            queue: Semaphore::new(WRITE_QUEUE),
+            compacting: tokio::sync::Mutex::default(),
+            identity,
+            shared,
+            _threads: threads,
+        })
+    }
+
+    /// Who this store is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// What is wrong.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<Alarm> {
+        let mut alarms = Vec::new();
+        if self.shared.alarms.no_space() {
+            alarms.push(Alarm::NoSpace);
+        }
+        if self.shared.storage.check().is_err() {
+            alarms.push(Alarm::Corrupt);
+        }
+        alarms
+    }
+
+    /// Raises or disarms the alarm of the quota. A full disk's alarm goes by itself.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn set_no_space(&self, raised: bool) -> Result<(), Error> {
+        self.command(|reply| Command::Alarm { raised, reply }).await
     }
 
     /// The state of a lease.
@@ -157,11 +174,9 @@ impl Embedded {
     }
 
     /// Bytes on disk.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn size(&self) -> Result<u64, Error> {
-        self.shared.database.disk_space().map_err(storage)
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.shared.storage.size()
     }
 
     /// Number of live keys; reads through all of them.
@@ -169,8 +184,12 @@ impl Embedded {
     /// # Errors
     /// When the disk fails.
     pub async fn keys(&self) -> Result<usize, Error> {
-        self.blocking(|shared| shared.latest.len().map_err(storage))
-            .await
+        let all = Range {
+            count_only: true,
+            ..Range::new(crate::Keys::prefix(""))
+        };
+        let count = self.range(all).await?.count;
+        Ok(usize::try_from(count).unwrap_or(usize::MAX))
     }
 
     /// Rewrites the files so that removed records free their space.
@@ -178,14 +197,14 @@ impl Embedded {
     /// # Errors
     /// When the disk fails.
     pub async fn defragment(&self) -> Result<(), Error> {
+        self.command(|reply| Command::Seal { reply }).await?;
         self.blocking(|shared| {
-            for keyspace in [&shared.latest, &shared.log, &shared.versions] {
-                keyspace.rotate_memtable_and_wait().map_err(storage)?;
-                keyspace.major_compact().map_err(storage)?;
-            }
-            Ok(())
+            shared.storage.written()?;
+            shared.storage.rewrite()
         })
-        .await
+        .await?;
+        // What tables have now is not needed in the log.
+        self.write(Batch::default()).await
     }
 
     /// etcd's hash of all keys and their history up to a revision (0: the newest).
@@ -203,72 +222,27 @@ impl Embedded {
         let shared = self.shared.clone();
         tokio::task::spawn_blocking(move || work(&shared))
             .await
-            .map_err(storage)?
+            .map_err(failed)?
     }
 
     async fn command<T>(
         &self,
         make: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
     ) -> Result<T, Error> {
+        // The queue is bounded; a full one holds back its callers.
+        let _place = self.queue.acquire().await.map_err(|_| Error::Stopped)?;
         let (reply, answer) = oneshot::channel();
-        let mut command = make(reply);
-        // The queue is bounded; a full one holds back its callers without blocking a runtime thread.
-        loop {
-            match self.commands.try_send(command) {
-                Ok(()) => break,
-                Err(std::sync::mpsc::TrySendError::Full(back)) => {
-                    command = back;
-                    tokio::task::yield_now().await;
-                }
-                Err(std::sync::mpsc::TrySendError::Disconnected(_)) => return Err(Error::Stopped),
-            }
-        }
+        self.writer.send(make(reply))?;
         answer.await.map_err(|_| Error::Stopped)?
     }
-}
 
-impl Shared {
-    fn check_format(&self, path: &str) -> Result<(), OpenError> {
-        let fail = |source| OpenError::Database {
-            path: path.to_owned(),
-            source,
-        };
-        match self.meta.get("format").map_err(fail)? {
-            Some(bytes) => match codec::read_u64(&bytes) {
-                Some(FORMAT) => Ok(()),
-                found => Err(OpenError::Format {
-                    path: path.to_owned(),
-                    found: found.unwrap_or_default(),
-                }),
-            },
-            None => {
-                self.meta
-                    .insert("format", FORMAT.to_be_bytes())
-                    .map_err(fail)?;
-                self.database
-                    .persist(fjall::PersistMode::SyncAll)
-                    .map_err(fail)
-            }
-        }
-    }
-
-    /// The newest and the compacted revision. A fresh store is at revision 1, as etcd's is.
-    fn revisions(&self) -> Result<(i64, i64), Error> {
-        let read = |name: &str| -> Result<Option<i64>, Error> {
-            let bytes = self.meta.get(name).map_err(storage)?;
-            Ok(bytes
-                .and_then(|b| codec::read_u64(&b))
-                .and_then(|n| i64::try_from(n).ok()))
-        };
-        Ok((
-            read("revision")?.unwrap_or(1),
-            // Never compacted is before revision 0, which may be compacted once.
-            read("compacted")?.unwrap_or(-1),
-        ))
+    /// Writes entries that are not for clients.
+    async fn write(&self, batch: Batch) -> Result<(), Error> {
+        self.command(|reply| Command::Write { batch, reply }).await
     }
 }
 
-fn storage(error: impl std::fmt::Display) -> Error {
+fn failed(error: impl std::fmt::Display) -> Error {
     Error::Unavailable(error.to_string())
 }
 
@@ -294,8 +268,7 @@ impl Store for Embedded {
     async fn compact(&self, revision: i64) -> Result<(), Error> {
         self.command(|reply| Command::Compact { revision, reply })
             .await?;
-        self.blocking(move |shared| shared.drop_history(revision))
-            .await
+        self.drop_history(revision).await
     }
 
     async fn lease_grant(&self, id: i64, ttl: i64) -> Result<(i64, i64), Error> {

@@ -3,18 +3,19 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
-use fjall::Readable;
 
+use super::Shared;
 use super::codec::{self, Record};
-use super::{Shared, storage};
+use super::compact::versions_at;
+use super::storage::{Bounds, Snapshot, Space};
 use crate::{Error, KeyValue, Keys, Range, RangeResult};
 
 pub(super) fn damaged() -> Error {
     Error::Unavailable("a stored record is damaged".into())
 }
 
-/// The bounds of an interval for the LSM tree.
-pub(super) fn bounds(keys: &Keys) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+/// The bounds of an interval.
+pub(super) fn bounds(keys: &Keys) -> Bounds {
     match keys {
         Keys::One(key) => (Bound::Included(key.to_vec()), Bound::Included(key.to_vec())),
         Keys::Range(start, end) => {
@@ -30,13 +31,9 @@ pub(super) fn bounds(keys: &Keys) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
 
 impl Shared {
     pub(super) fn range(&self, range: &Range) -> Result<RangeResult, Error> {
-        let snapshot = self.database.snapshot();
-        let revision = match snapshot.get(&self.meta, "revision").map_err(storage)? {
-            Some(bytes) => codec::read_u64(&bytes)
-                .and_then(|n| i64::try_from(n).ok())
-                .ok_or_else(damaged)?,
-            None => 1,
-        };
+        let snapshot = self.storage.snapshot();
+        snapshot.check()?;
+        let revision = snapshot.revision;
         if range.revision > revision {
             return Err(Error::FutureRevision);
         }
@@ -56,14 +53,13 @@ impl Shared {
         }
         if range.revision == 0 || range.revision == revision {
             if let Keys::One(key) = &range.keys {
-                if let Some(bytes) = snapshot.get(&self.latest, key).map_err(storage)? {
+                if let Some(bytes) = snapshot.get(Space::Latest, key)? {
                     collected.add(key.clone(), Record::decode(&bytes).ok_or_else(damaged)?);
                 }
                 return Ok(collected.result);
             }
-            for guard in snapshot.range::<Vec<u8>, _>(&self.latest, bounds(&range.keys)) {
-                let (key, value) = guard.into_inner().map_err(storage)?;
-                let key = Bytes::copy_from_slice(&key);
+            for item in snapshot.range(Space::Latest, bounds(&range.keys)) {
+                let (key, value) = item?;
                 if collected.wants_values() {
                     collected.add(key, Record::decode(&value).ok_or_else(damaged)?);
                 } else {
@@ -78,7 +74,7 @@ impl Shared {
     /// Walks the versions of every key and picks the newest that is not newer than `revision`.
     fn range_at(
         &self,
-        snapshot: &fjall::Snapshot,
+        snapshot: &Snapshot<'_>,
         revision: i64,
         mut collected: Collected<'_>,
     ) -> Result<RangeResult, Error> {
@@ -104,8 +100,8 @@ impl Shared {
             }
         };
         let mut done: Option<Vec<u8>> = None;
-        for guard in snapshot.range::<Vec<u8>, _>(&self.versions, (start, end)) {
-            let (version, position) = guard.into_inner().map_err(storage)?;
+        for item in snapshot.range(Space::Versions, (start, end)) {
+            let (version, position) = item?;
             let (key, at) = codec::split_version_key(&version).ok_or_else(damaged)?;
             if at > revision || done.as_ref() == Some(&key) || !collected.range.keys.contains(&key)
             {
@@ -117,8 +113,7 @@ impl Shared {
                 .map(u32::from_be_bytes)
                 .map_err(|_| damaged())?;
             let bytes = snapshot
-                .get(&self.log, codec::log_key(at, position))
-                .map_err(storage)?
+                .get(Space::History, &codec::log_key(at, position))?
                 .ok_or_else(damaged)?;
             let (_, record) = codec::decode_log(&bytes).ok_or_else(damaged)?;
             if !record.is_deletion() {
@@ -130,27 +125,13 @@ impl Shared {
     }
 
     /// The version of a key that was current just before `revision`.
-    pub(super) fn previous(&self, key: &[u8], revision: i64) -> Result<Option<KeyValue>, Error> {
-        let prefix = codec::version_prefix(key);
-        let range = (
-            Bound::Included(codec::version_key(key, revision - 1)),
-            Bound::Excluded(crate::prefix_end(&prefix).to_vec()),
-        );
-        let Some(guard) = self.versions.range::<Vec<u8>, _>(range).next() else {
+    pub(super) fn previous(&self, key: &Bytes, revision: i64) -> Result<Option<KeyValue>, Error> {
+        let snapshot = self.storage.snapshot();
+        let newest = versions_at(&snapshot, key, revision - 1).next();
+        let Some((at, position)) = newest.transpose()? else {
             return Ok(None);
         };
-        let (version, position) = guard.into_inner().map_err(storage)?;
-        let (_, at) = codec::split_version_key(&version).ok_or_else(damaged)?;
-        let position = position
-            .as_ref()
-            .try_into()
-            .map(u32::from_be_bytes)
-            .map_err(|_| damaged())?;
-        let Some(bytes) = self
-            .log
-            .get(codec::log_key(at, position))
-            .map_err(storage)?
-        else {
+        let Some(bytes) = snapshot.get(Space::History, &codec::log_key(at, position))? else {
             return Ok(None);
         };
         let (key, record) = codec::decode_log(&bytes).ok_or_else(damaged)?;

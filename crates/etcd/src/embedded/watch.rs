@@ -2,13 +2,16 @@
 //! behind those, reads the log. It waits for nobody and nobody waits for it.
 
 use std::collections::VecDeque;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::codec::{self, Record};
-use super::{Shared, read, storage};
+use super::storage::Space;
+use super::{Shared, failed, read};
 use crate::{Error, Event, KeyValue, Watch, WatchStream, WatchUpdate};
 
 /// Revisions kept in memory for watchers.
@@ -25,6 +28,8 @@ pub(super) struct Hub {
     recent: Mutex<VecDeque<Arc<Revision>>>,
     revision: watch::Sender<i64>,
     compacted: std::sync::atomic::AtomicI64,
+    /// The store is closed.
+    pub stopped: CancellationToken,
 }
 
 /// All changes of one revision.
@@ -39,6 +44,7 @@ impl Default for Hub {
             recent: Mutex::default(),
             revision: watch::Sender::new(1),
             compacted: 0.into(),
+            stopped: CancellationToken::new(),
         }
     }
 }
@@ -104,7 +110,12 @@ pub(super) fn start(shared: Arc<Shared>, watch: Watch) -> WatchStream {
             reported: next - 1,
             sender,
         };
-        if let Err(error) = watcher.run().await {
+        let stopped = watcher.shared.hub.stopped.clone();
+        let ended = tokio::select! {
+            ended = watcher.run() => ended,
+            () = stopped.cancelled() => Err(Error::Stopped),
+        };
+        if let Err(error) = ended {
             // The receiver may be gone; then nobody needs to know.
             let _ = watcher.sender.send(Err(error)).await;
         }
@@ -191,7 +202,8 @@ impl Watcher {
             .filter(|e| self.watch.keys.contains(&e.kv.key))
         {
             let mut event = event.clone();
-            if !self.watch.prev_kv {
+            // What came before is gone once it is compacted, even where it is still in memory.
+            if !self.watch.prev_kv || event.kv.mod_revision <= self.shared.hub.compacted() {
                 event.prev = None;
             } else if event.prev.is_none() && (event.deleted || event.kv.version > 1) {
                 event.prev = self.shared.previous(&event.kv.key, event.kv.mod_revision)?;
@@ -206,7 +218,7 @@ impl Watcher {
         let (shared, from) = (self.shared.clone(), self.next);
         tokio::task::spawn_blocking(move || shared.read_log(from))
             .await
-            .map_err(storage)?
+            .map_err(failed)?
     }
 }
 
@@ -215,12 +227,11 @@ impl Shared {
         // Read before the log: what is committed from here on must not be skipped when the log ends early.
         let newest = self.hub.revision();
         let mut revisions: Vec<Revision> = Vec::new();
-        for (count, guard) in self
-            .log
-            .range(codec::log_key(from, 0).to_vec()..)
-            .enumerate()
-        {
-            let (position, bytes) = guard.into_inner().map_err(storage)?;
+        let snapshot = self.storage.snapshot();
+        let start = Bound::Included(codec::log_key(from, 0).to_vec());
+        let items = snapshot.range(Space::History, (start, Bound::Unbounded));
+        for (count, item) in items.enumerate() {
+            let (position, bytes) = item?;
             let (revision, _) = codec::split_log_key(&position).ok_or_else(read::damaged)?;
             let (key, record) = codec::decode_log(&bytes).ok_or_else(read::damaged)?;
             if revisions.last().is_none_or(|r| r.revision != revision) {

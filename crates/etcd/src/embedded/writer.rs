@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -11,8 +13,9 @@ use tokio::sync::oneshot;
 
 use super::codec::{self, Record};
 use super::lease::{LeaseStatus, Leases};
+use super::storage::{Batch, Change as Changed, Space, Writing};
 use super::watch::{Revision, event};
-use super::{Shared, WRITE_QUEUE, read, storage};
+use super::{Shared, quota, read, storage};
 use crate::{
     Compare, CompareOp, Delete, Error, Event, KeyValue, Keys, Op, OpResult, Put, Range,
     RangeResult, Target, Txn, TxnResult,
@@ -52,26 +55,74 @@ pub(super) enum Command {
     Leases {
         reply: Reply<Vec<i64>>,
     },
+    /// Raises or disarms the quota's alarm.
+    Alarm {
+        raised: bool,
+        reply: Reply<()>,
+    },
+    /// Entries that need not be durable at once: after a crash they are written again.
+    Write {
+        batch: Batch,
+        reply: Reply<()>,
+    },
+    /// Has everything in memory written to tables.
+    Seal {
+        reply: Reply<()>,
+    },
 }
 
-pub(super) fn spawn(shared: Arc<Shared>, revision: i64) -> std::io::Result<SyncSender<Command>> {
-    let (sender, receiver) = sync_channel(WRITE_QUEUE);
-    let leases = Leases::load(&shared).map_err(std::io::Error::other)?;
-    std::thread::Builder::new()
-        .name("etcd-writer".into())
-        .spawn(move || {
-            Writer {
-                shared,
-                revision,
-                leases,
-            }
-            .run(&receiver)
-        })?;
-    Ok(sender)
+/// The thread and its queue; dropping waits for what is queued.
+pub(super) struct Thread {
+    commands: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Thread {
+    pub fn spawn(shared: Arc<Shared>, writing: Writing, quota: u64) -> Result<Self, Error> {
+        let (commands, receiver) = channel();
+        let leases = Leases::load(&shared)?;
+        let revision = shared.hub.revision();
+        let thread = std::thread::Builder::new()
+            .name("etcd-writer".into())
+            .spawn(move || {
+                Writer {
+                    shared,
+                    writing,
+                    quota,
+                    revision,
+                    leases,
+                }
+                .run(&receiver)
+            })
+            .map_err(super::failed)?;
+        Ok(Self {
+            commands: Some(commands),
+            thread: Some(thread),
+        })
+    }
+
+    pub fn send(&self, command: Command) -> Result<(), Error> {
+        let commands = self.commands.as_ref().ok_or(Error::Stopped)?;
+        commands.send(command).map_err(|_| Error::Stopped)
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the store's writer panicked");
+        }
+    }
 }
 
 struct Writer {
     shared: Arc<Shared>,
+    writing: Writing,
+    /// Bytes that the store may have.
+    quota: u64,
     revision: i64,
     leases: Leases,
 }
@@ -85,23 +136,34 @@ struct Group {
     /// Newest records by key; `None` is a deletion.
     latest: BTreeMap<Bytes, Option<Record>>,
     revisions: Vec<Revision>,
-    log: Vec<(i64, u32, Bytes, Record)>,
-    leases: Vec<(i64, Option<i64>)>,
+    batch: Batch,
+    /// Somebody is told that it is durable.
+    durable: bool,
+    /// Leases have changed.
+    leases: bool,
     /// Answers to give once the group is durable.
     replies: Vec<Answer>,
     compacted: Option<i64>,
+    alarm: Option<bool>,
+    seal: bool,
 }
 
 impl Group {
-    fn is_empty(&self) -> bool {
-        self.log.is_empty() && self.leases.is_empty() && self.compacted.is_none()
-    }
-
     fn answer<T: 'static>(&mut self, reply: Reply<T>, result: Result<T, Error>) {
         self.replies.push(Box::new(move |committed| {
             // A caller that went away needs no answer.
             let _ = reply.send(committed.and(result));
         }));
+    }
+
+    fn put(&mut self, space: Space, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
+        self.durable = true;
+        self.batch.put(space, key, value);
+    }
+
+    fn remove(&mut self, space: Space, key: impl Into<Vec<u8>>) {
+        self.durable = true;
+        self.batch.remove(space, key);
     }
 }
 
@@ -134,10 +196,30 @@ impl Writer {
         }
     }
 
+    /// Refuses what would grow the store beyond its quota, and raises the alarm.
+    fn afford(&self, cost: u64, group: &mut Group) -> Result<(), Error> {
+        if cost == 0 {
+            return Ok(());
+        }
+        let raised = self.shared.alarms.quota.load(Ordering::Relaxed);
+        if group.alarm.unwrap_or(raised) {
+            return Err(Error::NoSpace);
+        }
+        if self.shared.storage.size() + cost < self.quota {
+            return Ok(());
+        }
+        tracing::warn!(quota = self.quota, "the quota is used up: alarm NOSPACE");
+        group.put(Space::Meta, "alarm", 1_u64.to_be_bytes());
+        group.alarm = Some(true);
+        Err(Error::NoSpace)
+    }
+
     fn evaluate(&mut self, command: Command, group: &mut Group) {
         match command {
             Command::Txn { txn, reply } => {
-                let result = self.transaction(&txn, group);
+                let result = self
+                    .afford(quota::cost(&txn), group)
+                    .and_then(|()| self.transaction(&txn, group));
                 group.answer(reply, result);
             }
             Command::Compact { revision, reply } => {
@@ -145,9 +227,12 @@ impl Writer {
                 group.answer(reply, result);
             }
             Command::LeaseGrant { id, ttl, reply } => {
-                let result = self.leases.grant(id, ttl);
+                let result = self
+                    .afford(quota::lease_cost(), group)
+                    .and_then(|()| self.leases.grant(id, ttl));
                 if let Ok((id, ttl)) = result {
-                    group.leases.push((id, Some(ttl)));
+                    group.leases = true;
+                    group.put(Space::Leases, id.to_be_bytes(), ttl.to_be_bytes());
                 }
                 group.answer(reply, result);
             }
@@ -171,6 +256,23 @@ impl Writer {
                 let leases = self.leases.by_expiry();
                 group.answer(reply, Ok(leases));
             }
+            Command::Alarm { raised, reply } => {
+                if raised {
+                    group.put(Space::Meta, "alarm", 1_u64.to_be_bytes());
+                } else {
+                    group.remove(Space::Meta, "alarm");
+                }
+                group.alarm = Some(raised);
+                group.answer(reply, Ok(()));
+            }
+            Command::Write { batch, reply } => {
+                group.batch.entries.extend(batch.entries);
+                group.answer(reply, Ok(()));
+            }
+            Command::Seal { reply } => {
+                group.seal = true;
+                group.answer(reply, Ok(()));
+            }
         }
     }
 
@@ -185,12 +287,17 @@ impl Writer {
             return Err(Error::FutureRevision);
         }
         group.compacted = Some(revision);
+        group.put(Space::Meta, "compacted", revision.to_be_bytes());
         Ok(())
     }
 
     fn revoke(&mut self, lease: i64, group: &mut Group) -> Result<(), Error> {
         let keys = self.leases.revoke(lease);
-        group.leases.push((lease, None));
+        group.leases = true;
+        group.remove(Space::Leases, lease.to_be_bytes());
+        for key in &keys {
+            group.remove(Space::Attached, codec::attached_key(lease, key));
+        }
         let deletions = keys
             .into_iter()
             .map(|key| {
@@ -248,8 +355,17 @@ impl Writer {
         let mut first = HashMap::new();
         for (position, change) in (0_u32..).zip(changes) {
             let before = change.before.as_ref().map_or(0, |b| b.lease);
-            self.leases
-                .move_key(&change.key, before, change.record.lease);
+            let after = change.record.lease;
+            if before != after {
+                group.leases = true;
+                self.leases.move_key(&change.key, before, after);
+                if before != 0 {
+                    group.remove(Space::Attached, codec::attached_key(before, &change.key));
+                }
+                if after != 0 {
+                    group.put(Space::Attached, codec::attached_key(after, &change.key), "");
+                }
+            }
             let mut event = event(change.key.clone(), change.record.clone());
             // What was there before the transaction, also where that changes the key twice.
             let prev = first
@@ -260,9 +376,13 @@ impl Writer {
                 event.prev = prev.clone();
             }
             events.push(event);
-            group
-                .log
-                .push((self.revision, position, change.key, change.record));
+            group.durable = true;
+            group.batch.changes.push(Changed {
+                revision: self.revision,
+                position,
+                key: change.key,
+                record: change.record,
+            });
         }
         group.revisions.push(Revision {
             revision: self.revision,
@@ -270,72 +390,52 @@ impl Writer {
         });
     }
 
-    fn commit(&mut self, group: Group) {
-        if group.is_empty() {
-            for reply in group.replies {
-                reply(Ok(()));
-            }
-            return;
+    fn commit(&mut self, mut group: Group) {
+        let nothing = group.batch.changes.is_empty() && group.batch.entries.is_empty();
+        let shared = &self.shared;
+        group.batch.revision = self.revision;
+        let mut committed = if nothing {
+            shared.storage.trim(&mut self.writing);
+            shared.storage.check()
+        } else {
+            let batch = std::mem::take(&mut group.batch);
+            shared
+                .storage
+                .commit(&mut self.writing, batch, group.durable)
+        };
+        if group.seal && committed.is_ok() {
+            committed = shared.storage.seal(&mut self.writing);
         }
-        match self.persist(&group) {
+        if !nothing {
+            let full = committed == Err(Error::NoSpace);
+            if full != shared.alarms.disk_full.swap(full, Ordering::Relaxed) {
+                tracing::warn!(full, "the disk is full, or has room again");
+            }
+        }
+        match &committed {
             Ok(()) => {
+                if let Some(raised) = group.alarm {
+                    shared.alarms.quota.store(raised, Ordering::Relaxed);
+                }
                 if let Some(compacted) = group.compacted {
-                    self.shared.hub.set_compacted(compacted);
+                    shared.hub.set_compacted(compacted);
                 }
-                self.shared.hub.publish(group.revisions);
-                for reply in group.replies {
-                    reply(Ok(()));
-                }
+                shared.hub.publish(group.revisions);
             }
             Err(error) => {
                 tracing::error!(%error, "cannot commit; no write of this group is acknowledged");
-                self.revision = self.shared.hub.revision();
-                match Leases::load(&self.shared) {
-                    Ok(leases) => self.leases = leases,
-                    Err(error) => tracing::error!(%error, "cannot read leases back"),
+                self.revision = shared.hub.revision();
+                if group.leases {
+                    match Leases::load(shared) {
+                        Ok(leases) => self.leases = leases,
+                        Err(error) => tracing::error!(%error, "cannot read leases back"),
+                    }
                 }
-                for reply in group.replies {
-                    reply(Err(error.clone()));
-                }
             }
         }
-    }
-
-    fn persist(&self, group: &Group) -> Result<(), Error> {
-        let shared = &self.shared;
-        let mut batch = shared
-            .database
-            .batch()
-            .durability(Some(fjall::PersistMode::SyncData));
-        for (key, record) in &group.latest {
-            match record {
-                Some(record) => batch.insert(&shared.latest, key.to_vec(), record.encode()),
-                None => batch.remove(&shared.latest, key.to_vec()),
-            }
+        for reply in group.replies {
+            reply(committed.clone());
         }
-        for (revision, position, key, record) in &group.log {
-            batch.insert(
-                &shared.log,
-                codec::log_key(*revision, *position).to_vec(),
-                codec::encode_log(key, record),
-            );
-            batch.insert(
-                &shared.versions,
-                codec::version_key(key, *revision),
-                position.to_be_bytes().to_vec(),
-            );
-        }
-        for (id, ttl) in &group.leases {
-            match ttl {
-                Some(ttl) => batch.insert(&shared.leases, id.to_be_bytes(), ttl.to_be_bytes()),
-                None => batch.remove(&shared.leases, id.to_be_bytes()),
-            }
-        }
-        if let Some(compacted) = group.compacted {
-            batch.insert(&shared.meta, "compacted", compacted.to_be_bytes());
-        }
-        batch.insert(&shared.meta, "revision", self.revision.to_be_bytes());
-        batch.commit().map_err(storage)
     }
 }
 
@@ -410,6 +510,9 @@ fn written(ops: &[Op]) -> Result<Written<'_>, Error> {
         let Op::Put(put) = op else { continue };
         if put.key.is_empty() {
             return Err(Error::EmptyKey);
+        }
+        if !storage::fits(&put.key) {
+            return Err(Error::TooLarge);
         }
         if all.deletes(&put.key) || !all.put.insert(&put.key) {
             return Err(Error::DuplicateKey);
@@ -536,7 +639,7 @@ impl Write<'_> {
         if let Some(record) = self.group.latest.get(key) {
             return Ok(record.clone());
         }
-        match self.writer.shared.latest.get(key).map_err(storage)? {
+        match self.writer.shared.storage.get(Space::Latest, key)? {
             Some(bytes) => Ok(Some(Record::decode(&bytes).ok_or_else(read::damaged)?)),
             None => Ok(None),
         }
@@ -555,17 +658,10 @@ impl Write<'_> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        for guard in self
-            .writer
-            .shared
-            .latest
-            .range::<Vec<u8>, _>(read::bounds(keys))
-        {
-            let (key, value) = guard.into_inner().map_err(storage)?;
-            merged.insert(
-                Bytes::copy_from_slice(&key),
-                Record::decode(&value).ok_or_else(read::damaged)?,
-            );
+        let storage = &self.writer.shared.storage;
+        for item in storage.range(Space::Latest, read::bounds(keys)) {
+            let (key, value) = item?;
+            merged.insert(key, Record::decode(&value).ok_or_else(read::damaged)?);
         }
         for (key, record) in self.group.latest.iter().filter(|(k, _)| keys.contains(k)) {
             match record {

@@ -1,34 +1,81 @@
 //! `etcdserverpb.Maintenance`.
 
 use etcd_client::proto::{
-    PbAlarmRequest, PbAlarmResponse, PbDefragmentRequest, PbDefragmentResponse, PbDowngradeRequest,
-    PbDowngradeResponse, PbHashKvRequest, PbHashKvResponse, PbHashRequest, PbHashResponse,
-    PbMaintenanceService, PbMoveLeaderRequest, PbMoveLeaderResponse, PbSnapshotRequest,
-    PbSnapshotResponse, PbStatusRequest, PbStatusResponse,
+    PbAlarmMember, PbAlarmRequest, PbAlarmResponse, PbDefragmentRequest, PbDefragmentResponse,
+    PbDowngradeRequest, PbDowngradeResponse, PbHashKvRequest, PbHashKvResponse, PbHashRequest,
+    PbHashResponse, PbMaintenanceService, PbMoveLeaderRequest, PbMoveLeaderResponse,
+    PbSnapshotRequest, PbSnapshotResponse, PbStatusRequest, PbStatusResponse,
 };
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::status::precondition;
 use super::{ETCD_VERSION, Member};
+use crate::embedded::Alarm;
 
-/// Number of `AlarmRequest.AlarmAction.ACTIVATE`.
+/// Numbers of `AlarmRequest.AlarmAction`.
 const ACTIVATE: i32 = 1;
+const DEACTIVATE: i32 = 2;
+
+/// Numbers of `AlarmType`.
+const NOSPACE: i32 = 1;
+const CORRUPT: i32 = 2;
+
+impl Member {
+    /// The first alarm that is raised.
+    pub fn alarm(&self) -> Option<String> {
+        self.store().alarms().first().map(error)
+    }
+
+    fn raised(&self) -> Vec<PbAlarmMember> {
+        let number = |alarm| match alarm {
+            Alarm::NoSpace => NOSPACE,
+            Alarm::Corrupt => CORRUPT,
+        };
+        let alarms = self.store().alarms().into_iter();
+        alarms
+            .map(|alarm| PbAlarmMember {
+                member_id: self.0.identity.member_id,
+                alarm: number(alarm),
+            })
+            .collect()
+    }
+}
 
 #[tonic::async_trait]
 impl PbMaintenanceService for Member {
-    /// This store raises no alarms: there are none to list or to disarm.
     async fn alarm(
         &self,
         request: Request<PbAlarmRequest>,
     ) -> Result<Response<PbAlarmResponse>, Status> {
-        if request.into_inner().action == ACTIVATE {
-            return Err(Status::unimplemented(
-                "etcdserver: alarms cannot be raised by clients here",
-            ));
+        let request = request.into_inner();
+        let mine = request.member_id == 0 || request.member_id == self.0.identity.member_id;
+        let of_kind = |alarm: &PbAlarmMember| request.alarm == 0 || alarm.alarm == request.alarm;
+        let mut alarms: Vec<_> = self.raised().into_iter().filter(of_kind).collect();
+        match request.action {
+            ACTIVATE if mine && request.alarm == NOSPACE => {
+                self.store().set_no_space(true).await?;
+                alarms = self.raised();
+            }
+            ACTIVATE => {
+                return Err(Status::unimplemented(
+                    "etcdserver: only the alarm NOSPACE of this member can be raised",
+                ));
+            }
+            // The answer is what was disarmed. Damage is not made good by a request.
+            DEACTIVATE => {
+                alarms.retain(|alarm| mine && alarm.alarm == NOSPACE);
+                if !alarms.is_empty() {
+                    self.store().set_no_space(false).await?;
+                }
+            }
+            _ => alarms.retain(|_| mine),
         }
         Ok(Response::new(PbAlarmResponse {
             header: Some(self.current_header()),
-            alarms: Vec::new(),
+            alarms,
         }))
     }
 
@@ -37,7 +84,7 @@ impl PbMaintenanceService for Member {
         _: Request<PbStatusRequest>,
     ) -> Result<Response<PbStatusResponse>, Status> {
         let header = self.current_header();
-        let size = i64::try_from(self.store().size()?).unwrap_or(i64::MAX);
+        let size = i64::try_from(self.store().size()).unwrap_or(i64::MAX);
         // There is no log of proposals apart from the revisions.
         let index = header.revision.unsigned_abs();
         Ok(Response::new(PbStatusResponse {
@@ -48,6 +95,7 @@ impl PbMaintenanceService for Member {
             raft_index: index,
             raft_applied_index: index,
             raft_term: header.raft_term,
+            errors: self.store().alarms().iter().map(error).collect(),
             header: Some(header),
             ..PbStatusResponse::default()
         }))
@@ -88,15 +136,23 @@ impl PbMaintenanceService for Member {
         }))
     }
 
-    type SnapshotStream = tokio_stream::Empty<Result<PbSnapshotResponse, Status>>;
+    type SnapshotStream = BoxStream<'static, Result<PbSnapshotResponse, Status>>;
 
     async fn snapshot(
         &self,
         _: Request<PbSnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(Status::unimplemented(
-            "etcdserver: snapshots over gRPC are not supported yet",
-        ))
+        let header = self.current_header();
+        let parts = ReceiverStream::new(self.store().snapshot()).map(move |part| {
+            let part = part?;
+            Ok(PbSnapshotResponse {
+                header: Some(header.clone()),
+                remaining_bytes: part.remaining,
+                blob: part.bytes.into(),
+                ..PbSnapshotResponse::default()
+            })
+        });
+        Ok(Response::new(parts.boxed()))
     }
 
     async fn move_leader(
@@ -118,5 +174,13 @@ impl PbMaintenanceService for Member {
         Err(Status::unimplemented(
             "etcdserver: this store has no other version to downgrade to",
         ))
+    }
+}
+
+/// An alarm in the words of etcd's status.
+fn error(alarm: &Alarm) -> String {
+    match alarm {
+        Alarm::NoSpace => "NOSPACE".into(),
+        Alarm::Corrupt => "CORRUPT".into(),
     }
 }

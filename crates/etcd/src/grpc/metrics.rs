@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::{CLUSTER_VERSION, ETCD_VERSION, Member};
-use crate::Error;
 
 /// What a member counts.
 #[derive(Default)]
@@ -52,7 +51,7 @@ impl Drop for Held<'_> {
 }
 
 impl Metrics {
-    pub(super) fn page(&self, member: &Member) -> Result<String, Error> {
+    pub(super) fn page(&self, member: &Member) -> String {
         let store = member.store();
         let identity = &member.0.identity;
         let mut page = String::new();
@@ -63,7 +62,7 @@ impl Metrics {
         let server_id = format!("{{server_id=\"{:x}\"}}", identity.member_id);
         let version = format!("{{server_version=\"{ETCD_VERSION}\"}}");
         let cluster = format!("{{cluster_version=\"{CLUSTER_VERSION}\"}}");
-        let size = i128::from(store.size()?);
+        let size = i128::from(store.size());
         family("etcd_server_has_leader", "gauge", "", 1);
         family("etcd_server_is_leader", "gauge", "", 1);
         family("etcd_server_id", "gauge", &server_id, 1);
@@ -106,6 +105,6 @@ impl Metrics {
             "",
             store.compacted_revision().into(),
         );
-        Ok(page)
+        page
     }
 }

@@ -25,7 +25,6 @@ use etcd_client::proto::{
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::Error;
 use crate::embedded::{Embedded, Identity};
 pub use metrics::Metrics;
 
@@ -75,22 +74,16 @@ struct Inner {
 
 impl Member {
     /// A member over a store; its streams end with `shutdown`.
-    ///
-    /// # Errors
-    /// When the store cannot record the new term.
-    pub fn new(
-        store: Arc<Embedded>,
-        options: Options,
-        shutdown: CancellationToken,
-    ) -> Result<Self, Error> {
-        let identity = store.begin_term()?;
-        Ok(Self(Arc::new(Inner {
+    #[must_use]
+    pub fn new(store: Arc<Embedded>, options: Options, shutdown: CancellationToken) -> Self {
+        let identity = store.identity();
+        Self(Arc::new(Inner {
             store,
             identity,
             options,
             metrics: Metrics::default(),
             shutdown,
-        })))
+        }))
     }
 
     /// All gRPC services.
@@ -107,10 +100,8 @@ impl Member {
     }
 
     /// The metrics page, in Prometheus' text format.
-    ///
-    /// # Errors
-    /// When the store's disk fails.
-    pub fn metrics_page(&self) -> Result<String, Error> {
+    #[must_use]
+    pub fn metrics_page(&self) -> String {
         self.0.metrics.page(self)
     }
 

@@ -10,9 +10,12 @@ impl From<Error> for Status {
             Error::Compacted { .. } | Error::FutureRevision | Error::LeaseTtlTooLarge => {
                 Code::OutOfRange
             }
-            Error::EmptyKey | Error::KeyNotFound | Error::DuplicateKey => Code::InvalidArgument,
+            Error::EmptyKey | Error::KeyNotFound | Error::DuplicateKey | Error::TooLarge => {
+                Code::InvalidArgument
+            }
             Error::LeaseNotFound => Code::NotFound,
             Error::LeaseExists => Code::FailedPrecondition,
+            Error::Corrupt => Code::DataLoss,
             Error::NoSpace => Code::ResourceExhausted,
             Error::Stopped | Error::Unavailable(_) => Code::Unavailable,
         };

@@ -286,6 +286,8 @@ impl Session<'_> {
                 match error {
                     Error::Compacted { compact_revision } => {
                         response.compact_revision = compact_revision;
+                        // As etcd has it.
+                        response.header = Some(self.member.header(0));
                     }
                     error => response.cancel_reason = error.to_string(),
                 }

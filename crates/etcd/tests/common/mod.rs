@@ -5,6 +5,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 
 use clap::Parser as _;
 use etcd_client::Client;
@@ -17,9 +18,20 @@ struct Cli {
     args: fluyt_etcd::Args,
 }
 
+pub mod process;
+pub mod proxy;
+pub mod random;
+
+/// Runs `fluyt etcd` with these arguments in this process, to its end.
+pub async fn fluyt_etcd(arguments: &[&str]) -> anyhow::Result<()> {
+    let line = ["etcd"].iter().chain(arguments);
+    let args = Cli::try_parse_from(line).unwrap().args;
+    fluyt_etcd::run(args, CancellationToken::new()).await
+}
+
 pub struct Server {
     pub url: String,
-    pub directory: TempDir,
+    pub directory: Arc<TempDir>,
     shutdown: CancellationToken,
     task: Option<tokio::task::JoinHandle<anyhow::Result<()>>>,
     child: Option<Child>,
@@ -37,7 +49,11 @@ impl Server {
     }
 
     pub async fn fluyt_at(url: &str, flags: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::fluyt_in(Arc::new(tempfile::tempdir().unwrap()), url, flags).await
+    }
+
+    /// In a directory that may have been used before.
+    pub async fn fluyt_in(directory: Arc<TempDir>, url: &str, flags: &[&str]) -> Self {
         let path = directory.path().to_str().unwrap();
         let mut line = vec!["etcd", "--data-dir", path, "--listen-client-urls", url];
         line.extend(flags);
@@ -55,25 +71,38 @@ impl Server {
         server
     }
 
-    /// Debian's etcd.
+    /// A real etcd: Debian's, or the one that `FLUYT_TEST_ETCD` names.
     pub async fn etcd() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let (url, peer) = (
-            format!("http://127.0.0.1:{}", free_port()),
-            format!("http://127.0.0.1:{}", free_port()),
-        );
-        let child = Command::new("/usr/bin/etcd")
+        Self::etcd_with("http", &[]).await
+    }
+
+    pub async fn etcd_with(scheme: &str, flags: &[&str]) -> Self {
+        let peer = format!("http://127.0.0.1:{}", free_port());
+        Self::etcd_in(Arc::new(tempfile::tempdir().unwrap()), &peer, scheme, flags).await
+    }
+
+    /// With the data in `data` under a directory.
+    pub async fn etcd_in(
+        directory: Arc<TempDir>,
+        peer: &str,
+        scheme: &str,
+        flags: &[&str],
+    ) -> Self {
+        let url = format!("{scheme}://127.0.0.1:{}", free_port());
+        let program = std::env::var("FLUYT_TEST_ETCD").unwrap_or_else(|_| "/usr/bin/etcd".into());
+        let child = Command::new(program)
             .env_clear()
+            .args(flags)
             .arg("--data-dir")
-            .arg(directory.path())
+            .arg(directory.path().join("data"))
             .args([
                 "--listen-client-urls",
                 &url,
                 "--advertise-client-urls",
                 &url,
             ])
-            .args(["--listen-peer-urls", &peer])
-            .args(["--initial-advertise-peer-urls", &peer])
+            .args(["--listen-peer-urls", peer])
+            .args(["--initial-advertise-peer-urls", peer])
             .args(["--initial-cluster", &format!("default={peer}")])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -90,7 +119,14 @@ impl Server {
         server
     }
 
-    fn address(&self) -> &str {
+    /// Sends a signal to a child process.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        let sent = Command::new("kill").args([name, &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    pub fn address(&self) -> &str {
         self.url.split_once("://").unwrap().1
     }
 
@@ -102,6 +138,11 @@ impl Server {
             if let Some(task) = &self.task {
                 assert!(!task.is_finished(), "the server ended");
             }
+            tokio::task::yield_now().await;
+        }
+        // etcd accepts connections a moment before it serves them.
+        let plain = self.child.is_some() && self.url.starts_with("http://");
+        while plain && !self.get("/health").await.contains("true") {
             tokio::task::yield_now().await;
         }
     }
@@ -151,9 +192,11 @@ impl Server {
             .await
             .unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
+        // A server that is only starting may end the connection.
+        if stream.write_all(request.as_bytes()).await.is_ok() {
+            let _ = stream.read_to_string(&mut answer).await;
+        }
         answer
     }
 
@@ -173,6 +216,7 @@ impl Drop for Server {
         self.shutdown.cancel();
         if let Some(child) = &mut self.child {
             child.kill().unwrap();
+            // A stopped process dies as well.
             child.wait().unwrap();
         }
     }

@@ -204,6 +204,7 @@ fn server_config(
             keys.proxy_client.key_pem.clone(),
         )),
         requestheader_ca_pem: Some(keys.front_proxy_ca.certificate_pem().to_owned()),
+        features: fluyt_apiserver::Features::default(),
         shutdown: shutdown.clone(),
     }
 }

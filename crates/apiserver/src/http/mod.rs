@@ -1,14 +1,20 @@
 //! Bodies, content negotiation and responses.
 
+mod accept;
+mod finish;
+
 use std::convert::Infallible;
 
 use bytes::Bytes;
 use fluyt_api::{Error, Reason};
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use serde_json::Value;
+
+pub use accept::{Accepted, Format, Offer, View, negotiate};
+pub use finish::Wanted;
 
 /// Any request or response body.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
@@ -106,62 +112,6 @@ pub fn error(error: &Error) -> Response<Body> {
     response
 }
 
-/// What a client wants to see of objects.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum View {
-    #[default]
-    Object,
-    Table,
-    PartialMetadata,
-}
-
-/// Reads `Accept`.
-///
-/// # Errors
-/// 406 when nothing of it can be served.
-pub fn negotiate(headers: &HeaderMap) -> Result<View, Error> {
-    let accept: Vec<&str> = headers
-        .get_all(ACCEPT)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .collect();
-    let accept = accept.join(",");
-    if accept.trim().is_empty() {
-        return Ok(View::Object);
-    }
-    for range in accept.split(',') {
-        let mut parts = range.split(';').map(str::trim);
-        let media = parts.next().unwrap_or_default();
-        if !matches!(media, "application/json" | "*/*" | "application/*") {
-            continue;
-        }
-        let parameter = |name: &str| {
-            range
-                .split(';')
-                .skip(1)
-                .filter_map(|p| p.trim().split_once('='))
-                .find(|(k, _)| *k == name)
-                .map(|(_, v)| v)
-        };
-        match (parameter("as"), parameter("g"), parameter("v")) {
-            (None, _, _) => return Ok(View::Object),
-            (Some("Table"), Some("meta.k8s.io"), Some("v1")) => return Ok(View::Table),
-            (
-                Some("PartialObjectMetadata" | "PartialObjectMetadataList"),
-                Some("meta.k8s.io"),
-                Some("v1"),
-            ) => {
-                return Ok(View::PartialMetadata);
-            }
-            _ => {}
-        }
-    }
-    Err(Error::new(
-        Reason::NotAcceptable,
-        "only the following media types are accepted: application/json, application/json;as=Table;g=meta.k8s.io;v=v1, application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
-    ))
-}
-
 /// The media type of a request body, without parameters.
 #[must_use]
 pub fn content_type(headers: &HeaderMap) -> &str {
@@ -170,33 +120,4 @@ pub fn content_type(headers: &HeaderMap) -> &str {
         .and_then(|v| v.to_str().ok())
         .unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn view(accept: &str) -> Option<View> {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, accept.parse().unwrap());
-        negotiate(&headers).ok()
-    }
-
-    #[test]
-    fn negotiation() {
-        assert_eq!(view("application/json"), Some(View::Object));
-        assert_eq!(
-            view("application/json;as=Table;v=v1;g=meta.k8s.io,application/json"),
-            Some(View::Table)
-        );
-        assert_eq!(
-            view("application/vnd.kubernetes.protobuf,application/json"),
-            Some(View::Object)
-        );
-        assert_eq!(
-            view("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"),
-            Some(View::PartialMetadata)
-        );
-        assert_eq!(view("image/png"), None);
-    }
 }

@@ -1,11 +1,18 @@
-//! `application/vnd.kubernetes.protobuf`: messages into objects, over the same schema as everything else.
+//! `application/vnd.kubernetes.protobuf`: messages into objects and back, over the same schema as everything else.
 //!
 //! A body is the magic `k8s\0` and a `runtime.Unknown` message that names the kind and carries the object's message.
+
+mod encode;
+mod unions;
 
 use serde_json::{Map, Value, json};
 
 use crate::decode::MAX_DEPTH;
-use crate::schema::{Field, Kind, Schema, TypeId};
+use crate::schema::{Field, Kind, Schema, Type, TypeId};
+
+pub use encode::{
+    body, encode, item_head, list_metadata, partial_metadata, seal, seal_head, seal_tail, watch_frame,
+};
 
 /// What starts every body.
 pub const MAGIC: &[u8; 4] = b"k8s\0";
@@ -61,8 +68,12 @@ pub fn open(body: &[u8]) -> Result<Envelope<'_>, String> {
 /// When the message is cut off, nested too deeply, or a value is not of its field's type. Unknown fields are skipped, as
 /// protobuf has it.
 pub fn decode(schema: &Schema, ty: TypeId, message: &[u8]) -> Result<Value, String> {
+    decode_at(schema, ty, message, 0)
+}
+
+fn decode_at(schema: &Schema, ty: TypeId, message: &[u8], depth: usize) -> Result<Value, String> {
     let mut object = Map::new();
-    object_fields(schema, ty, &[], message, &mut object, 0)?;
+    object_fields(schema, ty, &[], message, &mut object, depth)?;
     Ok(Value::Object(object))
 }
 
@@ -151,13 +162,14 @@ fn object_fields(
     if depth > MAX_DEPTH {
         return Err("exceeded max depth".into());
     }
-    let fields = &schema.get(ty).fields;
+    let of = schema.get(ty);
+    let fields = &of.fields;
     for entry in Fields(message) {
         let (number, wire) = entry?;
         let mut path = prefix.to_vec();
         path.push(number);
         if let Some(field) = fields.iter().find(|f| *f.path == path[..]) {
-            add(schema, field, wire, object, depth)?;
+            add(schema, of, field, wire, object, depth)?;
         } else if let Wire::Bytes(inner) = wire
             && fields.iter().any(|f| f.path.starts_with(&path))
         {
@@ -170,12 +182,17 @@ fn object_fields(
 /// Adds one occurrence of a field.
 fn add(
     schema: &Schema,
+    of: &Type,
     field: &Field,
     wire: Wire<'_>,
     object: &mut Map<String, Value>,
     depth: usize,
 ) -> Result<(), String> {
     let name = field.name.to_string();
+    if is_wrapped_list(of, field) {
+        object.insert(name, map_value(schema, &field.kind, wire, depth)?);
+        return Ok(());
+    }
     match &field.kind {
         Kind::List(item) => {
             let slot = object.entry(name).or_insert_with(|| json!([]));
@@ -202,6 +219,9 @@ fn add(
             for part in Fields(entry) {
                 match part? {
                     (1, Wire::Bytes(text)) => key = utf8(text)?.to_owned(),
+                    (2, Wire::Bytes(raw)) if unions::is_union(of, &field.name) => {
+                        content = Some(unions::decode(&field.name, raw, depth)?);
+                    }
                     (2, wire) => content = Some(map_value(schema, item, wire, depth)?),
                     _ => {}
                 }
@@ -221,6 +241,12 @@ fn add(
                 object_fields(schema, *inner, &[], message, map, depth + 1)?;
             }
         }
+        Kind::Json if unions::is_union(of, &field.name) => {
+            let Wire::Bytes(raw) = wire else {
+                return Err(mismatch(field));
+            };
+            object.insert(name, unions::decode(&field.name, raw, depth)?);
+        }
         kind => {
             let value = value(schema, kind, wire, depth)?;
             // What Go writes for an unset string is not there in JSON; neither is the zero time.
@@ -231,6 +257,11 @@ fn add(
         }
     }
     Ok(())
+}
+
+/// The one list that is wrapped in a message without being a map's value: Go gives it a type of its own.
+fn is_wrapped_list(of: &Type, field: &Field) -> bool {
+    &*field.name == "verbs" && of.name.ends_with(".APIResource")
 }
 
 /// Lists as values of a map are wrapped in a message with `items`.
@@ -470,6 +501,121 @@ mod tests {
         );
         assert!(open(b"{}").is_err());
         assert!(open(&body[..body.len() - 1]).is_err());
+    }
+
+    /// Everything of a pod but `status` survives the way to upstream's definitions and back.
+    #[test]
+    fn objects_become_messages_of_upstreams_definitions() {
+        let object = decode_pod(&pod().encode_to_vec()).unwrap();
+        let schema = Schema::builtin();
+        let ty = schema.find("io.k8s.api.core.v1.Pod").unwrap();
+        let bytes = encode(ty, &object);
+        let read = core::Pod::decode(bytes.as_slice()).unwrap();
+        assert_eq!(decode_pod(&read.encode_to_vec()).unwrap(), object);
+        assert_eq!(read.spec, pod().spec);
+        let body = seal("v1", "Pod", &bytes);
+        assert_eq!(open(&body).unwrap().raw, bytes);
+        use k8s_pb::apimachinery::pkg::apis::meta::v1::WatchEvent;
+        let frame = watch_frame("ADDED", &body);
+        let length = u32::from_be_bytes(frame[..4].try_into().unwrap());
+        assert_eq!(usize::try_from(length).unwrap(), frame.len() - 4);
+        let event = WatchEvent::decode(&frame[4..]).unwrap();
+        assert_eq!(event.r#type.as_deref(), Some("ADDED"));
+        assert_eq!(event.object.unwrap().raw.unwrap(), body);
+    }
+
+    #[test]
+    fn schemas_of_custom_resources_round_trip() {
+        let schema = Schema::builtin();
+        let ty = schema
+            .find("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
+            .unwrap();
+        let object = json!({"type": "object", "default": {"a": [1, null]}, "enum": ["x", 1], "$ref": "r",
+            "items": {"type": "string"}, "additionalProperties": false, "additionalItems": {"type": "number"},
+            "dependencies": {"a": ["b"], "c": {"type": "string"}}, "maximum": 1.5,
+            "properties": {"p": {"items": [{"type": "integer"}], "additionalProperties": true}}});
+        assert_eq!(decode(schema, ty, &encode(ty, &object)).unwrap(), object);
+    }
+
+    /// A value of a kind, complete down to some depth.
+    fn sample(kind: &Kind, seed: u32, depth: usize) -> Value {
+        let schema = Schema::builtin();
+        match kind {
+            Kind::String => format!("s{seed}").into(),
+            Kind::Int32 | Kind::Int64 => (i64::from(seed) - 3).into(),
+            Kind::Bool => true.into(),
+            Kind::Double => (f64::from(seed) / 4.0 + 0.5).into(),
+            Kind::Bytes => "AAEC".into(),
+            Kind::Time => "2026-01-02T03:04:05Z".into(),
+            Kind::MicroTime => "2026-01-02T03:04:05.000006Z".into(),
+            Kind::Quantity => "100m".into(),
+            Kind::IntOrString if seed % 2 == 0 => 80.into(),
+            Kind::IntOrString => "http".into(),
+            Kind::Json => json!({"f:x": {}}),
+            Kind::List(item) => json!([sample(item, seed, depth), sample(item, seed + 1, depth)]),
+            Kind::Map(item) => json!({"a": sample(item, seed, depth), "b": sample(item, seed + 1, depth)}),
+            Kind::Object(_) if depth == 0 => json!({}),
+            Kind::Object(ty) => {
+                let ty = schema.get(*ty);
+                let numbered = ty.fields.iter().filter(|f| !f.path.is_empty());
+                let field = |f: &Field| {
+                    let value = if unions::is_union(ty, &f.name) {
+                        json!({})
+                    } else {
+                        sample(&f.kind, seed + f.path[0], depth - 1)
+                    };
+                    (f.name.to_string(), value)
+                };
+                numbered
+                    .filter(|f| &*f.name != "dependencies")
+                    .map(field)
+                    .collect()
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_round_trips() {
+        let schema = Schema::builtin();
+        for resource in crate::resources::builtin() {
+            let Some(ty) = resource.ty else { continue };
+            let object = sample(&Kind::Object(ty), 1, 6);
+            let bytes = encode(ty, &object);
+            let decoded = decode(schema, ty, &bytes).unwrap();
+            assert_eq!(decoded, object, "{}", resource.kind);
+        }
+    }
+
+    /// What is encoded is what prost makes of upstream's definitions: nothing is lost or misplaced on the way through them.
+    #[test]
+    fn upstreams_definitions_read_every_field() {
+        fn check<M: prost::Message + Default>(name: &str) {
+            let schema = Schema::builtin();
+            let ty = schema.find(name).unwrap();
+            let object = sample(&Kind::Object(ty), 1, 7);
+            let read = M::decode(encode(ty, &object).as_slice()).unwrap();
+            let again = decode(schema, ty, &read.encode_to_vec()).unwrap();
+            assert_eq!(again, object, "{name}");
+        }
+        use k8s_pb::api as a;
+        check::<core::Node>("io.k8s.api.core.v1.Node");
+        check::<core::Service>("io.k8s.api.core.v1.Service");
+        check::<core::Secret>("io.k8s.api.core.v1.Secret");
+        check::<core::PersistentVolume>("io.k8s.api.core.v1.PersistentVolume");
+        check::<core::Event>("io.k8s.api.core.v1.Event");
+        check::<core::Endpoints>("io.k8s.api.core.v1.Endpoints");
+        check::<a::apps::v1::Deployment>("io.k8s.api.apps.v1.Deployment");
+        check::<a::apps::v1::ControllerRevision>("io.k8s.api.apps.v1.ControllerRevision");
+        check::<a::batch::v1::Job>("io.k8s.api.batch.v1.Job");
+        check::<a::autoscaling::v2::HorizontalPodAutoscaler>("io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler");
+        check::<a::networking::v1::Ingress>("io.k8s.api.networking.v1.Ingress");
+        check::<a::rbac::v1::ClusterRole>("io.k8s.api.rbac.v1.ClusterRole");
+        check::<a::certificates::v1::CertificateSigningRequest>("io.k8s.api.certificates.v1.CertificateSigningRequest");
+        check::<a::discovery::v1::EndpointSlice>("io.k8s.api.discovery.v1.EndpointSlice");
+        check::<a::coordination::v1::Lease>("io.k8s.api.coordination.v1.Lease");
+        check::<a::storage::v1::CSINode>("io.k8s.api.storage.v1.CSINode");
+        check::<meta::APIResource>("io.k8s.apimachinery.pkg.apis.meta.v1.APIResource");
+        check::<meta::Status>("io.k8s.apimachinery.pkg.apis.meta.v1.Status");
     }
 
     proptest! {

@@ -1,0 +1,307 @@
+//! `Accept`: which format a client wants, and which view of objects.
+
+use fluyt_api::{Error, Reason};
+use http::header::{ACCEPT, HeaderMap};
+
+use crate::features::Features;
+
+/// How an object is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    #[default]
+    Json,
+    Yaml,
+    Protobuf,
+    Cbor,
+}
+
+/// What a client wants to see of objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum View {
+    #[default]
+    Object,
+    Table,
+    PartialMetadata,
+}
+
+/// What was agreed on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accepted {
+    pub format: Format,
+    pub view: View,
+}
+
+/// What an endpoint has to offer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Offer {
+    pub features: Features,
+    /// Built-in kinds only.
+    pub protobuf: bool,
+    /// A stream of events.
+    pub watch: bool,
+    /// A collection, whose endpoint also watches.
+    pub list: bool,
+}
+
+impl Format {
+    #[must_use]
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Yaml => "application/yaml",
+            Self::Protobuf => "application/vnd.kubernetes.protobuf",
+            Self::Cbor => "application/cbor",
+        }
+    }
+
+    /// Of a stream of events.
+    #[must_use]
+    pub fn watch_media_type(self) -> &'static str {
+        match self {
+            Self::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+            Self::Cbor => "application/cbor-seq",
+            _ => "application/json",
+        }
+    }
+}
+
+impl Offer {
+    /// In order of preference.
+    fn formats(self) -> impl Iterator<Item = Format> {
+        [Format::Json, Format::Yaml, Format::Protobuf, Format::Cbor]
+            .into_iter()
+            .filter(move |format| match format {
+                Format::Json => true,
+                Format::Yaml => !self.watch,
+                Format::Protobuf => self.protobuf,
+                Format::Cbor => self.features.cbor,
+            })
+    }
+
+    /// As error messages list them.
+    #[must_use]
+    pub fn media_types(self) -> String {
+        let name = |format: Format| match (self.watch, format) {
+            (true, Format::Json) => "application/json;stream=watch",
+            (true, format) => format.watch_media_type(),
+            (false, format) => format.media_type(),
+        };
+        let names: Vec<&str> = self.formats().map(name).collect();
+        names.join(", ")
+    }
+
+    /// Everything that the path of this endpoint answers with.
+    fn of_path(self) -> String {
+        let object = Self {
+            watch: false,
+            ..self
+        };
+        let mut all = object.media_types();
+        if self.list || self.watch {
+            let watch = Self {
+                watch: true,
+                ..self
+            };
+            all.push_str(", ");
+            all.push_str(&watch.media_types());
+        }
+        all
+    }
+}
+
+/// One element of `Accept`.
+#[derive(Debug)]
+struct Range<'a> {
+    kind: &'a str,
+    subtype: &'a str,
+    quality: f32,
+    parameters: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Range<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let mut parts = text.split(';').map(str::trim);
+        let media = parts.next()?;
+        let (kind, subtype) = match media.split_once('/') {
+            Some(pair) => pair,
+            None if media == "*" => ("*", "*"),
+            None => return None,
+        };
+        let mut range = Self {
+            kind,
+            subtype,
+            quality: 1.0,
+            parameters: Vec::new(),
+        };
+        for (name, value) in parts.filter_map(|p| p.split_once('=')) {
+            if name == "q" {
+                range.quality = value.parse().unwrap_or(1.0);
+            } else {
+                range.parameters.push((name, value));
+            }
+        }
+        Some(range)
+    }
+
+    fn covers(&self, format: Format) -> bool {
+        let Some((kind, subtype)) = format.media_type().split_once('/') else {
+            return false;
+        };
+        (self.kind == "*" || self.kind == kind)
+            && (self.subtype == "*" || self.subtype == subtype)
+    }
+
+    fn parameter(&self, name: &str) -> Option<&'a str> {
+        let found = self.parameters.iter().find(|(n, _)| *n == name);
+        found.map(|(_, value)| *value)
+    }
+
+    /// What the range wants of objects; `None` when nobody can give it.
+    fn view(&self) -> Option<View> {
+        match (
+            self.parameter("as"),
+            self.parameter("g"),
+            self.parameter("v"),
+        ) {
+            (None, _, _) => Some(View::Object),
+            (Some("Table"), Some("meta.k8s.io"), Some("v1" | "v1beta1")) => Some(View::Table),
+            (
+                Some("PartialObjectMetadata" | "PartialObjectMetadataList"),
+                Some("meta.k8s.io"),
+                Some("v1" | "v1beta1"),
+            ) => Some(View::PartialMetadata),
+            _ => None,
+        }
+    }
+}
+
+fn header(headers: &HeaderMap) -> String {
+    let values = headers.get_all(ACCEPT).iter();
+    let values: Vec<&str> = values.filter_map(|v| v.to_str().ok()).collect();
+    values.join(",")
+}
+
+/// Agrees with a client on a format and a view.
+///
+/// # Errors
+/// 406 when nothing that it accepts can be served.
+pub fn negotiate(headers: &HeaderMap, offer: Offer) -> Result<Accepted, Error> {
+    let accept = header(headers);
+    if accept.trim().is_empty() {
+        return Ok(Accepted::default());
+    }
+    let mut ranges: Vec<Range<'_>> = accept.split(',').filter_map(Range::parse).collect();
+    ranges.sort_by(|a, b| b.quality.total_cmp(&a.quality));
+    for range in &ranges {
+        let Some(view) = range.view() else { continue };
+        for format in offer.formats().filter(|f| range.covers(*f)) {
+            let streams = range.parameter("stream").is_none_or(|s| s == "watch");
+            // Tables have no protobuf form.
+            if streams && (view != View::Table || format != Format::Protobuf) {
+                return Ok(Accepted { format, view });
+            }
+        }
+    }
+    // The path refuses types that it knows nothing of before the endpoint looks closer.
+    let path = Offer {
+        watch: false,
+        ..offer
+    };
+    let known = |range: &Range<'_>| path.formats().any(|format| range.covers(format));
+    let message = if ranges.iter().any(known) {
+        format!(
+            "only the following media types are accepted: {}",
+            offer.media_types()
+        )
+    } else {
+        format!(
+            "406: Not Acceptable\n\nAvailable representations: {}",
+            offer.of_path()
+        )
+    };
+    Err(Error::new(Reason::NotAcceptable, message))
+}
+
+/// The format for an answer that has no views, such as an error.
+#[must_use]
+pub fn plain_format(headers: &HeaderMap, features: Features) -> Format {
+    let offer = Offer {
+        features,
+        protobuf: true,
+        ..Offer::default()
+    };
+    negotiate(headers, offer).map_or(Format::Json, |accepted| accepted.format)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agree(accept: &str, offer: Offer) -> Result<(Format, View), String> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, accept.parse().unwrap());
+        negotiate(&headers, offer)
+            .map(|a| (a.format, a.view))
+            .map_err(|e| e.message)
+    }
+
+    fn builtin() -> Offer {
+        Offer {
+            protobuf: true,
+            ..Offer::default()
+        }
+    }
+
+    #[test]
+    fn negotiation() {
+        let json = Ok((Format::Json, View::Object));
+        assert_eq!(agree("application/json", builtin()), json);
+        assert_eq!(agree("*/*", builtin()), json);
+        assert_eq!(
+            agree(
+                "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+                builtin()
+            ),
+            Ok((Format::Json, View::Table))
+        );
+        assert_eq!(
+            agree("application/vnd.kubernetes.protobuf,application/json", builtin()),
+            Ok((Format::Protobuf, View::Object))
+        );
+        assert_eq!(
+            agree(
+                "application/vnd.kubernetes.protobuf,application/json",
+                Offer::default()
+            ),
+            json
+        );
+        assert_eq!(
+            agree("application/json;q=0.5,application/yaml;q=0.9", builtin()),
+            Ok((Format::Yaml, View::Object))
+        );
+        assert_eq!(
+            agree(
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
+                builtin()
+            ),
+            Ok((Format::Protobuf, View::PartialMetadata))
+        );
+    }
+
+    #[test]
+    fn refusals_are_upstreams() {
+        assert_eq!(
+            agree("image/png", Offer { list: true, ..builtin() }),
+            Err("406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, application/vnd.kubernetes.protobuf, application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch".into())
+        );
+        assert_eq!(
+            agree("application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1", builtin()),
+            Err("only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf".into())
+        );
+        assert_eq!(
+            agree("application/yaml", Offer { watch: true, ..builtin() }),
+            Err("only the following media types are accepted: application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch".into())
+        );
+        assert!(agree("application/cbor", builtin()).is_err());
+    }
+}
