@@ -279,7 +279,10 @@ mod tests {
         assert_eq!(decode(&bytes).unwrap(), value);
         // Text strings, indefinite lengths, half floats and base64 hints are read as well.
         let other = b"\xbf\x61a\x9f\xf9\x3c\x00\x7f\x61x\x61y\xff\xff\x61b\xd6\x42\x01\x02\xff";
-        assert_eq!(decode(other).unwrap(), json!({"a": [1.0, "xy"], "b": "AQI="}));
+        assert_eq!(
+            decode(other).unwrap(),
+            json!({"a": [1.0, "xy"], "b": "AQI="})
+        );
     }
 
     #[test]

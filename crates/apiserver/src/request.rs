@@ -62,6 +62,11 @@ impl Query {
             .map(|(_, v)| v.as_str())
     }
 
+    /// Every parameter, in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+
     /// `true`, `1` or just present.
     #[must_use]
     pub fn flag(&self, name: &str) -> bool {
@@ -121,8 +126,7 @@ impl RequestInfo {
     /// Whether the answer may be compressed: what is there at once, not what happens over time.
     #[must_use]
     pub fn is_compressible(&self) -> bool {
-        matches!(self.verb, "get" | "list")
-            && (self.is_api() || self.path.starts_with("/openapi/"))
+        matches!(self.verb, "get" | "list") && (self.is_api() || self.path.starts_with("/openapi/"))
     }
 
     /// The selector-pinned name of a list or watch, which authorization treats as the object's name.

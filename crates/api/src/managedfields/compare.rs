@@ -122,9 +122,8 @@ impl<'v> Walk<'v> {
         let (before, now) = (fields(old), fields(new));
         // What is always there is there when what holds it is.
         let get = |side: Option<&'v Value>, map: Option<&'v Map<String, Value>>, name: &str| {
-            map.and_then(|m| m.get(name)).or_else(|| {
-                side.is_some().then(|| shape.implied(name)).flatten()
-            })
+            map.and_then(|m| m.get(name))
+                .or_else(|| side.is_some().then(|| shape.implied(name)).flatten())
         };
         let mut step = |name: &'v str| {
             let (was, is) = (get(old, before, name), get(new, now, name));

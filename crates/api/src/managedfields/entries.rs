@@ -75,7 +75,11 @@ impl Entry {
         }
         match text("fieldsType") {
             "FieldsV1" => {}
-            "" => return Err(format!("missing fieldsType in managed fields entry {index}")),
+            "" => {
+                return Err(format!(
+                    "missing fieldsType in managed fields entry {index}"
+                ));
+            }
             other => {
                 return Err(format!(
                     "invalid fieldsType {other:?} in managed fields entry {index}"
@@ -188,7 +192,8 @@ impl Managed {
                 .collect();
             entries.sort_by(|a, b| {
                 let (x, y) = (&a.manager, &b.manager);
-                let key = |m: &Manager| (m.name.clone(), m.api_version.clone(), m.subresource.clone());
+                let key =
+                    |m: &Manager| (m.name.clone(), m.api_version.clone(), m.subresource.clone());
                 a.time.cmp(&b.time).then_with(|| key(x).cmp(&key(y)))
             });
             entries.into_iter().map(|e| e.manager.clone()).collect()

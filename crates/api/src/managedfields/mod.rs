@@ -144,12 +144,7 @@ impl FieldManager<'_> {
     }
 
     /// Compares two objects that are in the version `at`.
-    fn comparisons<'v>(
-        &'v self,
-        at: &'v str,
-        old: &'v Value,
-        new: &'v Value,
-    ) -> Comparisons<'v> {
+    fn comparisons<'v>(&'v self, at: &'v str, old: &'v Value, new: &'v Value) -> Comparisons<'v> {
         let mut comparisons = Comparisons {
             manager: self,
             old,
@@ -320,9 +315,7 @@ impl FieldManager<'_> {
         let last = managed.take(&writer);
         let wanted = self.without_reset(to_set(shape, config));
         let pruned = match &last {
-            Some(last) if !last.set.is_empty() => {
-                self.prune(merged, &managed, &wanted, last)?
-            }
+            Some(last) if !last.set.is_empty() => self.prune(merged, &managed, &wanted, last)?,
             _ => merged,
         };
         let mut comparisons = self.comparisons(self.requested, &before, &pruned);
@@ -380,9 +373,7 @@ impl FieldManager<'_> {
     ) -> Result<Value, Error> {
         let version = last.manager.api_version.as_str();
         let convert = |object: &Value, from: &str, to: &str| {
-            self.versions
-                .convert(object, from, to)
-                .map(Cow::into_owned)
+            self.versions.convert(object, from, to).map(Cow::into_owned)
         };
         let (Some(at_last), Some(shape)) = (
             convert(&merged, self.requested, version),
@@ -538,10 +529,7 @@ impl Comparisons<'_> {
     }
 }
 
-fn conflicts(
-    others: &Managed,
-    comparisons: &mut Comparisons<'_>,
-) -> Result<Vec<Conflict>, Error> {
+fn conflicts(others: &Managed, comparisons: &mut Comparisons<'_>) -> Result<Vec<Conflict>, Error> {
     let mut conflicts = Vec::new();
     for entry in &others.0 {
         let Some(changed) = comparisons.of(&entry.manager.api_version) else {

@@ -97,16 +97,27 @@ mod tests {
             entry
         };
         let replicas = json!({"f:spec": {"f:replicas": {}}});
-        let parent = json!([entry("a", "", "apps/v1", json!({"f:spec": {"f:paused": {}, "f:replicas": {}}}))]);
+        let parent = json!([entry(
+            "a",
+            "",
+            "apps/v1",
+            json!({"f:spec": {"f:paused": {}, "f:replicas": {}}})
+        )]);
         let seen = to_scale(&parent, &["spec", "replicas"]);
-        assert_eq!(seen, json!([entry("a", "", "autoscaling/v1", replicas.clone())]));
+        assert_eq!(
+            seen,
+            json!([entry("a", "", "autoscaling/v1", replicas.clone())])
+        );
         let unchanged = from_scale(&parent, &seen, "apps/v1", &["spec", "replicas"]);
         assert_eq!(unchanged, parent);
         let taken = json!([entry("b", "scale", "autoscaling/v1", replicas.clone())]);
         let after = from_scale(&parent, &taken, "apps/v1", &["spec", "replicas"]);
         assert_eq!(
             after,
-            json!([entry("a", "", "apps/v1", json!({"f:spec": {"f:paused": {}}})), entry("b", "scale", "apps/v1", replicas)])
+            json!([
+                entry("a", "", "apps/v1", json!({"f:spec": {"f:paused": {}}})),
+                entry("b", "scale", "apps/v1", replicas)
+            ])
         );
     }
 }

@@ -192,9 +192,9 @@ impl<'s> Shape<'s> {
             ListType::Map(keys) => keys,
             ListType::Set => {
                 return match item {
-                    Value::Object(_) => Err(
-                        "associative list without keys has an element that's a map type".into(),
-                    ),
+                    Value::Object(_) => {
+                        Err("associative list without keys has an element that's a map type".into())
+                    }
                     Value::Array(_) => {
                         Err("not supported: associative list with lists as elements".into())
                     }
@@ -246,7 +246,9 @@ impl<'s> Shape<'s> {
     /// The items of a list with the keys that identify them; items without identity are left out.
     #[must_use]
     pub fn items<'v>(&self, list: Option<&'v Value>) -> Vec<(String, &'v Value)> {
-        let items = list.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let items = list
+            .and_then(Value::as_array)
+            .map_or(&[][..], Vec::as_slice);
         items
             .iter()
             .filter_map(|item| Some((self.identity(item).ok()?.to_key(), item)))

@@ -9,7 +9,10 @@ const LATER: &str = "2026-01-01T00:00:09Z";
 
 /// Calls `with` with the manager of a built-in resource.
 fn manager<T>(plural: &str, now: &str, with: impl FnOnce(&FieldManager<'_>) -> T) -> T {
-    let resource = resources::builtin().iter().find(|r| r.plural == plural).unwrap();
+    let resource = resources::builtin()
+        .iter()
+        .find(|r| r.plural == plural)
+        .unwrap();
     let snapshot = Snapshot::default();
     let versions = Served {
         snapshot: &snapshot,
@@ -58,7 +61,11 @@ fn owners(object: &Value) -> Vec<(String, Value)> {
         .flatten()
         .map(|e| {
             (
-                format!("{} {}", e["manager"].as_str().unwrap(), e["operation"].as_str().unwrap()),
+                format!(
+                    "{} {}",
+                    e["manager"].as_str().unwrap(),
+                    e["operation"].as_str().unwrap()
+                ),
                 e["fieldsV1"].clone(),
             )
         })
@@ -100,7 +107,13 @@ fn creation_owns_what_it_states_as_upstream_writes_it() {
 
 #[test]
 fn conflicts_are_told_and_force_takes_over() {
-    let created = apply(&Value::Null, &config_map(json!({"a": "1", "b": "1"})), "one", false).unwrap();
+    let created = apply(
+        &Value::Null,
+        &config_map(json!({"a": "1", "b": "1"})),
+        "one",
+        false,
+    )
+    .unwrap();
     let error = apply(&created, &config_map(json!({"a": "2"})), "two", false).unwrap_err();
     assert_eq!(error.code, 409);
     assert_eq!(
@@ -118,12 +131,22 @@ fn conflicts_are_told_and_force_takes_over() {
             ("two Apply".into(), json!({"f:data": {"f:a": {}}}))
         ]
     );
-    let updated = update(&created, {
-        let mut new = created.clone();
-        new["data"]["a"] = "3".into();
-        new
-    }, "editor");
-    let error = apply(&updated, &config_map(json!({"a": "1", "b": "1", "c": "1"})), "one", false).unwrap_err();
+    let updated = update(
+        &created,
+        {
+            let mut new = created.clone();
+            new["data"]["a"] = "3".into();
+            new
+        },
+        "editor",
+    );
+    let error = apply(
+        &updated,
+        &config_map(json!({"a": "1", "b": "1", "c": "1"})),
+        "one",
+        false,
+    )
+    .unwrap_err();
     assert_eq!(
         error.message,
         "Apply failed with 1 conflict: conflict with \"editor\" using v1: .data.a"
@@ -132,7 +155,13 @@ fn conflicts_are_told_and_force_takes_over() {
 
 #[test]
 fn what_an_applier_gives_up_goes_unless_another_owns_it() {
-    let one = apply(&Value::Null, &config_map(json!({"a": "1", "b": "1", "c": "1"})), "one", false).unwrap();
+    let one = apply(
+        &Value::Null,
+        &config_map(json!({"a": "1", "b": "1", "c": "1"})),
+        "one",
+        false,
+    )
+    .unwrap();
     let both = apply(&one, &config_map(json!({"b": "1"})), "two", false).unwrap();
     let less = apply(&both, &config_map(json!({"a": "1"})), "one", false).unwrap();
     assert_eq!(less["data"], json!({"a": "1", "b": "1"}));
@@ -148,16 +177,43 @@ fn what_an_applier_gives_up_goes_unless_another_owns_it() {
 
 #[test]
 fn items_of_lists_are_merged_and_removed_by_their_keys() {
-    let one = apply(&Value::Null, &deployment(json!([{"name": "a", "image": "1"}, {"name": "b", "image": "1"}])), "one", false).unwrap();
-    let two = apply(&one, &deployment(json!([{"name": "c", "image": "1"}, {"name": "a", "image": "1"}])), "two", false).unwrap();
+    let one = apply(
+        &Value::Null,
+        &deployment(json!([{"name": "a", "image": "1"}, {"name": "b", "image": "1"}])),
+        "one",
+        false,
+    )
+    .unwrap();
+    let two = apply(
+        &one,
+        &deployment(json!([{"name": "c", "image": "1"}, {"name": "a", "image": "1"}])),
+        "two",
+        false,
+    )
+    .unwrap();
     let names = |object: &Value| -> Vec<String> {
         let list = object["spec"]["template"]["spec"]["containers"].as_array();
-        list.unwrap().iter().map(|c| c["name"].as_str().unwrap().to_owned()).collect()
+        list.unwrap()
+            .iter()
+            .map(|c| c["name"].as_str().unwrap().to_owned())
+            .collect()
     };
     assert_eq!(names(&two), ["c", "a", "b"]);
-    let gone = apply(&two, &deployment(json!([{"name": "b", "image": "1"}])), "one", false).unwrap();
+    let gone = apply(
+        &two,
+        &deployment(json!([{"name": "b", "image": "1"}])),
+        "one",
+        false,
+    )
+    .unwrap();
     assert_eq!(names(&gone), ["c", "a", "b"]);
-    let gone = apply(&gone, &deployment(json!([{"name": "c", "image": "1"}])), "two", false).unwrap();
+    let gone = apply(
+        &gone,
+        &deployment(json!([{"name": "c", "image": "1"}])),
+        "two",
+        false,
+    )
+    .unwrap();
     assert_eq!(names(&gone), ["c", "b"]);
 }
 
@@ -171,7 +227,9 @@ fn kubectl_takes_over_what_it_applied_on_the_client() {
     assert!(apply(&live, &changed, "other", false).is_err());
     let taken = apply(&live, &changed, "kubectl", false).unwrap();
     assert_eq!(taken["data"]["a"], "2");
-    let annotation = taken["metadata"]["annotations"][LAST_APPLIED].as_str().unwrap();
+    let annotation = taken["metadata"]["annotations"][LAST_APPLIED]
+        .as_str()
+        .unwrap();
     assert_eq!(serde_json::from_str::<Value>(annotation).unwrap(), changed);
 }
 
@@ -179,18 +237,25 @@ fn kubectl_takes_over_what_it_applied_on_the_client() {
 fn untracked_objects_get_an_owner_at_the_first_apply() {
     let mut live = config_map(json!({"a": "1"}));
     meta::set(&mut live, "uid", "u");
-    let same = update(&live, {
-        let mut new = live.clone();
-        new["data"]["a"] = "2".into();
-        new
-    }, "x");
+    let same = update(
+        &live,
+        {
+            let mut new = live.clone();
+            new["data"]["a"] = "2".into();
+            new
+        },
+        "x",
+    );
     assert!(same["metadata"]["managedFields"].is_null());
     let applied = apply(&live, &config_map(json!({"b": "1"})), "one", false).unwrap();
     assert_eq!(
         owners(&applied),
         [
             ("one Apply".into(), json!({"f:data": {"f:b": {}}})),
-            ("before-first-apply Update".into(), json!({"f:data": {".": {}, "f:a": {}}}))
+            (
+                "before-first-apply Update".into(),
+                json!({"f:data": {".": {}, "f:a": {}}})
+            )
         ]
     );
 }
@@ -198,7 +263,11 @@ fn untracked_objects_get_an_owner_at_the_first_apply() {
 #[test]
 fn managed_fields_are_reset_on_request_and_nonsense_is_ignored() {
     let created = update(&Value::Null, config_map(json!({"a": "1"})), "x");
-    for (given, left) in [(json!([]), 0), (json!([{}]), 0), (json!([{"manager": "bad"}]), 1)] {
+    for (given, left) in [
+        (json!([]), 0),
+        (json!([{}]), 0),
+        (json!([{"manager": "bad"}]), 1),
+    ] {
         let mut new = created.clone();
         new["metadata"]["managedFields"] = given;
         let updated = update(&created, new, "y");
@@ -223,8 +292,12 @@ fn bad_configurations_are_refused() {
     let mut wrong = config_map(json!({"a": "1"}));
     wrong["metadata"]["managedFields"] = json!([{"manager": "x"}]);
     let refused = |config: &Value| apply(&Value::Null, config, "one", false).unwrap_err();
-    assert_eq!(refused(&wrong).message, "metadata.managedFields must be nil");
-    let unknown = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "spec": {}});
+    assert_eq!(
+        refused(&wrong).message,
+        "metadata.managedFields must be nil"
+    );
+    let unknown =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "spec": {}});
     let error = refused(&unknown);
     assert_eq!(error.code, 500);
     assert_eq!(
@@ -232,7 +305,13 @@ fn bad_configurations_are_refused() {
         "failed to create typed patch object (/a; /v1, Kind=ConfigMap): .spec: field not declared in schema"
     );
     let error = manager("configmaps", NOW, |m| {
-        m.apply(&Value::Null, &deployment(json!([])), "ConfigMap", "x", false)
+        m.apply(
+            &Value::Null,
+            &deployment(json!([])),
+            "ConfigMap",
+            "x",
+            false,
+        )
     });
     assert_eq!(
         error.unwrap_err().message,
@@ -271,8 +350,12 @@ fn configuration() -> impl Strategy<Value = Value> {
             c
         });
     let labels = prop::collection::btree_map("[k-m]", "[0-1]", 0..3);
-    (prop::collection::vec(container, 1..4), labels, prop::option::of(0..3_i32)).prop_map(
-        |(mut containers, labels, replicas)| {
+    (
+        prop::collection::vec(container, 1..4),
+        labels,
+        prop::option::of(0..3_i32),
+    )
+        .prop_map(|(mut containers, labels, replicas)| {
             containers.sort_by_key(|c| c["name"].to_string());
             containers.dedup_by_key(|c| c["name"].to_string());
             let mut object = deployment(containers.into());
@@ -283,8 +366,7 @@ fn configuration() -> impl Strategy<Value = Value> {
                 object["spec"]["replicas"] = replicas.into();
             }
             object
-        },
-    )
+        })
 }
 
 #[derive(Clone, Debug)]

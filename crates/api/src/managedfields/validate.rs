@@ -141,8 +141,10 @@ fn go(value: &Value) -> String {
                 format!("[{}]", items.join(" "))
             }
             Value::Object(map) => {
-                let fields: Vec<String> =
-                    map.iter().map(|(k, v)| format!("{k}:{}", plain(v))).collect();
+                let fields: Vec<String> = map
+                    .iter()
+                    .map(|(k, v)| format!("{k}:{}", plain(v)))
+                    .collect();
                 format!("map[{}]", fields.join(" "))
             }
             Value::String(text) => text.clone(),
@@ -207,7 +209,9 @@ mod tests {
             ".spec.containers: duplicate entries for key [name=\"a\"]"
         );
         assert_eq!(
-            pod(json!({"containers": [{"name": 1, "ports": []}], "topologySpreadConstraints": ["x"]})),
+            pod(
+                json!({"containers": [{"name": 1, "ports": []}], "topologySpreadConstraints": ["x"]})
+            ),
             "errors:\n  .spec.containers[name=1].name: expected string, got &value.valueUnstructured{Value:1}\n  .spec.topologySpreadConstraints: element 0: associative list with keys may not have non-map elements"
         );
         assert_eq!(

@@ -11,7 +11,8 @@ use crate::decode::MAX_DEPTH;
 use crate::schema::{Field, Kind, Schema, Type, TypeId};
 
 pub use encode::{
-    body, encode, item_head, list_metadata, partial_metadata, seal, seal_head, seal_tail, watch_frame,
+    body, encode, item_head, list_metadata, partial_metadata, seal, seal_head, seal_tail,
+    watch_frame,
 };
 
 /// What starts every body.
@@ -553,7 +554,9 @@ mod tests {
             Kind::IntOrString => "http".into(),
             Kind::Json => json!({"f:x": {}}),
             Kind::List(item) => json!([sample(item, seed, depth), sample(item, seed + 1, depth)]),
-            Kind::Map(item) => json!({"a": sample(item, seed, depth), "b": sample(item, seed + 1, depth)}),
+            Kind::Map(item) => {
+                json!({"a": sample(item, seed, depth), "b": sample(item, seed + 1, depth)})
+            }
             Kind::Object(_) if depth == 0 => json!({}),
             Kind::Object(ty) => {
                 let ty = schema.get(*ty);
@@ -607,10 +610,14 @@ mod tests {
         check::<a::apps::v1::Deployment>("io.k8s.api.apps.v1.Deployment");
         check::<a::apps::v1::ControllerRevision>("io.k8s.api.apps.v1.ControllerRevision");
         check::<a::batch::v1::Job>("io.k8s.api.batch.v1.Job");
-        check::<a::autoscaling::v2::HorizontalPodAutoscaler>("io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler");
+        check::<a::autoscaling::v2::HorizontalPodAutoscaler>(
+            "io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler",
+        );
         check::<a::networking::v1::Ingress>("io.k8s.api.networking.v1.Ingress");
         check::<a::rbac::v1::ClusterRole>("io.k8s.api.rbac.v1.ClusterRole");
-        check::<a::certificates::v1::CertificateSigningRequest>("io.k8s.api.certificates.v1.CertificateSigningRequest");
+        check::<a::certificates::v1::CertificateSigningRequest>(
+            "io.k8s.api.certificates.v1.CertificateSigningRequest",
+        );
         check::<a::discovery::v1::EndpointSlice>("io.k8s.api.discovery.v1.EndpointSlice");
         check::<a::coordination::v1::Lease>("io.k8s.api.coordination.v1.Lease");
         check::<a::storage::v1::CSINode>("io.k8s.api.storage.v1.CSINode");

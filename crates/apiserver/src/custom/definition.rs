@@ -1,5 +1,6 @@
 //! The part of a definition's validation that needs expressions: every rule compiles and stays within what it may cost.
 
+use fluyt_api::Cause;
 use fluyt_api::custom::Structural;
 use fluyt_api::custom::structural::Rule;
 use fluyt_api::resources::Resource;
@@ -132,28 +133,27 @@ impl Walk<'_> {
         lost: Option<&str>,
     ) {
         let rules = schema["x-kubernetes-validations"].as_array();
-        let Some(rules) = rules.filter(|r| !r.is_empty()) else {
+        if rules.is_none_or(Vec::is_empty) {
             return;
-        };
+        }
         let node = Structural::parse(schema);
         let Some(field) = of_structural("self", &node, root || node.embedded_resource) else {
             return;
         };
         let times = cardinality.unwrap_or_else(|| maximum_cardinality(field.min_size));
-        for (i, (written, rule)) in rules.iter().zip(&node.rules).enumerate() {
+        for (i, rule) in node.rules.iter().enumerate() {
             if rule.rule.trim().is_empty() {
                 continue;
             }
             let compiled = Compiled::new(&field, rule, schema);
             let at = format!("{at}.x-kubernetes-validations[{i}]");
-            self.compiled(&compiled, written, rule, &at, times, lost);
+            self.compiled(&compiled, rule, &at, times, lost);
         }
     }
 
     fn compiled(
         &mut self,
         compiled: &Compiled,
-        written: &Value,
         rule: &Rule,
         at: &str,
         times: u64,
@@ -168,7 +168,7 @@ impl Walk<'_> {
                     program.estimate.max.saturating_mul(times),
                 );
             }
-            Err(why) => self.errors.invalid(&field, written, why),
+            Err(why) => invalid(self.errors, &field, rule, why),
         }
         match &compiled.message {
             Some(Ok(program)) => {
@@ -178,9 +178,7 @@ impl Walk<'_> {
                     program.estimate.max,
                 );
             }
-            Some(Err(why)) => self
-                .errors
-                .invalid(&format!("{at}.messageExpression"), written, why),
+            Some(Err(why)) => invalid(self.errors, &format!("{at}.messageExpression"), rule, why),
             None => {}
         }
         if compiled.uses_old_self() {
@@ -209,6 +207,36 @@ impl Walk<'_> {
             self.expensive.push((field.to_owned(), cost));
         }
     }
+}
+
+/// A rule that does not compile, shown as upstream shows its own structure.
+fn invalid(errors: &mut Errors, field: &str, rule: &Rule, why: &str) {
+    let text = |t: &str| Value::from(t).to_string();
+    let optional = rule
+        .optional_old_self
+        .map_or("null".to_owned(), |b| b.to_string());
+    let reason = if rule.reason.is_empty() {
+        "null".to_owned()
+    } else {
+        text(&rule.reason)
+    };
+    let shown = format!(
+        "{{\"Rule\":{},\"Message\":{},\"MessageExpression\":{},\"Reason\":{reason},\"FieldPath\":{},\"OptionalOldSelf\":{optional}}}",
+        text(&rule.rule),
+        text(&rule.message),
+        text(&rule.message_expression),
+        text(&rule.field_path)
+    );
+    // As Go writes JSON.
+    let shown = shown
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026");
+    errors.0.push(Cause {
+        reason: "FieldValueInvalid",
+        message: format!("Invalid value: {shown}: {why}"),
+        field: field.to_owned(),
+    });
 }
 
 #[allow(clippy::cast_precision_loss)]

@@ -78,18 +78,18 @@ impl Apply {
     fn merge(&self, call: &Call, current: &Value) -> Result<Value, Error> {
         let location = call.location();
         let version = call.resource.api_version();
-        let merged =
-            call.server
-                .registry
-                .with_field_manager(location, &version, |fields| {
-                    fields.apply(
-                        current,
-                        &self.config,
-                        call.resource.kind,
-                        &self.manager,
-                        self.force,
-                    )
-                })?;
+        let merged = call
+            .server
+            .registry
+            .with_field_manager(location, &version, |fields| {
+                fields.apply(
+                    current,
+                    &self.config,
+                    call.resource.kind,
+                    &self.manager,
+                    self.force,
+                )
+            })?;
         check_identity(call, &merged)?;
         Ok(merged)
     }
@@ -149,7 +149,14 @@ pub(super) async fn apply(call: &mut Call, format: write::Format) -> Result<Resp
         });
         match call.server.registry.update(&cx, at, change).await {
             Err(error) if error.reason == Reason::NotFound && at.subresource.is_empty() => {}
-            updated => return Ok(write::respond(call, StatusCode::OK, updated?, &apply.warnings)),
+            updated => {
+                return Ok(write::respond(
+                    call,
+                    StatusCode::OK,
+                    updated?,
+                    &apply.warnings,
+                ));
+            }
         }
         let object = apply.merge(call, &Value::Null)?;
         if !meta::uid(&object).is_empty() {
@@ -158,7 +165,12 @@ pub(super) async fn apply(call: &mut Call, format: write::Format) -> Result<Resp
                 meta::uid(&object)
             );
             let resource = &call.resource;
-            return Err(Error::conflict(resource.group, resource.plural, at.name, why));
+            return Err(Error::conflict(
+                resource.group,
+                resource.plural,
+                at.name,
+                why,
+            ));
         }
         may_create(call)?;
         let object = finish(call, object)?;

@@ -128,7 +128,10 @@ fn validate_manager(manager: &str, errors: &mut fluyt_api::validation::Errors) {
         errors.too_long("fieldManager", MAX_MANAGER);
     }
     for (at, c) in manager.char_indices().filter(|(_, c)| c.is_control()) {
-        let detail = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+        let detail = format!(
+            "invalid character U+{:04X} (at position {at})",
+            u32::from(c)
+        );
         errors.invalid("fieldManager", &manager.into(), &detail);
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use fluyt_api::selector::{FieldSelector, LabelSelector};
 use fluyt_api::Error;
+use fluyt_api::selector::{FieldSelector, LabelSelector};
 use fluyt_etcd::{Keys, Range};
 use http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -16,8 +16,7 @@ use serde_json::json;
 use super::Call;
 use super::shape::Shape;
 use crate::cache::{
-    Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription,
-    storage_resource,
+    Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription, storage_resource,
 };
 use crate::http::{self as responses, Body};
 

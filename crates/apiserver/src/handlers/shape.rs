@@ -141,9 +141,7 @@ impl Shape {
     /// The protobuf message of an object.
     fn message(&self, ty: TypeId, entry: &Entry) -> Bytes {
         match self.view {
-            View::PartialMetadata => {
-                protobuf::partial_metadata(&entry.object()["metadata"]).into()
-            }
+            View::PartialMetadata => protobuf::partial_metadata(&entry.object()["metadata"]).into(),
             _ if self.convert => protobuf::encode(ty, &self.object(entry)).into(),
             _ => entry.message(ty),
         }

@@ -54,15 +54,7 @@ async fn part(call: &mut Call) -> Result<Response<Body>, Error> {
     };
     let sent = match patch {
         Some(_) => Value::Null,
-        None => {
-            decode::object(
-                &call.parts,
-                &body,
-                &call.info.query,
-                &*call.resource,
-            )?
-            .object
-        }
+        None => decode::object(&call.parts, &body, &call.info.query, &*call.resource)?.object,
     };
     let (subresource, resource) = (call.target.subresource.clone(), call.resource.clone());
     let query = call.info.query.clone();
@@ -180,7 +172,8 @@ async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
                 decode::typed(scale, Vec::new(), &query, kind)?.object
             }
             Scaling::Apply(apply) => {
-                let (scale, left) = apply::scale(call, apply, current, to_scale(&resource, current))?;
+                let (scale, left) =
+                    apply::scale(call, apply, current, to_scale(&resource, current))?;
                 managed = left;
                 decode::typed(scale, Vec::new(), &query, kind)?.object
             }
@@ -283,13 +276,8 @@ async fn binding(call: &mut Call) -> Result<Response<Body>, Error> {
         ..call.write_context()?
     };
     let body = responses::collect(call.take_body()).await?;
-    let binding = decode::object(
-        &call.parts,
-        &body,
-        &call.info.query,
-        ("", "v1", "Binding"),
-    )?
-    .object;
+    let binding =
+        decode::object(&call.parts, &body, &call.info.query, ("", "v1", "Binding"))?.object;
     let node = binding["target"]["name"]
         .as_str()
         .unwrap_or_default()

@@ -48,7 +48,12 @@ pub(super) fn stored<'a>(at: Location<'a>) -> Location<'a> {
     }
 }
 
-pub(super) fn respond(call: &Call, status: StatusCode, object: Value, warnings: &[String]) -> Response<Body> {
+pub(super) fn respond(
+    call: &Call,
+    status: StatusCode,
+    object: Value,
+    warnings: &[String],
+) -> Response<Body> {
     let mut response = responses::json(status, &from_storage(&call.resource, object));
     decode::warn(response.headers_mut(), warnings);
     response
@@ -57,12 +62,8 @@ pub(super) fn respond(call: &Call, status: StatusCode, object: Value, warnings: 
 pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
-    let Decoded { object, warnings } = decode::object(
-        &call.parts,
-        &body,
-        &call.info.query,
-        &*call.resource,
-    )?;
+    let Decoded { object, warnings } =
+        decode::object(&call.parts, &body, &call.info.query, &*call.resource)?;
     let mut object = to_storage(&call.resource, object);
     stamp_requester(call, &mut object);
     check_escalation(call, &object)?;
@@ -77,12 +78,8 @@ pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
 pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
-    let Decoded { object, warnings } = decode::object(
-        &call.parts,
-        &body,
-        &call.info.query,
-        &*call.resource,
-    )?;
+    let Decoded { object, warnings } =
+        decode::object(&call.parts, &body, &call.info.query, &*call.resource)?;
     let at = call.location();
     if meta::name(&object).is_empty() {
         return Err(Error::bad_request("name must be provided"));

@@ -147,8 +147,7 @@ impl<'a> Range<'a> {
         let Some((kind, subtype)) = format.media_type().split_once('/') else {
             return false;
         };
-        (self.kind == "*" || self.kind == kind)
-            && (self.subtype == "*" || self.subtype == subtype)
+        (self.kind == "*" || self.kind == kind) && (self.subtype == "*" || self.subtype == subtype)
     }
 
     fn parameter(&self, name: &str) -> Option<&'a str> {
@@ -265,7 +264,10 @@ mod tests {
             Ok((Format::Json, View::Table))
         );
         assert_eq!(
-            agree("application/vnd.kubernetes.protobuf,application/json", builtin()),
+            agree(
+                "application/vnd.kubernetes.protobuf,application/json",
+                builtin()
+            ),
             Ok((Format::Protobuf, View::Object))
         );
         assert_eq!(

@@ -3,14 +3,14 @@
 use std::io::Write as _;
 
 use bytes::Bytes;
-use fluyt_api::{cbor, protobuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use fluyt_api::{cbor, protobuf};
 use futures::StreamExt as _;
+use http::Response;
 use http::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, VARY,
 };
-use http::Response;
 use http_body_util::{BodyExt as _, StreamBody};
 use serde_json::Value;
 

@@ -45,6 +45,7 @@ impl Api {
             proxy_client: None,
             requestheader_ca_pem: None,
             features: fluyt_apiserver::Features::default(),
+            disable_admission_plugins: Vec::new(),
             shutdown: CancellationToken::new(),
         };
         let server = Server::start(config).await.unwrap();
