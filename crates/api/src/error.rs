@@ -70,6 +70,34 @@ impl Reason {
         }
     }
 
+    /// The reason of a name; [`Reason::Unknown`] for others than upstream's.
+    #[must_use]
+    pub fn parse(name: &str) -> Self {
+        [
+            Self::Unauthorized,
+            Self::Forbidden,
+            Self::NotFound,
+            Self::AlreadyExists,
+            Self::Conflict,
+            Self::Gone,
+            Self::Invalid,
+            Self::ServerTimeout,
+            Self::Timeout,
+            Self::TooManyRequests,
+            Self::BadRequest,
+            Self::MethodNotAllowed,
+            Self::NotAcceptable,
+            Self::RequestEntityTooLarge,
+            Self::UnsupportedMediaType,
+            Self::InternalError,
+            Self::Expired,
+            Self::ServiceUnavailable,
+        ]
+        .into_iter()
+        .find(|reason| reason.as_str() == name)
+        .unwrap_or(Self::Unknown)
+    }
+
     #[must_use]
     pub fn code(self) -> u16 {
         match self {
