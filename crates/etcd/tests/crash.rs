@@ -354,7 +354,9 @@ fn damage(directory: &Path, random: &mut Random, times: usize) {
         .clone();
     for time in 0..times {
         let cut = time % 4 == 0;
-        let file = if cut {
+        let file = if time % 8 == 0 {
+            last_segment.clone()
+        } else if cut {
             newest.clone()
         } else {
             files[usize::try_from(random.below(files.len().try_into().unwrap())).unwrap()].clone()
