@@ -334,7 +334,8 @@ async fn nothing_acknowledged_is_lost() {
 
 /// Flipped bits and cut files are noticed, and told with the file's name.
 fn damage(directory: &Path, random: &mut Random, times: usize) {
-    // What a crash left over is cleared away.
+    // What a crash left over is cleared away, like a draft that was not finished.
+    std::fs::write(directory.join("state/.tmpdraft"), "half").unwrap();
     drop(Embedded::open(directory).unwrap());
     let mut files = Vec::new();
     list(directory, &mut files);
