@@ -16,6 +16,8 @@ pub struct Error {
     pub kind: String,
     pub causes: Vec<Cause>,
     pub retry_after_seconds: u32,
+    /// `metadata.continue`: how to go on with a chunked list that expired, if not consistently.
+    pub continue_token: String,
 }
 
 /// Machine-readable reason of a `Status`.
@@ -68,6 +70,34 @@ impl Reason {
         }
     }
 
+    /// The reason of a name; [`Reason::Unknown`] for others than upstream's.
+    #[must_use]
+    pub fn parse(name: &str) -> Self {
+        [
+            Self::Unauthorized,
+            Self::Forbidden,
+            Self::NotFound,
+            Self::AlreadyExists,
+            Self::Conflict,
+            Self::Gone,
+            Self::Invalid,
+            Self::ServerTimeout,
+            Self::Timeout,
+            Self::TooManyRequests,
+            Self::BadRequest,
+            Self::MethodNotAllowed,
+            Self::NotAcceptable,
+            Self::RequestEntityTooLarge,
+            Self::UnsupportedMediaType,
+            Self::InternalError,
+            Self::Expired,
+            Self::ServiceUnavailable,
+        ]
+        .into_iter()
+        .find(|reason| reason.as_str() == name)
+        .unwrap_or(Self::Unknown)
+    }
+
     #[must_use]
     pub fn code(self) -> u16 {
         match self {
@@ -112,6 +142,7 @@ impl Error {
             kind: String::new(),
             causes: Vec::new(),
             retry_after_seconds: 0,
+            continue_token: String::new(),
         }
     }
 
@@ -268,6 +299,9 @@ impl Error {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "code": self.code,
         });
+        if !self.continue_token.is_empty() {
+            status["metadata"]["continue"] = self.continue_token.clone().into();
+        }
         if self.reason != Reason::Unknown {
             status["reason"] = self.reason.as_str().into();
         }

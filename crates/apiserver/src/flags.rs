@@ -47,6 +47,12 @@ pub struct Args {
     service_cluster_ip_range: Ipv4Net,
     #[arg(long, default_value = "30000-32767")]
     service_node_port_range: String,
+    /// Admission plugins to turn on besides the default ones, comma separated.
+    #[arg(long, value_delimiter = ',', value_parser = plugin)]
+    enable_admission_plugins: Vec<String>,
+    /// Default admission plugins to turn off, comma separated.
+    #[arg(long, value_delimiter = ',', value_parser = plugin)]
+    disable_admission_plugins: Vec<String>,
     #[arg(long)]
     client_ca_file: PathBuf,
     #[arg(long)]
@@ -109,6 +115,15 @@ async fn store(args: &Args) -> anyhow::Result<DynStore> {
     })
 }
 
+/// The name of an admission plugin that there is.
+fn plugin(name: &str) -> Result<String, String> {
+    if crate::admission::PLUGINS.contains(&name) {
+        Ok(name.to_owned())
+    } else {
+        Err(format!("admission plugin {name:?} is unknown"))
+    }
+}
+
 /// Runs until shutdown.
 ///
 /// # Errors
@@ -145,7 +160,10 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     } else {
         args.api_audiences
     };
+    let mut disable_admission_plugins = args.disable_admission_plugins.clone();
+    disable_admission_plugins.retain(|p| !args.enable_admission_plugins.contains(p));
     let config = Config {
+        disable_admission_plugins,
         store,
         dialer: Arc::new(Direct),
         advertise: SocketAddr::new(advertise, args.secure_port),

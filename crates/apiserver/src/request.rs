@@ -62,6 +62,11 @@ impl Query {
             .map(|(_, v)| v.as_str())
     }
 
+    /// Every parameter, in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+
     /// `true`, `1` or just present.
     #[must_use]
     pub fn flag(&self, name: &str) -> bool {

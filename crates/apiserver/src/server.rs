@@ -31,7 +31,9 @@ use crate::metrics::Metrics;
 use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
 use crate::user::User;
-use crate::{aggregator, bootstrap, compactor, custom, discovery, health, openapi, webhook};
+use crate::{
+    admission, aggregator, bootstrap, compactor, custom, discovery, health, openapi, webhook,
+};
 
 /// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
 pub struct Config {
@@ -54,6 +56,8 @@ pub struct Config {
     pub proxy_client: Option<(String, String)>,
     pub requestheader_ca_pem: Option<String>,
     pub features: Features,
+    /// Admission plugins that are on by default and shall not be, by upstream's names.
+    pub disable_admission_plugins: Vec<String>,
     pub shutdown: CancellationToken,
 }
 
@@ -71,7 +75,7 @@ pub struct Server {
     pub(crate) caches: Arc<Caches>,
     pub(crate) registry: Registry,
     pub(crate) authenticator: Authenticator,
-    pub(crate) authorizer: Authorizer,
+    pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) tokens: Arc<TokenKeys>,
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) kubelet_tls: Arc<ClientConfig>,
@@ -110,10 +114,22 @@ impl Server {
             config.dialer.clone(),
             config.proxy_client.clone(),
         ));
+        let authorizer = Arc::new(Authorizer::new(caches.clone()));
+        let shared = admission::Shared {
+            caches: caches.clone(),
+            authorizer: authorizer.clone(),
+            converter: Arc::new(custom::Converter::new(webhooks.clone())),
+            webhooks,
+        };
         let server = Arc::new(Self {
-            registry: Registry::new(caches.clone(), config.service_network.clone(), webhooks),
+            registry: Registry::new(
+                caches.clone(),
+                config.service_network.clone(),
+                &shared,
+                &config.disable_admission_plugins,
+            ),
             authenticator,
-            authorizer: Authorizer::new(caches.clone()),
+            authorizer,
             tokens,
             dialer: config.dialer.clone(),
             kubelet_tls,
@@ -132,6 +148,7 @@ impl Server {
         tokio::spawn(aggregator::register(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
         tokio::spawn(custom::run(server.clone()));
+        tokio::spawn(admission::watch_policies(server.clone()));
         let store = server.caches.store().clone();
         tokio::spawn(compactor::run(
             store,

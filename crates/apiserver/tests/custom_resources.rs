@@ -185,6 +185,55 @@ async fn definitions_are_discovered_changed_and_cleaned_up() {
 }
 
 #[tokio::test]
+async fn rules_hold_over_values_and_changes() {
+    let api = Api::start().await;
+    api.namespace().await;
+    let mut crd = definition();
+    let spec = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    spec["properties"]["color"] = json!({"type": "string", "maxLength": 20, "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "color is immutable"}]});
+    spec["x-kubernetes-validations"] = json!([
+        {"rule": "self.replicas <= 5", "messageExpression": "'too ' + 'many'", "fieldPath": ".replicas"},
+        {"rule": "!has(self.ports) || self.ports.all(p, p > 0)", "reason": "FieldValueForbidden", "message": "ports are positive"}]);
+    let mut bad = crd.clone();
+    bad["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["x-kubernetes-validations"]
+        [0]["rule"] = "self.nothing > 1".into();
+    let (status, refused) = api.post(CRDS, bad).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    let message = refused["message"].as_str().unwrap();
+    assert!(
+        message.contains("compilation failed: ERROR: <input>:1:5: undefined field 'nothing'"),
+        "{message}"
+    );
+    api.post(CRDS, crd).await;
+    established(&api, "widgets.example.com").await;
+    let (status, refused) = api
+        .post(
+            WIDGETS,
+            widget(json!({"color": "red", "replicas": 9, "ports": [-1]})),
+        )
+        .await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(
+        refused["message"],
+        "Widget.example.com \"a\" is invalid: [spec.replicas: Invalid value: too many, spec: Forbidden: ports are positive]"
+    );
+    let (status, _) = api.post(WIDGETS, widget(json!({"color": "red"}))).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let (status, refused) = api
+        .patch(
+            &format!("{WIDGETS}/a"),
+            "merge-patch",
+            json!({"spec": {"color": "blue"}}),
+        )
+        .await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(
+        refused["message"],
+        "Widget.example.com \"a\" is invalid: spec.color: Invalid value: \"blue\": color is immutable"
+    );
+}
+
+#[tokio::test]
 async fn bad_definitions_and_names_in_use_are_refused() {
     let api = defined().await;
     let mut bad = definition();

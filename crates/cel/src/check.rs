@@ -29,6 +29,7 @@ pub fn check(
         variables,
         objects,
         scopes: Vec::new(),
+        mixed: false,
         found: Checked::default(),
     };
     checker.visit(expr);
@@ -41,6 +42,8 @@ struct Checker<'a> {
     /// Object types that expressions may construct, by name.
     objects: &'a BTreeMap<String, Type>,
     scopes: Vec<(String, Type)>,
+    /// Elements of the present literal may be of several types.
+    mixed: bool,
     found: Checked,
 }
 
@@ -87,7 +90,10 @@ impl Checker<'_> {
                 Type::map(key, value)
             }
             Kind::Struct(name, fields) => {
-                let ty = self.objects.get(name.as_str()).cloned();
+                // `Object.spec` is a part of `Object`.
+                let whole = name.split('.').next().unwrap_or_default();
+                let known = self.objects.get(name.as_str());
+                let ty = known.or_else(|| self.objects.get(whole)).cloned();
                 let mut problems = Vec::new();
                 for (field, value, _) in fields.iter_mut() {
                     let given = self.visit(value);
@@ -124,6 +130,7 @@ impl Checker<'_> {
     fn same_element(&mut self, id: u64, known: Type, new: Type) -> Type {
         match join(&known, &new) {
             Some(joined) => joined,
+            None if self.mixed => Type::Dyn,
             None => {
                 let message = format!("expected type '{known}' but found '{new}'");
                 self.error(id, &message);
@@ -228,7 +235,11 @@ impl Checker<'_> {
             args.push(self.visit(target));
         }
         for arg in &mut call.args {
+            // What is formatted may be of several types.
+            let formatted = call.function == "format" && matches!(arg.kind, Kind::List(_));
+            self.mixed |= formatted;
             args.push(self.visit(arg));
+            self.mixed &= !formatted;
         }
         let function = call.function.clone();
         let Some(overloads) = decls::overloads(&function) else {

@@ -77,6 +77,26 @@ impl Type {
         Self::Optional(Box::new(inner))
     }
 
+    /// An object of nothing but typed fields.
+    #[must_use]
+    pub fn object(name: &str, fields: &BTreeMap<String, Self>) -> Self {
+        let fields = fields.iter().map(|(name, ty)| {
+            let field = Field {
+                ty: ty.clone(),
+                name: name.clone(),
+                max_elements: u64::MAX,
+                element: None,
+                key: None,
+                min_size: 2,
+            };
+            (name.clone(), field)
+        });
+        Self::Object(Arc::new(ObjectType {
+            name: name.to_owned(),
+            fields: fields.collect(),
+        }))
+    }
+
     /// Whether nothing is known about it.
     #[must_use]
     pub fn is_dyn(&self) -> bool {

@@ -86,6 +86,21 @@ impl Value {
         Self::Authz(Arc::new(Authz::Authorizer(authorizer, None)))
     }
 
+    /// The `authorizer.requestResource` variable: what a request itself asks for.
+    #[must_use]
+    pub fn resource_check(authorizer: crate::Authorizer, query: crate::Query) -> Self {
+        Self::Authz(Arc::new(Authz::Resource(authorizer, None, query)))
+    }
+
+    /// An object by the names of its fields.
+    #[must_use]
+    pub fn object(fields: &BTreeMap<String, Self>) -> Self {
+        let entries = fields
+            .iter()
+            .map(|(name, value)| (Key::String(name.as_str().into()), value.clone()));
+        Self::Map(Arc::new(entries.collect()))
+    }
+
     #[must_use]
     pub fn list(items: Vec<Self>) -> Self {
         Self::List(Arc::new(items))

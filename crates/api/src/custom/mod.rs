@@ -76,8 +76,8 @@ pub trait Rules: std::fmt::Debug + Send + Sync {
     );
 }
 
-/// Compiles the rules of a schema; `None` when there are none.
-pub type CompileRules = fn(&Structural) -> Option<Arc<dyn Rules>>;
+/// Compiles the rules of a schema (parsed, and as it was written); `None` when there are none.
+pub type CompileRules = fn(&Structural, &Value) -> Option<Arc<dyn Rules>>;
 
 /// What upstream says instead of evaluating rules over a malformed object.
 const RULES_SKIPPED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
@@ -455,7 +455,7 @@ fn resource(
         storage: intern(&format!("{group}/{plural}")),
         definition: Some(Arc::new(Definition {
             openapi: Arc::new(version["schema"]["openAPIV3Schema"].clone()),
-            rules: compile(&structural),
+            rules: compile(&structural, &version["schema"]["openAPIV3Schema"]),
             structural,
             schema,
             has_status,

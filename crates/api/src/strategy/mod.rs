@@ -1,6 +1,7 @@
 //! What a schema cannot say about a kind: defaults that depend on other fields, validation, which part belongs to which
 //! subresource, which fields select. One file per kind (or family of kinds).
 
+mod admissionregistration;
 mod apiservice;
 mod authorization;
 mod autoscaling;
@@ -169,6 +170,18 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("scheduling.k8s.io", "PriorityClass") => &scheduling::PriorityClass,
         ("storage.k8s.io", "StorageClass") => &storage::StorageClass,
         ("coordination.k8s.io", "Lease") => &config::Lease,
+        (
+            "admissionregistration.k8s.io",
+            "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",
+        ) => &admissionregistration::WebhookConfiguration,
+        (
+            "admissionregistration.k8s.io",
+            "ValidatingAdmissionPolicy" | "MutatingAdmissionPolicy",
+        ) => &admissionregistration::Policy,
+        (
+            "admissionregistration.k8s.io",
+            "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding",
+        ) => &admissionregistration::Binding,
         ("apiextensions.k8s.io", "CustomResourceDefinition") => {
             &customresourcedefinition::CustomResourceDefinition
         }

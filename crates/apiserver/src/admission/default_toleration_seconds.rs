@@ -17,6 +17,10 @@ pub(super) struct DefaultTolerationSeconds;
 
 #[async_trait]
 impl Plugin for DefaultTolerationSeconds {
+    fn name(&self) -> &'static str {
+        "DefaultTolerationSeconds"
+    }
+
     async fn admit(
         &self,
         _caches: &Caches,

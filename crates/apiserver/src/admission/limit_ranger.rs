@@ -22,6 +22,10 @@ fn quantity(value: &Value) -> Option<Quantity> {
 
 #[async_trait]
 impl Plugin for LimitRanger {
+    fn name(&self) -> &'static str {
+        "LimitRanger"
+    }
+
     async fn admit(
         &self,
         caches: &Caches,

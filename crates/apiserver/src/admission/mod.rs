@@ -1,31 +1,52 @@
 //! Admission: plugins that change a write (mutating) or refuse it (validating), each in a file named after upstream's.
 
+mod certificates;
+mod configuration;
+mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
+mod expressions;
 mod limit_ranger;
+mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
+mod persistent_volume_claim_resize;
+mod pod_security;
+mod pod_topology_labels;
+mod policy;
+mod policy_status;
 mod priority;
 mod resource_quota;
+mod runtime_class;
 mod service_account;
 mod storage_object_in_use_protection;
 mod taint_nodes_by_condition;
+mod webhook;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use fluyt_api::Error;
-use serde_json::Value;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
 
+use crate::authz::Authorizer;
 use crate::cache::Caches;
+use crate::custom::Converter;
 use crate::registry::{Location, WriteContext};
+
+pub use configuration::validate as validate_configuration;
+pub use policy_status::run as watch_policies;
+
+use policy::type_check;
 
 /// What is being written.
 pub struct Attributes<'a> {
     pub cx: &'a WriteContext,
     pub at: Location<'a>,
     pub operation: Operation,
-    /// The object before an update.
+    /// The object before an update or a deletion.
     pub old: Option<&'a Value>,
 }
 
@@ -34,6 +55,8 @@ pub enum Operation {
     Create,
     Update,
     Delete,
+    /// Exec, attach, port-forward and proxies.
+    Connect,
 }
 
 impl Attributes<'_> {
@@ -43,6 +66,21 @@ impl Attributes<'_> {
             && self.at.subresource.is_empty()
             && self.at.resource.group.is_empty()
             && self.at.resource.plural == plural
+    }
+
+    /// The request's options, as reviews show them.
+    fn options(&self) -> Value {
+        let kind = match self.operation {
+            Operation::Create => "CreateOptions",
+            Operation::Update => "UpdateOptions",
+            Operation::Delete => "DeleteOptions",
+            Operation::Connect => return Value::Null,
+        };
+        let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+        if self.cx.dry_run {
+            options["dryRun"] = json!(["All"]);
+        }
+        options
     }
 
     fn forbidden(&self, why: impl std::fmt::Display) -> Error {
@@ -55,9 +93,53 @@ impl Attributes<'_> {
     }
 }
 
+/// What the larger plugins work with.
+#[derive(Clone)]
+pub struct Shared {
+    pub caches: Arc<Caches>,
+    pub authorizer: Arc<Authorizer>,
+    pub converter: Arc<Converter>,
+    pub webhooks: Arc<crate::webhook::Client>,
+}
+
+/// What has been made of configuration objects, kept until they change.
+struct Compiled<T>(Mutex<HashMap<Arc<str>, (i64, Arc<T>)>>);
+
+impl<T> Default for Compiled<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> Compiled<T> {
+    /// What was made of an object at a revision; made now if it is new.
+    fn get(&self, name: &Arc<str>, revision: i64, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut known = self.0.lock();
+        if let Some((at, made)) = known.get(name)
+            && *at == revision
+        {
+            return made.clone();
+        }
+        let made = Arc::new(make());
+        known.insert(name.clone(), (revision, made.clone()));
+        made
+    }
+}
+
 /// One admission plugin.
 #[async_trait]
 trait Plugin: Send + Sync {
+    /// Upstream's name, by which it is enabled and disabled.
+    fn name(&self) -> &'static str;
+
+    /// Whether it is configured by objects in the API and runs after those that are not.
+    fn is_late(&self) -> bool {
+        matches!(
+            self.name(),
+            "MutatingAdmissionPolicy" | "MutatingAdmissionWebhook"
+        )
+    }
+
     /// Changes the object.
     async fn admit(
         &self,
@@ -79,6 +161,33 @@ trait Plugin: Send + Sync {
     }
 }
 
+/// Every plugin there is, in order.
+pub const PLUGINS: [&str; 23] = [
+    "NamespaceLifecycle",
+    "LimitRanger",
+    "ServiceAccount",
+    "TaintNodesByCondition",
+    "PodSecurity",
+    "Priority",
+    "DefaultTolerationSeconds",
+    "DefaultStorageClass",
+    "StorageObjectInUseProtection",
+    "PersistentVolumeClaimResize",
+    "RuntimeClass",
+    "CertificateApproval",
+    "CertificateSigning",
+    "ClusterTrustBundleAttest",
+    "CertificateSubjectRestriction",
+    "DefaultIngressClass",
+    "PodTopologyLabels",
+    "NodeRestriction",
+    "MutatingAdmissionPolicy",
+    "MutatingAdmissionWebhook",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionWebhook",
+    "ResourceQuota",
+];
+
 /// The plugins in upstream's order; quota comes last so that nothing refused is charged.
 pub struct Chain {
     caches: Arc<Caches>,
@@ -86,21 +195,39 @@ pub struct Chain {
 }
 
 impl Chain {
+    /// The plugins that are on: upstream's default ones but for those that are `disabled` by name.
     #[must_use]
-    pub fn new(caches: Arc<Caches>) -> Self {
+    pub fn new(shared: &Shared, disabled: &[String]) -> Self {
         let plugins: Vec<Box<dyn Plugin>> = vec![
             Box::new(namespace_lifecycle::NamespaceLifecycle),
             Box::new(limit_ranger::LimitRanger),
             Box::new(service_account::ServiceAccount),
             Box::new(taint_nodes_by_condition::TaintNodesByCondition),
+            Box::new(pod_security::PodSecurity),
             Box::new(priority::Priority),
             Box::new(default_toleration_seconds::DefaultTolerationSeconds),
             Box::new(default_storage_class::DefaultStorageClass),
             Box::new(storage_object_in_use_protection::StorageObjectInUseProtection),
+            Box::new(persistent_volume_claim_resize::PersistentVolumeClaimResize),
+            Box::new(runtime_class::RuntimeClass),
+            Box::new(certificates::Approval(shared.clone())),
+            Box::new(certificates::Signing(shared.clone())),
+            Box::new(certificates::TrustBundleAttest(shared.clone())),
+            Box::new(certificates::SubjectRestriction),
+            Box::new(default_ingress_class::DefaultIngressClass),
+            Box::new(pod_topology_labels::PodTopologyLabels),
             Box::new(node_restriction::NodeRestriction),
+            Box::new(policy::Mutating::new(shared.clone())),
+            Box::new(webhook::Mutating::new(shared.clone())),
+            Box::new(policy::Validating::new(shared.clone())),
+            Box::new(webhook::Validating::new(shared.clone())),
             Box::new(resource_quota::ResourceQuota),
         ];
-        Self { caches, plugins }
+        let on = |plugin: &Box<dyn Plugin>| !disabled.iter().any(|d| d == plugin.name());
+        Self {
+            caches: shared.caches.clone(),
+            plugins: plugins.into_iter().filter(on).collect(),
+        }
     }
 
     /// Runs the mutating plugins.
@@ -112,8 +239,17 @@ impl Chain {
         attributes: &Attributes<'_>,
         object: &mut Value,
     ) -> Result<(), Error> {
+        let mut changed_late = false;
         for plugin in &self.plugins {
+            let before = plugin.is_late().then(|| object.clone());
             plugin.admit(&self.caches, attributes, object).await?;
+            changed_late |= before.is_some_and(|before| before != *object);
+        }
+        if changed_late {
+            // What policies and webhooks added gets the built-in plugins' treatment too.
+            for plugin in self.plugins.iter().filter(|p| !p.is_late()) {
+                plugin.admit(&self.caches, attributes, object).await?;
+            }
         }
         Ok(())
     }

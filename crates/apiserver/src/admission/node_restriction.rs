@@ -26,6 +26,10 @@ pub(super) struct NodeRestriction;
 
 #[async_trait]
 impl Plugin for NodeRestriction {
+    fn name(&self) -> &'static str {
+        "NodeRestriction"
+    }
+
     async fn validate(
         &self,
         caches: &Caches,

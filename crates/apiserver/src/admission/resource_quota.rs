@@ -16,6 +16,10 @@ pub(super) struct ResourceQuota;
 
 #[async_trait]
 impl Plugin for ResourceQuota {
+    fn name(&self) -> &'static str {
+        "ResourceQuota"
+    }
+
     async fn validate(
         &self,
         caches: &Caches,

@@ -11,6 +11,10 @@ pub(super) struct StorageObjectInUseProtection;
 
 #[async_trait]
 impl Plugin for StorageObjectInUseProtection {
+    fn name(&self) -> &'static str {
+        "StorageObjectInUseProtection"
+    }
+
     async fn admit(
         &self,
         _caches: &Caches,

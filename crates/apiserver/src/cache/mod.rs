@@ -112,7 +112,7 @@ impl Caches {
             return None;
         }
         let resources = crd
-            .map(|crd| custom::resources_of(crd, |_| None))
+            .map(|crd| custom::resources_of(crd, crate::custom::compile_rules))
             .unwrap_or_default();
         let mut custom = self.custom.write();
         match content {

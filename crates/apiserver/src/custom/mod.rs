@@ -3,6 +3,10 @@
 
 mod controllers;
 mod conversion;
+mod definition;
+mod rules;
 
 pub use controllers::run;
 pub use conversion::Converter;
+pub use definition::validate as validate_definition;
+pub use rules::compile as compile_rules;

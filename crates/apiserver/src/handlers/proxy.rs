@@ -28,6 +28,9 @@ const HOP_HEADERS: [header::HeaderName; 5] = [
 ];
 
 pub(super) async fn handle(call: Call) -> Result<Response<Body>, Error> {
+    if call.target.subresource != "log" {
+        connect(&call).await?;
+    }
     match (call.resource.plural, call.target.subresource.as_str()) {
         ("pods", "log") => log(call).await,
         ("pods", "exec") => stream(call, "exec").await,
@@ -38,6 +41,36 @@ pub(super) async fn handle(call: Call) -> Result<Response<Body>, Error> {
         ("nodes", "proxy") => node_proxy(call).await,
         _ => Err(Error::no_route()),
     }
+}
+
+/// Asks admission about a connection; what is sent are the options of the query.
+async fn connect(call: &Call) -> Result<(), Error> {
+    let kind = match call.target.subresource.as_str() {
+        "exec" => "PodExecOptions",
+        "attach" => "PodAttachOptions",
+        "portforward" => "PodPortForwardOptions",
+        _ => match call.resource.plural {
+            "nodes" => "NodeProxyOptions",
+            "services" => "ServiceProxyOptions",
+            _ => "PodProxyOptions",
+        },
+    };
+    let mut options = serde_json::json!({"kind": kind, "apiVersion": "v1"});
+    for (name, value) in call.info.query.pairs() {
+        match name {
+            "command" => match options["command"].as_array_mut() {
+                Some(words) => words.push(value.into()),
+                None => options["command"] = serde_json::json!([value]),
+            },
+            "stdin" | "stdout" | "stderr" | "tty" => {
+                options[name] = matches!(value, "true" | "1" | "").into();
+            }
+            _ => options[name] = value.into(),
+        }
+    }
+    let cx = call.write_context()?;
+    let registry = &call.server.registry;
+    registry.admit_connect(&cx, call.location(), options).await
 }
 
 async fn pod(call: &Call, name: &str) -> Result<Value, Error> {

@@ -50,13 +50,16 @@ impl Registry {
     ) -> BoxFuture<'a, Result<Deleted, Error>> {
         Box::pin(async move {
             let mut current = self.get(at).await?;
+            let before = current.object();
             let attributes = Attributes {
                 cx,
                 at,
                 operation: Operation::Delete,
-                old: None,
+                old: Some(&before),
             };
-            self.admission.validate(&attributes, &Value::Null).await?;
+            let mut nothing = Value::Null;
+            self.admission.admit(&attributes, &mut nothing).await?;
+            self.admission.validate(&attributes, &nothing).await?;
             for _ in 0..ATTEMPTS {
                 let old = current.object();
                 options.check(&old, at)?;

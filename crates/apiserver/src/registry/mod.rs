@@ -18,9 +18,8 @@ use serde_json::Value;
 
 use crate::admission::{self, Attributes, Operation};
 use crate::cache::{Caches, Entry, REGISTRY, storage_resource};
-use crate::custom::Converter;
+use crate::custom::{self, Converter};
 use crate::user::User;
-use crate::webhook;
 
 pub use delete::{DeleteOptions, Deleted};
 pub use managed::Writer;
@@ -41,7 +40,7 @@ const EVENT_LEASE_REUSE: i64 = 60;
 /// Writes objects.
 pub struct Registry {
     caches: Arc<Caches>,
-    pub(crate) converter: Converter,
+    pub(crate) converter: Arc<Converter>,
     admission: admission::Chain,
     services: service::Allocator,
     event_lease: tokio::sync::Mutex<Option<(i64, std::time::Instant)>>,
@@ -127,11 +126,12 @@ impl Registry {
     pub fn new(
         caches: Arc<Caches>,
         network: ServiceNetwork,
-        webhooks: Arc<webhook::Client>,
+        shared: &admission::Shared,
+        disabled_plugins: &[String],
     ) -> Self {
         Self {
-            converter: Converter::new(webhooks),
-            admission: admission::Chain::new(caches.clone()),
+            converter: shared.converter.clone(),
+            admission: admission::Chain::new(shared, disabled_plugins),
             services: service::Allocator::new(network),
             caches,
             event_lease: tokio::sync::Mutex::default(),
@@ -263,6 +263,8 @@ impl Registry {
             validation::standard_finalizers(&mut errors, &object);
         }
         strategy.validate(&object, &mut errors);
+        custom::validate_definition(resource, &object, None, &mut errors);
+        admission::validate_configuration(resource, &object, None, &mut errors);
         for warning in strategy.warnings(&object, None) {
             cx.warnings.add(warning);
         }
@@ -430,7 +432,11 @@ impl Registry {
             cx.warnings.add(warning);
         }
         match at.subresource {
-            "" => strategy.validate_on_update(&object, old, &mut errors),
+            "" => {
+                strategy.validate_on_update(&object, old, &mut errors);
+                custom::validate_definition(resource, &object, Some(old), &mut errors);
+                admission::validate_configuration(resource, &object, Some(old), &mut errors);
+            }
             // Scaling a custom resource must leave it valid; its schema is all that says so.
             "scale" if resource.definition.is_some() => {
                 strategy.validate_on_update(&object, old, &mut errors);
@@ -490,6 +496,27 @@ impl Registry {
         if let Err(error) = self.caches.wait_for(revision).await {
             tracing::warn!(%error, "the caches lag behind the store");
         }
+    }
+
+    /// Asks admission about a connection to an object: exec, attach, port-forward or a proxy.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub async fn admit_connect(
+        &self,
+        cx: &WriteContext,
+        at: Location<'_>,
+        options: Value,
+    ) -> Result<(), Error> {
+        let attributes = Attributes {
+            cx,
+            at,
+            operation: Operation::Connect,
+            old: None,
+        };
+        let mut options = options;
+        self.admission.admit(&attributes, &mut options).await?;
+        self.admission.validate(&attributes, &options).await
     }
 
     /// Asks admission about a token request, which is never stored.

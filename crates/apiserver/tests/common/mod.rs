@@ -49,6 +49,7 @@ impl Api {
             proxy_client: None,
             requestheader_ca_pem: None,
             features,
+            disable_admission_plugins: Vec::new(),
             shutdown: CancellationToken::new(),
         };
         let server = Server::start(config).await.unwrap();

@@ -38,7 +38,7 @@ fn the_language_and_its_libraries() {
         "[1, 2, 3].map(x, x * 2) == [2, 4, 6] && [1, 2, 3].filter(x, x > 1).size() == 2",
         "{'a': 1}.a == 1 && 'a' in {'a': 1} && has({'a': 1}.a) && !has({'a': 1}.b)",
         "'hello'.matches('^h.*o$') && 'abc'.startsWith('a') && 'a,b'.split(',') == ['a', 'b']",
-        "'%s is %d, %.2f'.format([dyn('x'), 3, 1.5]) == 'x is 3, 1.50'",
+        "'%s is %d, %.2f'.format(['x', 3, 1.5]) == 'x is 3, 1.50'",
         "'abc'.substring(1) == 'bc' && 'abc'.charAt(0) == 'a' && 'ABC'.lowerAscii() == 'abc'",
         "duration('1h30m').getMinutes() == 90 && timestamp('2026-01-01T00:00:00Z').getFullYear() == 2026",
         "timestamp('2026-01-02T00:00:00Z') - timestamp('2026-01-01T00:00:00Z') == duration('24h')",

@@ -205,6 +205,7 @@ fn server_config(
         )),
         requestheader_ca_pem: Some(keys.front_proxy_ca.certificate_pem().to_owned()),
         features: fluyt_apiserver::Features::default(),
+        disable_admission_plugins: Vec::new(),
         shutdown: shutdown.clone(),
     }
 }

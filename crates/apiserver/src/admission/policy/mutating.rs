@@ -1,0 +1,175 @@
+//! `MutatingAdmissionPolicy`.
+
+use async_trait::async_trait;
+use fluyt_api::Error;
+use fluyt_cel::{Environment, PER_CALL_LIMIT, Program, RUNTIME_BUDGET, Type};
+use serde_json::Value;
+
+use super::{
+    Scope, Variables, activation, apply, bindings, constraints_match, name_of, parameters, refusal,
+};
+use crate::admission::expressions;
+use crate::admission::{Attributes, Compiled, Plugin, Shared, matching};
+use crate::cache::Caches;
+
+/// The plugin `MutatingAdmissionPolicy`.
+pub struct Mutating {
+    shared: Shared,
+    compiled: Compiled<Policy>,
+}
+
+struct Policy {
+    object: Value,
+    scope: Scope,
+    variables: Variables,
+    mutations: Vec<Mutation>,
+}
+
+struct Mutation {
+    /// Or a list of patch operations.
+    applies: bool,
+    program: Result<Program, String>,
+}
+
+impl Policy {
+    fn compile(object: Value) -> Self {
+        let spec = &object["spec"];
+        let mut environment = expressions::environment(true);
+        let scope = Scope::new(&environment, spec);
+        let variables = Variables::compile(&mut environment, &spec["variables"]);
+        environment.declare_object("Object", Type::Dyn);
+        environment.declare_object("JSONPatch", Type::Dyn);
+        let mutations = spec["mutations"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|mutation| Mutation::compile(&environment, mutation))
+            .collect();
+        Self {
+            scope,
+            variables,
+            mutations,
+            object,
+        }
+    }
+}
+
+impl Mutation {
+    fn compile(environment: &Environment, mutation: &Value) -> Self {
+        let applies = mutation["patchType"] == "ApplyConfiguration";
+        let part = if applies {
+            "applyConfiguration"
+        } else {
+            "jsonPatch"
+        };
+        let text = mutation[part]["expression"].as_str().unwrap_or_default();
+        Self {
+            applies,
+            program: environment
+                .compile(text)
+                .map_err(|e| format!("compilation failed: {e}")),
+        }
+    }
+}
+
+impl Mutating {
+    #[must_use]
+    pub fn new(shared: Shared) -> Self {
+        Self {
+            shared,
+            compiled: Compiled::default(),
+        }
+    }
+
+    async fn mutate(
+        &self,
+        policy: &Policy,
+        parameter: &Value,
+        attributes: &Attributes<'_>,
+        resource: &fluyt_api::resources::Handle,
+        object: &mut Value,
+    ) -> Result<(), String> {
+        let text = |e: Error| e.message;
+        let mut budget = RUNTIME_BUDGET;
+        for mutation in &policy.mutations {
+            // Each mutation sees what those before it made.
+            let mut variables = activation(&self.shared, attributes, resource, object, parameter)
+                .await
+                .map_err(text)?;
+            if !expressions::hold(&policy.scope.conditions, &variables)? {
+                return Ok(());
+            }
+            policy.variables.evaluate(&mut variables, &mut budget);
+            let program = mutation.program.as_ref().map_err(Clone::clone)?;
+            let (result, cost) = program.run(&variables, PER_CALL_LIMIT.min(budget));
+            budget = budget.saturating_sub(cost);
+            let value = result.map_err(|e| e.to_string())?;
+            let json = value
+                .to_json()
+                .ok_or("the result is no object that can be applied")?;
+            if mutation.applies {
+                apply::merge(attributes.at.resource, object, &json)?;
+            } else {
+                let patch = serde_json::to_vec(&json).unwrap_or_default();
+                fluyt_api::patch::json_patch(object, &patch).map_err(text)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Plugin for Mutating {
+    fn name(&self) -> &'static str {
+        "MutatingAdmissionPolicy"
+    }
+
+    async fn admit(
+        &self,
+        caches: &Caches,
+        attributes: &Attributes<'_>,
+        object: &mut Value,
+    ) -> Result<(), Error> {
+        if matching::is_exempt(attributes) || object.is_null() {
+            return Ok(());
+        }
+        for (name, revision, entry) in matching::configurations(caches, "mutatingadmissionpolicies")
+        {
+            let policy = self
+                .compiled
+                .get(&name, revision, || Policy::compile(entry.object()));
+            let Some(resource) = policy.scope.matches(&self.shared, attributes, object) else {
+                continue;
+            };
+            for binding in bindings(&self.shared, "mutatingadmissionpolicybindings", &name) {
+                let own = &binding["spec"]["matchResources"];
+                if own.is_object()
+                    && constraints_match(&self.shared, attributes, object, own).is_none()
+                {
+                    continue;
+                }
+                let params = parameters(&self.shared, attributes, &policy.object, &binding);
+                let mut outcome = params.as_ref().map(|_| ()).map_err(Clone::clone);
+                for parameter in params.unwrap_or_default() {
+                    let mut changed = object.clone();
+                    outcome = self
+                        .mutate(&policy, &parameter, attributes, &resource, &mut changed)
+                        .await;
+                    if outcome.is_err() {
+                        break;
+                    }
+                    *object = changed;
+                }
+                if let Err(why) = outcome
+                    && policy.scope.fails
+                {
+                    let bound = name_of(&binding);
+                    let message =
+                        format!("policy '{name}' with binding '{bound}' denied request: {why}");
+                    return Err(refusal(attributes, message, ""));
+                }
+            }
+        }
+        Ok(())
+    }
+}

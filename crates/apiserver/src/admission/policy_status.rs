@@ -1,0 +1,71 @@
+//! Keeps `status.typeChecking` of validating policies: what their expressions get wrong about the types they match.
+
+use std::sync::Arc;
+
+use fluyt_api::{meta, resources};
+use serde_json::{Value, json};
+
+use crate::Server;
+use crate::cache::Filter;
+use crate::registry::{Change, Location, WriteContext};
+use crate::user::{MASTERS, User};
+
+/// Follows policies until shutdown.
+pub async fn run(server: Arc<Server>) {
+    let Some(resource) = resources::find(
+        "admissionregistration.k8s.io",
+        "v1",
+        "validatingadmissionpolicies",
+    ) else {
+        return;
+    };
+    let cache = server.caches.of(resource);
+    loop {
+        let (present, _, mut watch) = cache.subscribe_with_state(Filter::default());
+        for entry in present {
+            check(&server, resource, &entry.object()).await;
+        }
+        loop {
+            let event = tokio::select! {
+                event = watch.events.recv() => event,
+                () = server.shutdown.cancelled() => return,
+            };
+            let Some((_, event)) = event else { break };
+            if !event.deleted {
+                check(&server, resource, &event.entry.object()).await;
+            }
+        }
+    }
+}
+
+async fn check(server: &Arc<Server>, resource: &'static resources::Resource, policy: &Value) {
+    if policy["status"]["observedGeneration"] == policy["metadata"]["generation"] {
+        return;
+    }
+    let warnings = super::type_check(&server.caches, policy);
+    let checking = if warnings.is_empty() {
+        json!({})
+    } else {
+        json!({"expressionWarnings": warnings})
+    };
+    let status =
+        json!({"observedGeneration": policy["metadata"]["generation"], "typeChecking": checking});
+    let set: Change<'_> = Box::new(|current: &Value| {
+        let mut object = current.clone();
+        object["status"] = status.clone();
+        Ok(object)
+    });
+    let at = Location {
+        resource,
+        namespace: "",
+        name: meta::name(policy),
+        subresource: "status",
+    };
+    let cx = WriteContext {
+        user: User::new("system:apiserver", &[MASTERS]),
+        ..WriteContext::default()
+    };
+    if let Err(error) = server.registry.update(&cx, at, set).await {
+        tracing::debug!(%error, "the status of a policy was not updated");
+    }
+}

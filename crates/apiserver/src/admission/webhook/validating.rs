@@ -1,0 +1,60 @@
+//! Validating webhooks: all at once; any of them may refuse.
+
+use async_trait::async_trait;
+use fluyt_api::Error;
+use futures::future::join_all;
+use serde_json::Value;
+
+use super::Webhook;
+use crate::admission::{Attributes, Compiled, Plugin, Shared, matching};
+use crate::cache::Caches;
+
+/// The plugin `ValidatingAdmissionWebhook`.
+pub struct Validating {
+    shared: Shared,
+    compiled: Compiled<Vec<std::sync::Arc<Webhook>>>,
+}
+
+impl Validating {
+    #[must_use]
+    pub fn new(shared: Shared) -> Self {
+        Self {
+            shared,
+            compiled: Compiled::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Plugin for Validating {
+    fn name(&self) -> &'static str {
+        "ValidatingAdmissionWebhook"
+    }
+
+    async fn validate(
+        &self,
+        caches: &Caches,
+        attributes: &Attributes<'_>,
+        object: &Value,
+    ) -> Result<(), Error> {
+        if matching::is_exempt(attributes) {
+            return Ok(());
+        }
+        let mut matched = Vec::new();
+        for (name, revision, entry) in
+            matching::configurations(caches, "validatingwebhookconfigurations")
+        {
+            let webhooks = self.compiled.get(&name, revision, || Webhook::of(&entry));
+            for webhook in webhooks.iter() {
+                matched.extend(webhook.matches(&self.shared, attributes, object)?);
+            }
+        }
+        let asked = matched
+            .iter()
+            .map(|m| m.ask(&self.shared, attributes, object));
+        for answer in join_all(asked).await {
+            answer?;
+        }
+        Ok(())
+    }
+}
