@@ -10,9 +10,7 @@ fn release() -> anyhow::Result<()> {
         let wait = "--wait --timeout 60s";
         world.ok("cd $HOME && helm create chart")?;
         let values = "--set image.repository=e2e.local/busybox --set image.tag=1";
-        world.ok(&format!(
-            "helm install app $HOME/chart {values} {wait}"
-        ))?;
+        world.ok(&format!("helm install app $HOME/chart {values} {wait}"))?;
         let app = "kubectl get deployment app-chart -o jsonpath='{.status.readyReplicas}'";
         ensure!(world.ok(app)? == "1");
         world.ok(&format!(
