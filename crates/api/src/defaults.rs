@@ -7,66 +7,88 @@ use crate::schema::{Field, Kind, Schema, TypeId};
 
 /// Fills in defaults in every object that is present, and in those that a default makes present.
 pub fn apply(schema: &Schema, ty: TypeId, object: &mut Value) {
-    let Value::Object(map) = object else { return };
-    for field in &schema.get(ty).fields {
-        if !map.contains_key(&*field.name)
-            && let Some(default) = field.when_absent()
-        {
-            map.insert(field.name.to_string(), default);
-        }
-        if let Some(value) = map.get_mut(&*field.name) {
-            apply_kind(schema, &field.kind, value);
-        }
-    }
-}
-
-fn apply_kind(schema: &Schema, kind: &Kind, value: &mut Value) {
-    match (kind, value) {
-        (Kind::Object(ty), value) => apply(schema, *ty, value),
-        (Kind::List(item), Value::Array(items)) => {
-            for value in items {
-                apply_kind(schema, item, value);
-            }
-        }
-        (Kind::Map(item), Value::Object(entries)) => {
-            for value in entries.values_mut() {
-                apply_kind(schema, item, value);
-            }
-        }
-        _ => {}
-    }
+    let walk = Walk {
+        schema,
+        strip: false,
+        fill: true,
+    };
+    walk.object(ty, object);
 }
 
 /// Removes from typed objects what means the same as nothing: null, and where zero has no meaning of its own, zero and
 /// empty lists and maps. Free-form JSON keeps its own.
 pub fn strip_absent(schema: &Schema, ty: TypeId, object: &mut Value) {
-    let Value::Object(map) = object else { return };
-    let ty = schema.get(ty);
-    map.retain(|name, value| match ty.field(name) {
-        Some(field) => !field.is_absent(value),
-        None => !value.is_null(),
-    });
-    for (name, value) in map {
-        if let Some(field) = ty.field(name) {
-            strip_kind(schema, &field.kind, value);
-        }
-    }
+    let walk = Walk {
+        schema,
+        strip: true,
+        fill: false,
+    };
+    walk.object(ty, object);
 }
 
-fn strip_kind(schema: &Schema, kind: &Kind, value: &mut Value) {
-    match (kind, value) {
-        (Kind::Object(ty), value) => strip_absent(schema, *ty, value),
-        (Kind::List(item), Value::Array(items)) => {
-            for value in items {
-                strip_kind(schema, item, value);
+/// Both in one walk.
+pub fn normalise(schema: &Schema, ty: TypeId, object: &mut Value) {
+    let walk = Walk {
+        schema,
+        strip: true,
+        fill: true,
+    };
+    walk.object(ty, object);
+}
+
+#[derive(Clone, Copy)]
+struct Walk<'s> {
+    schema: &'s Schema,
+    strip: bool,
+    fill: bool,
+}
+
+impl Walk<'_> {
+    /// Fields and keys are both in order of name, so that one pass over each will do.
+    fn object(self, ty: TypeId, object: &mut Value) {
+        let Value::Object(map) = object else { return };
+        let mut fields = self.schema.get(ty).fields.iter().peekable();
+        let mut missing: Vec<&Field> = Vec::new();
+        map.retain(|name, value| {
+            while let Some(field) = fields.next_if(|f| *f.name < **name) {
+                missing.push(field);
+            }
+            let Some(field) = fields.next_if(|f| *f.name == **name) else {
+                return !self.strip || !value.is_null();
+            };
+            if self.strip && field.is_absent(value) {
+                missing.push(field);
+                return false;
+            }
+            self.value(&field.kind, value);
+            true
+        });
+        if !self.fill {
+            return;
+        }
+        for field in missing.into_iter().chain(fields) {
+            if let Some(mut value) = field.when_absent() {
+                self.value(&field.kind, &mut value);
+                map.insert(field.name.to_string(), value);
             }
         }
-        (Kind::Map(item), Value::Object(entries)) => {
-            for value in entries.values_mut() {
-                strip_kind(schema, item, value);
+    }
+
+    fn value(self, kind: &Kind, value: &mut Value) {
+        match (kind, value) {
+            (Kind::Object(ty), value) => self.object(*ty, value),
+            (Kind::List(item), Value::Array(items)) => {
+                for value in items {
+                    self.value(item, value);
+                }
             }
+            (Kind::Map(item), Value::Object(entries)) => {
+                for value in entries.values_mut() {
+                    self.value(item, value);
+                }
+            }
+            _ => {}
         }
-        _ => {}
     }
 }
 

@@ -14,6 +14,7 @@ mod shape;
 mod validate;
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
@@ -167,7 +168,7 @@ impl FieldManager<'_> {
             let Some(changed) = comparisons.of(&entry.manager.api_version) else {
                 return false;
             };
-            entry.set = std::mem::take(&mut entry.set).difference(&changed.touched);
+            entry.set = std::mem::take(&mut entry.set).difference(changed.touched());
             !entry.set.is_empty()
         });
         let own = comparisons.own();
@@ -329,7 +330,7 @@ impl FieldManager<'_> {
             let Some(changed) = comparisons.of(&entry.manager.api_version) else {
                 return false;
             };
-            entry.set = std::mem::take(&mut entry.set).difference(&changed.touched);
+            entry.set = std::mem::take(&mut entry.set).difference(changed.touched());
             !entry.set.is_empty()
         });
         let changes = before != pruned;
@@ -468,7 +469,21 @@ struct Comparisons<'a> {
 
 struct Changed {
     found: Comparison,
-    touched: Set,
+    touched: OnceCell<Set>,
+}
+
+impl Changed {
+    /// Every path that is not as it was.
+    fn touched(&self) -> &Set {
+        self.touched.get_or_init(|| {
+            let Comparison {
+                removed,
+                modified,
+                added,
+            } = &self.found;
+            removed.clone().union(modified).union(added)
+        })
+    }
 }
 
 impl std::ops::Deref for Changed {
@@ -505,12 +520,10 @@ impl Comparisons<'_> {
             modified: manager.without_reset(found.modified),
             added: manager.without_reset(found.added),
         };
-        let touched = found
-            .removed
-            .clone()
-            .union(&found.modified)
-            .union(&found.added);
-        Some(Changed { found, touched })
+        Some(Changed {
+            found,
+            touched: OnceCell::new(),
+        })
     }
 
     /// What changed in a version; `None` when it is not served.

@@ -267,12 +267,6 @@ impl Set {
         }
     }
 
-    /// What is below one path element.
-    #[must_use]
-    pub fn child(&self, key: &str) -> Option<Below<'_>> {
-        Below::root(&self.0).child(key)
-    }
-
     #[must_use]
     pub fn below(&self) -> Below<'_> {
         Below::root(&self.0)
@@ -392,34 +386,6 @@ impl Set {
         cut(&mut self.0, keys);
     }
 
-    /// Keeps only what `keep` says of each path of depth one.
-    pub fn intersect_subtrees(&self, paths: &[&[&str]]) -> Self {
-        let mut kept = Self::default();
-        for path in paths {
-            let mut at = self.below();
-            let mut found = true;
-            for key in *path {
-                match at.child(key) {
-                    Some(child) => at = child,
-                    None => {
-                        found = false;
-                        break;
-                    }
-                }
-            }
-            if found {
-                let mut node = at.map.clone();
-                for key in path.iter().rev() {
-                    let mut parent = Map::new();
-                    parent.insert((*key).to_owned(), Value::Object(node));
-                    node = parent;
-                }
-                kept = kept.union(&Self(node));
-            }
-        }
-        kept
-    }
-
     /// Every member, those of a level before those below it, as upstream walks a set.
     ///
     /// # Errors
@@ -489,8 +455,11 @@ impl Set {
     }
 }
 
+/// Path elements and what is below them.
+type Children<'a> = Vec<(PathElement, &'a Map<String, Value>)>;
+
 /// The children of a node in upstream's order.
-fn sorted(node: &Map<String, Value>) -> Result<Vec<(PathElement, &Map<String, Value>)>, String> {
+fn sorted(node: &Map<String, Value>) -> Result<Children<'_>, String> {
     let mut elements = Vec::with_capacity(node.len());
     for (key, child) in node {
         if key == SELF {

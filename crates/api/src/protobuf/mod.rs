@@ -589,13 +589,27 @@ mod tests {
         }
     }
 
+    /// Removes the fields that the definitions at hand are too old for.
+    fn forget(object: &mut Value) {
+        const YOUNG: [&str; 2] = ["schedulingGroup", "shardInfo"];
+        match object {
+            Value::Object(map) => {
+                map.retain(|name, _| !YOUNG.contains(&name.as_str()));
+                map.values_mut().for_each(forget);
+            }
+            Value::Array(items) => items.iter_mut().for_each(forget),
+            _ => {}
+        }
+    }
+
     /// What is encoded is what prost makes of upstream's definitions: nothing is lost or misplaced on the way through them.
     #[test]
     fn upstreams_definitions_read_every_field() {
         fn check<M: prost::Message + Default>(name: &str) {
             let schema = Schema::builtin();
             let ty = schema.find(name).unwrap();
-            let object = sample(&Kind::Object(ty), 1, 7);
+            let mut object = sample(&Kind::Object(ty), 1, 7);
+            forget(&mut object);
             let read = M::decode(encode(ty, &object).as_slice()).unwrap();
             let again = decode(schema, ty, &read.encode_to_vec()).unwrap();
             assert_eq!(again, object, "{name}");

@@ -4,6 +4,7 @@ mod delete;
 mod managed;
 mod names;
 mod service;
+mod stored;
 
 use std::sync::Arc;
 
@@ -26,6 +27,9 @@ pub use service::ServiceNetwork;
 
 /// Attempts of an update without resourceVersion that keeps losing races.
 const ATTEMPTS: usize = 20;
+
+/// Names that are tried for an object that wants a generated one.
+const GENERATED_NAMES: usize = 8;
 
 /// Seconds an event is kept, upstream's `--event-ttl`.
 const EVENT_TTL: i64 = 3600;
@@ -166,15 +170,13 @@ impl Registry {
 
     /// The stored form of an object: in its resource's stored version, with the revision left to the store.
     async fn encode(&self, resource: &Resource, object: &Value) -> Result<Vec<u8>, Error> {
-        let mut stored = object.clone();
-        if resource.definition.is_some() {
-            stored = self
-                .converter
-                .one(stored, storage_resource(resource))
-                .await?;
+        if resource.definition.is_none() {
+            return Ok(stored::encode(object));
         }
-        meta::set(&mut stored, "resourceVersion", Value::Null);
-        Ok(serde_json::to_vec(&stored).unwrap_or_default())
+        let converted = self
+            .converter
+            .one(object.clone(), storage_resource(resource));
+        Ok(stored::encode(&converted.await?))
     }
 
     /// Creates an object in its stored version.
@@ -190,14 +192,15 @@ impl Registry {
         Box::pin(async move {
             let generated =
                 meta::name(&object).is_empty() && !meta::str(&object, "generateName").is_empty();
-            for _ in 0..if generated { 8 } else { 1 } {
+            if !generated {
+                return self.create_once(cx, at, object).await;
+            }
+            for _ in 0..GENERATED_NAMES {
                 let mut attempt = object.clone();
-                if generated {
-                    let name = names::generate(meta::str(&object, "generateName"));
-                    meta::set(&mut attempt, "name", name);
-                }
+                let name = names::generate(meta::str(&object, "generateName"));
+                meta::set(&mut attempt, "name", name);
                 match self.create_once(cx, at, attempt).await {
-                    Err(error) if generated && error.reason == Reason::AlreadyExists => {}
+                    Err(error) if error.reason == Reason::AlreadyExists => {}
                     done => return done,
                 }
             }
@@ -620,9 +623,7 @@ fn apply_defaults(resource: &Resource, strategy: &dyn Strategy, object: &mut Val
     }
     let normalise = |object: &mut Value| {
         if let Some(ty) = resource.ty {
-            let schema = resource.schema();
-            defaults::strip_absent(schema, ty, object);
-            defaults::apply(schema, ty, object);
+            defaults::normalise(resource.schema(), ty, object);
         }
     };
     normalise(object);
