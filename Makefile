@@ -17,6 +17,7 @@ help:
 	@echo 'make quickstart-down  remove every trace of it'
 	@echo 'make test             everything that a change must pass'
 	@echo 'make bench            the figures of README, on the release build'
+	@echo 'make bench-store      the store beside etcd (ETCD=/path/to/etcd)'
 
 .PHONY: deps
 deps:
@@ -64,3 +65,7 @@ test: test-deps
 .PHONY: bench
 bench: release $(CACHE)/bin/kubectl
 	FLUYT_BIN=$(FLUYT) $(CARGO) run --release -p fluyt-bench
+
+.PHONY: bench-store
+bench-store:
+	$(CARGO) run --release -p fluyt-bench -- store

@@ -54,13 +54,21 @@ pub fn generate(check: bool) -> Result<()> {
         table.push('\n');
         writeln!(descriptions, "{}\t{}", ty.name, ty.description)?;
         for field in &ty.fields {
-            let number = field_path(&numbers, &ty.name, &normalise(&field.json_name));
+            let mut number = field_path(&numbers, &ty.name, &normalise(&field.json_name));
+            let flags = annotations.remove(&format!("{short}.{}", field.json_name));
+            let mut flags: Vec<&str> = flags.iter().flat_map(|f| f.split(' ')).collect();
+            // Numbers that `k8s-pb` does not know yet; once it does, the annotation must go.
+            if let Some(at) = flags.iter().position(|f| f.starts_with("number=")) {
+                let given = flags.remove(at).trim_start_matches("number=");
+                ensure!(number == "0", "{short}.{} has a number", field.json_name);
+                given.clone_into(&mut number);
+            }
             write!(table, "  {} {} {number}", field.json_name, field.kind)?;
             if field.required {
                 table.push_str(" required");
             }
-            if let Some(flags) = annotations.remove(&format!("{short}.{}", field.json_name)) {
-                write!(table, " {flags}")?;
+            for flag in flags {
+                write!(table, " {flag}")?;
             }
             table.push('\n');
             if !field.description.is_empty() {
@@ -406,6 +414,8 @@ fn is_inlined(ty: &str, field: &str) -> bool {
         "localobjectreference" => ["KeySelector", "EnvSource", "VolumeSource", "Projection"]
             .iter()
             .any(|end| short.ends_with(end)),
+        "ingressrulevalue" => short == "IngressRule",
+        "deviceconfiguration" => short.ends_with("Configuration"),
         "rule" => short == "RuleWithOperations",
         "rulewithoperations" => short == "NamedRuleWithOperations",
         _ => false,

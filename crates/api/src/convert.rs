@@ -60,9 +60,15 @@ fn rename(object: &mut Value, fields: &[(&str, &str)], to_core: bool) {
 const CPU: &str = "cpu";
 
 fn cpu_metric(list: &Value) -> Option<&Value> {
-    list.as_array()?
-        .iter()
-        .find(|m| m["type"] == "Resource" && m["resource"]["name"] == CPU)
+    list.as_array()?.iter().find(|m| is_cpu_metric(m))
+}
+
+fn is_cpu_metric(metric: &Value) -> bool {
+    let resource = &metric["resource"];
+    metric["type"] == "Resource"
+        && resource["name"] == CPU
+        && (resource["target"]["averageUtilization"].is_number()
+            || resource["current"]["averageUtilization"].is_number())
 }
 
 fn autoscaler_to_v1(object: &mut Value) {
@@ -78,11 +84,15 @@ fn autoscaler_to_v1(object: &mut Value) {
         ("status", "conditions"),
         ("status", "currentMetrics"),
     ] {
-        if let Some(value) = object
+        if let Some(mut value) = object
             .get_mut(part)
             .and_then(Value::as_object_mut)
             .and_then(|m| m.remove(field))
         {
+            // The one metric that it has a field for does not.
+            if let (true, Value::Array(metrics)) = (field.ends_with("etrics"), &mut value) {
+                metrics.retain(|m| !is_cpu_metric(m));
+            }
             let name = if field == "currentMetrics" {
                 "current-metrics"
             } else {
@@ -94,7 +104,7 @@ fn autoscaler_to_v1(object: &mut Value) {
             );
         }
     }
-    kept.retain(|_, v| v != "[]");
+    kept.retain(|_, v| v != "[]" && v != "null");
     if let (Some(spec), Some(target)) = (
         object["spec"].as_object_mut(),
         target.filter(|t| !t.is_null()),

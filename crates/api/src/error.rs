@@ -16,6 +16,8 @@ pub struct Error {
     pub kind: String,
     pub causes: Vec<Cause>,
     pub retry_after_seconds: u32,
+    /// `metadata.continue`: how to go on with a chunked list that expired, if not consistently.
+    pub continue_token: String,
 }
 
 /// Machine-readable reason of a `Status`.
@@ -140,6 +142,7 @@ impl Error {
             kind: String::new(),
             causes: Vec::new(),
             retry_after_seconds: 0,
+            continue_token: String::new(),
         }
     }
 
@@ -296,6 +299,9 @@ impl Error {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "code": self.code,
         });
+        if !self.continue_token.is_empty() {
+            status["metadata"]["continue"] = self.continue_token.clone().into();
+        }
         if self.reason != Reason::Unknown {
             status["reason"] = self.reason.as_str().into();
         }

@@ -1,15 +1,58 @@
 //! `make bench`: the figures of this machine. Measured on the release build, from outside, in a world of its own.
+//! `make bench-store`: the store's, beside etcd's.
 
 mod process;
 mod requests;
 mod starts;
+mod store;
 
+use clap::Parser as _;
 use fluyt_e2e::{State, World};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Nodes of the measured cluster.
 const NODES: u32 = 2;
 
+#[derive(clap::Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(clap::Subcommand)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one is made, and it is used at once"
+)]
+enum Command {
+    /// The store beside etcd
+    Store {
+        /// Part of the names of the loads to run
+        #[arg(default_value = "")]
+        filter: String,
+    },
+    /// The store as a server, for the loads
+    Etcd(fluyt_etcd::Args),
+}
+
 fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        None => {}
+        Some(Command::Store { filter }) => return store::run(&filter),
+        Some(Command::Etcd(args)) => {
+            let runtime = tokio::runtime::Runtime::new()?;
+            return runtime.block_on(async {
+                let shutdown = tokio_util::sync::CancellationToken::new();
+                let mut ended = signal(SignalKind::terminate())?;
+                let stop = shutdown.clone();
+                tokio::spawn(async move {
+                    ended.recv().await;
+                    stop.cancel();
+                });
+                fluyt_etcd::run(args, shutdown).await
+            });
+        }
+    }
     let world = World::new(State::Disk)?;
     let _service = world.serve()?;
     println!("cluster of {NODES} nodes");

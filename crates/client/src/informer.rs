@@ -11,20 +11,23 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{AsyncBufReadExt, StreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use kube::{
     Api, Resource,
-    api::{ListParams, WatchEvent, WatchParams},
+    api::{ListParams, WatchParams},
     core::Request,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use parking_lot::RwLock;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use crate::{Backoff, ObjectKey, received::Received};
+use crate::{
+    Backoff, ObjectKey,
+    received::{self, Event, Received},
+};
 
 /// Objects per page of a list: bounds the memory of the first read of a large collection.
 const PAGE_SIZE: u32 = 500;
@@ -458,35 +461,38 @@ where
             Ok(request) => request,
             Err(error) => return WatchEnd::Failed(kube::Error::BuildRequest(error)),
         };
-        let stream = match self.api.clone().into_client().request_events::<Received<K>>(request).await {
+        let client = self.api.clone().into_client();
+        let stream = match client.request_stream(request).await {
             Ok(stream) => stream,
             Err(error) if is_expired(&error) => return WatchEnd::Expired,
             Err(error) => return WatchEnd::Failed(error),
         };
-        let mut stream = std::pin::pin!(stream);
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+        let mut lines = std::pin::pin!(stream.lines());
+        while let Some(line) = lines.next().await {
+            // How a connection ends tells nothing that the next one would not.
+            let Ok(line) = line else { break };
+            match received::event(&line) {
+                Ok(Event::Set(object)) => {
                     advance(version, &object);
                     if let Some(object) = readable(object) {
                         self.shared.upsert(object);
                     }
                 }
-                Ok(WatchEvent::Deleted(object)) => {
+                Ok(Event::Deleted(object)) => {
                     advance(version, &object);
                     if let Some(object) = readable(object) {
                         self.shared.remove(object);
                     }
                 }
-                Ok(WatchEvent::Bookmark(bookmark)) => *version = bookmark.metadata.resource_version,
-                Ok(WatchEvent::Error(status)) => {
+                Ok(Event::Bookmark(seen)) => *version = seen,
+                Ok(Event::Failed(status)) => {
                     let error = kube::Error::Api(status);
                     if is_expired(&error) {
                         return WatchEnd::Expired;
                     }
                     return WatchEnd::Failed(error);
                 }
-                Err(error) => return WatchEnd::Failed(error),
+                Err(error) => return WatchEnd::Failed(kube::Error::SerdeError(error)),
             }
         }
         WatchEnd::Closed
@@ -507,7 +513,10 @@ fn readable<K>(object: Received<K>) -> Option<K> {
     match object {
         Received::Object(object) => Some(object),
         Received::Unreadable { name, why, .. } => {
-            error!(object = name, why, "passing over an object that is not as its type says");
+            error!(
+                object = name,
+                why, "passing over an object that is not as its type says"
+            );
             None
         }
     }

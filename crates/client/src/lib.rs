@@ -16,8 +16,8 @@ pub mod kubeconfig;
 pub mod leader_election;
 pub mod metrics;
 pub mod object_key;
-pub mod service_account;
 mod received;
+pub mod service_account;
 pub mod serving;
 pub mod work_queue;
 

@@ -1,6 +1,7 @@
 //! Reading objects that others wrote. Types say that a field is required; servers accept, and so send, objects without it.
 //! One object that cannot be read must not hide all others from a controller.
 
+use kube::core::Status;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -21,14 +22,52 @@ pub(crate) enum Received<K> {
     },
 }
 
+/// An event of a watch.
+pub(crate) enum Event<K> {
+    /// Added or modified.
+    Set(Received<K>),
+    Deleted(Received<K>),
+    /// Nothing older than this version will come.
+    Bookmark(String),
+    Failed(Box<Status>),
+}
+
+/// Reads a line of a watch, in whatever order its two members are.
+pub(crate) fn event<K: DeserializeOwned>(line: &str) -> serde_json::Result<Event<K>> {
+    #[derive(Deserialize)]
+    struct Line<'a> {
+        r#type: &'a str,
+        #[serde(borrow)]
+        object: &'a RawValue,
+    }
+    let line: Line<'_> = serde_json::from_str(line)?;
+    match line.r#type {
+        "ADDED" | "MODIFIED" => Ok(Event::Set(Received::read(line.object.get())?)),
+        "DELETED" => Ok(Event::Deleted(Received::read(line.object.get())?)),
+        "BOOKMARK" => {
+            let object: Value = serde_json::from_str(line.object.get())?;
+            let version = object["metadata"]["resourceVersion"].as_str();
+            Ok(Event::Bookmark(version.unwrap_or_default().to_owned()))
+        }
+        "ERROR" => Ok(Event::Failed(serde_json::from_str(line.object.get())?)),
+        other => Err(serde_json::Error::custom(format!("unknown event {other}"))),
+    }
+}
+
 impl<'de, K: DeserializeOwned> Deserialize<'de> for Received<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
-        let error = match serde_json::from_str(raw.get()) {
+        Self::read(raw.get()).map_err(D::Error::custom)
+    }
+}
+
+impl<K: DeserializeOwned> Received<K> {
+    fn read(json: &str) -> serde_json::Result<Self> {
+        let error = match serde_json::from_str(json) {
             Ok(object) => return Ok(Self::Object(object)),
             Err(error) => error,
         };
-        let mut value: Value = serde_json::from_str(raw.get()).map_err(D::Error::custom)?;
+        let mut value: Value = serde_json::from_str(json)?;
         set_times(&mut value);
         if let Ok(object) = serde_json::from_value(value.clone()) {
             return Ok(Self::Object(object));
@@ -64,10 +103,9 @@ fn set_times(value: &mut Value) {
 mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::Service;
-    use kube::api::WatchEvent;
 
-    fn read(line: &str) -> WatchEvent<Received<Service>> {
-        serde_json::from_str(line).unwrap()
+    fn read(line: &str) -> Event<Service> {
+        event(line).unwrap()
     }
 
     #[test]
@@ -75,7 +113,7 @@ mod tests {
         let line = r#"{"type": "MODIFIED", "object": {"metadata": {"name": "a"}, "status": {"conditions": [
             {"type": "T", "status": "True", "reason": "R", "message": "", "lastTransitionTime": null},
             {"type": "U", "status": "True", "reason": "R", "message": ""}]}}}"#;
-        let WatchEvent::Modified(Received::Object(service)) = read(line) else {
+        let Event::Set(Received::Object(service)) = read(line) else {
             panic!("not read");
         };
         assert_eq!(service.status.unwrap().conditions.unwrap().len(), 2);
@@ -83,8 +121,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_named() {
-        let line = r#"{"type": "ADDED", "object": {"metadata": {"name": "a", "namespace": "n", "resourceVersion": "7"}, "spec": 3}}"#;
-        let WatchEvent::Added(Received::Unreadable { name, version, .. }) = read(line) else {
+        let line = r#"{"object": {"metadata": {"name": "a", "namespace": "n", "resourceVersion": "7"}, "spec": 3}, "type": "ADDED"}"#;
+        let Event::Set(Received::Unreadable { name, version, .. }) = read(line) else {
             panic!("read");
         };
         assert_eq!((name.as_str(), version.as_deref()), ("n/a", Some("7")));

@@ -115,6 +115,14 @@ pub struct Args {
     /// Endpoints per EndpointSlice
     #[arg(long, default_value_t = 100)]
     pub max_endpoints_per_slice: usize,
+
+    /// Endpoints objects that are mirrored at the same time
+    #[arg(long, default_value_t = 5)]
+    pub mirroring_concurrent_service_endpoint_syncs: usize,
+
+    /// Endpoints in a mirrored EndpointSlice
+    #[arg(long, default_value_t = 1000)]
+    pub mirroring_max_endpoints_per_subset: usize,
     /// Address on which /healthz and /metrics are served
     #[arg(long, default_value = "0.0.0.0")]
     pub bind_address: std::net::IpAddr,
@@ -202,6 +210,9 @@ impl Args {
             node_startup_grace_period: self.node_startup_grace_period,
             terminated_pod_gc_threshold: self.terminated_pod_gc_threshold,
             max_endpoints_per_slice: self.max_endpoints_per_slice,
+            mirroring_concurrent_service_endpoint_syncs: self
+                .mirroring_concurrent_service_endpoint_syncs,
+            mirroring_max_endpoints_per_subset: self.mirroring_max_endpoints_per_subset,
         })
     }
 }

@@ -54,6 +54,8 @@ pub struct Config {
     /// Finished pods beyond this number are deleted; 0 for no limit.
     pub terminated_pod_gc_threshold: usize,
     pub max_endpoints_per_slice: usize,
+    pub mirroring_concurrent_service_endpoint_syncs: usize,
+    pub mirroring_max_endpoints_per_subset: usize,
 }
 
 impl Config {
@@ -88,6 +90,8 @@ impl Config {
             node_startup_grace_period: Duration::from_secs(60),
             terminated_pod_gc_threshold: 12500,
             max_endpoints_per_slice: 100,
+            mirroring_concurrent_service_endpoint_syncs: 5,
+            mirroring_max_endpoints_per_subset: 1000,
         }
     }
 

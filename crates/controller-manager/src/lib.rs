@@ -18,6 +18,7 @@ mod deployment;
 mod disruption;
 mod endpoint;
 mod endpointslice;
+mod endpointslicemirroring;
 mod garbagecollector;
 mod job;
 mod namespace;
@@ -195,6 +196,11 @@ pub const CONTROLLERS: &[Controller] = &[
         "endpointslice-controller",
         "endpointslice-controller",
         endpointslice::run
+    ),
+    controller!(
+        "endpointslice-mirroring-controller",
+        "endpointslicemirroring-controller",
+        endpointslicemirroring::run
     ),
 ];
 

@@ -46,6 +46,8 @@ struct Remainder {
     finalizers: Vec<String>,
     failures: Vec<String>,
     discovery_failures: Vec<String>,
+    /// Nothing else was touched yet.
+    pods_remain: bool,
 }
 
 /// Run the controller until shutdown.
@@ -162,13 +164,23 @@ impl Controller {
             ..Remainder::default()
         };
         let mut finalizers = std::collections::BTreeMap::<String, usize>::new();
-        let deletable = discovered.resources.iter().filter(|resource| {
-            resource.namespaced && resource.supports("delete") && resource.supports("list")
-        });
+        let mut deletable: Vec<&Resource> = discovered
+            .resources
+            .iter()
+            .filter(|resource| {
+                resource.namespaced && resource.supports("delete") && resource.supports("list")
+            })
+            .collect();
+        // Pods go first, and nothing that they may depend on (a network policy, a secret) before they have gone.
+        deletable.sort_by_key(|resource| !is_pods(resource));
         for resource in deletable {
+            if remainder.pods_remain {
+                break;
+            }
             match self.delete_all(namespace, resource).await {
                 Ok(left) if left.is_empty() => {}
                 Ok(left) => {
+                    remainder.pods_remain |= is_pods(resource);
                     let (plural, group) = (&resource.api.plural, &resource.api.group);
                     let dot = if group.is_empty() { "" } else { "." };
                     remainder.content.push(format!(
@@ -238,7 +250,7 @@ impl Controller {
             }
         }
         let left = list().await?;
-        if resource.api.group.is_empty() && resource.api.kind == "Pod" {
+        if is_pods(resource) {
             self.delete_ended_pods(namespace).await?;
             return list().await;
         }
@@ -261,6 +273,10 @@ impl Controller {
         }
         Ok(())
     }
+}
+
+fn is_pods(resource: &Resource) -> bool {
+    resource.api.group.is_empty() && resource.api.kind == "Pod"
 }
 
 impl Remainder {
@@ -397,6 +413,41 @@ mod tests {
             1,
             "the other namespace is untouched"
         );
+    }
+
+    #[tokio::test]
+    async fn pods_go_before_what_they_may_need() {
+        let (fake, context) = context();
+        let mut held = Pod {
+            metadata: named("ns", "held"),
+            ..Pod::default()
+        };
+        held.metadata.finalizers = Some(vec!["example.com/hold".to_owned()]);
+        fake.insert(held);
+        fake.insert(ConfigMap {
+            metadata: named("ns", "needed"),
+            ..ConfigMap::default()
+        });
+        delete_namespace(&fake).await;
+        tokio::spawn(run(context));
+        fake.until("the pod is told to go", |fake| {
+            fake.get::<Pod>("ns", "held")
+                .is_some_and(|pod| pod.metadata.deletion_timestamp.is_some())
+        })
+        .await;
+        fake.until("the namespace says what remains", |fake| {
+            let status = fake.get::<Namespace>("", "ns").and_then(|n| n.status);
+            status.is_some_and(|s| s.conditions.is_some())
+        })
+        .await;
+        assert_eq!(fake.list::<ConfigMap>().len(), 1);
+        let mut held = fake.get::<Pod>("ns", "held").unwrap();
+        held.metadata.finalizers = None;
+        fake.update(&held);
+        fake.until("all is gone", |fake| {
+            fake.list::<ConfigMap>().is_empty() && fake.get::<Namespace>("", "ns").is_none()
+        })
+        .await;
     }
 
     #[tokio::test]

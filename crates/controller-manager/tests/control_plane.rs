@@ -67,6 +67,7 @@ impl Cluster {
             proxy_client: None,
             requestheader_ca_pem: None,
             features: fluyt_apiserver::Features::default(),
+            disable_admission_plugins: Vec::new(),
             shutdown: shutdown.clone(),
         })
         .await

@@ -10,16 +10,14 @@ fn release() -> anyhow::Result<()> {
         let wait = "--wait --timeout 60s";
         world.ok("cd $HOME && helm create chart")?;
         let values = "--set image.repository=e2e.local/busybox --set image.tag=1";
-        world.ok(&format!(
-            "helm install app $HOME/chart --server-side=false {values} {wait}"
-        ))?;
+        world.ok(&format!("helm install app $HOME/chart {values} {wait}"))?;
         let app = "kubectl get deployment app-chart -o jsonpath='{.status.readyReplicas}'";
         ensure!(world.ok(app)? == "1");
         world.ok(&format!(
-            "helm upgrade app $HOME/chart --server-side=false {values} --set replicaCount=3 {wait}"
+            "helm upgrade app $HOME/chart {values} --set replicaCount=3 {wait}"
         ))?;
         ensure!(world.ok(app)? == "3");
-        world.ok(&format!("helm rollback app 1 --server-side=false {wait}"))?;
+        world.ok(&format!("helm rollback app 1 {wait}"))?;
         ensure!(world.ok(app)? == "1");
         let history = world.json("helm history app -o json")?;
         ensure!(

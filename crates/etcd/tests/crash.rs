@@ -328,7 +328,7 @@ fn damage(directory: &Path, random: &mut Random, times: usize) {
     drop(Embedded::open(directory).unwrap());
     let mut files = Vec::new();
     list(directory, &mut files);
-    files.retain(|file| !file.ends_with("lock"));
+    files.retain(|file| file.metadata().unwrap().len() > 0 && !file.ends_with("lock"));
     let last_segment = files
         .iter()
         .filter(|f| f.extension().is_some_and(|e| e == "wal"))

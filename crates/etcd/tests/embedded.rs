@@ -111,15 +111,15 @@ async fn directories_of_others_are_refused() {
     drop(store);
     let format = path.join("format");
     let text = std::fs::read_to_string(&format).unwrap();
-    std::fs::write(&format, text.replace("etcd 2", "etcd 3")).unwrap();
+    std::fs::write(&format, text.replace("etcd 3", "etcd 4")).unwrap();
     assert!(refusal().contains("format is damaged"), "{}", refusal());
     // As a later version would write it.
-    let newer = "fluyt-etcd 3 0123456789abcdef";
+    let newer = "fluyt-etcd 4 0123456789abcdef";
     let checksum = xxhash_rust::xxh3::xxh3_64(newer.as_bytes());
     std::fs::write(&format, format!("{newer} {checksum:016x}\n")).unwrap();
     let error = Embedded::open(path).err().unwrap();
     assert!(
-        matches!(error, OpenError::Format { found: 3, .. }),
+        matches!(error, OpenError::Format { found: 4, .. }),
         "{error}"
     );
     std::fs::write(&format, text).unwrap();

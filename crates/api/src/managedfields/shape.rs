@@ -135,8 +135,8 @@ impl<'s> Shape<'s> {
         matches!(self.form, Form::Object(ty) if ty.field(field).is_some())
     }
 
-    /// What upstream sees of an absent field: objects that it holds by value are there but empty, and lists and maps that
-    /// are always written are null.
+    /// What upstream sees of an absent field that it always writes: objects that it holds by value are there but empty,
+    /// lists and maps are null, scalars are zero.
     #[must_use]
     pub fn implied(&self, field: &str) -> Option<&'static Value> {
         match self.form {
@@ -257,12 +257,20 @@ impl<'s> Shape<'s> {
 }
 
 fn implied(field: &Field) -> Option<&'static Value> {
-    static EMPTY: OnceLock<Value> = OnceLock::new();
-    if field.by_value {
-        return Some(EMPTY.get_or_init(|| Value::Object(Map::new())));
+    static VALUES: OnceLock<[Value; 4]> = OnceLock::new();
+    let make = || [Value::Object(Map::new()), 0.into(), false.into(), "".into()];
+    let [object, number, boolean, text] = VALUES.get_or_init(make);
+    match &field.kind {
+        Kind::Object(_) if field.by_value => Some(object),
+        _ if field.default == Some(Value::Null) => Some(&Value::Null),
+        Kind::String if field.default.as_ref() == Some(text) => Some(text),
+        _ if !field.required || field.default.is_some() => None,
+        Kind::List(_) | Kind::Map(_) => Some(&Value::Null),
+        Kind::Int32 | Kind::Int64 => Some(number),
+        Kind::Bool => Some(boolean),
+        Kind::String => Some(text),
+        _ => None,
     }
-    let written = field.required && matches!(field.kind, Kind::List(_) | Kind::Map(_));
-    written.then_some(&Value::Null)
 }
 
 /// The type of every object's metadata.

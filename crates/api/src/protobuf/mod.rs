@@ -251,7 +251,7 @@ fn add(
         kind => {
             let value = value(schema, kind, wire, depth)?;
             // What Go writes for an unset string is not there in JSON; neither is the zero time.
-            let unset = value.is_null() || (value == "" && !field.required);
+            let unset = value.is_null() || (value == "" && field.omit_zero);
             if !unset {
                 object.insert(name, value);
             }

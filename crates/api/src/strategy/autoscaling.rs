@@ -18,6 +18,10 @@ impl Strategy for HorizontalPodAutoscaler {
         }
     }
 
+    fn generation_of(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let spec = &object["spec"];
         let (min, max) = (

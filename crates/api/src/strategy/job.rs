@@ -86,6 +86,9 @@ pub(super) fn validate_spec(spec: &Value, at: &str, errors: &mut Errors) {
 impl Strategy for Job {
     fn default(&self, object: &mut Value) {
         default_spec(&mut object["spec"]);
+        // Not in the template of a cron job.
+        default_at(object, &["spec", "completionMode"], "NonIndexed");
+        default_at(object, &["spec", "suspend"], false);
         let labels = object["spec"]["template"]["metadata"]["labels"].clone();
         if labels.is_object()
             && object["metadata"]["labels"]

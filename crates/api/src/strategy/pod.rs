@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{Strategy, copy_field, template, text};
+use super::{Strategy, copy_field, default_at, template, text};
 use crate::quantity::Quantity;
 use crate::validation::Errors;
 
@@ -13,6 +13,10 @@ pub(super) struct Pod;
 impl Strategy for Pod {
     fn default(&self, object: &mut Value) {
         template::default_spec(&mut object["spec"]);
+        if object["spec"].is_object() {
+            template::default_requests(&mut object["spec"]);
+            default_at(object, &["spec", "enableServiceLinks"], true);
+        }
     }
 
     fn prepare_create(&self, object: &mut Value) {
@@ -21,6 +25,20 @@ impl Strategy for Pod {
 
     fn prepare_update(&self, object: &mut Value, old: &Value) {
         copy_field(object, old, "status");
+    }
+
+    /// Being bound to a node is no change of what was asked for.
+    fn changes_generation(&self, object: &Value, old: &Value) -> bool {
+        let (new, before) = (object["spec"].as_object(), old["spec"].as_object());
+        let was_bound = before.is_some_and(|spec| spec.contains_key("nodeName"));
+        let asked = |spec: Option<&Map<String, Value>>| -> Vec<(String, Value)> {
+            let fields = spec.into_iter().flatten();
+            let asked = fields.filter(|(name, _)| was_bound || *name != "nodeName");
+            asked
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect()
+        };
+        new != before && asked(new) != asked(before)
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {

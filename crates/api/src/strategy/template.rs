@@ -56,6 +56,19 @@ pub(super) fn default_spec(spec: &mut Value) {
     }
 }
 
+/// What a container may use at most is what it asks for, unless it says otherwise. Pods only, not their templates.
+pub(super) fn default_requests(spec: &mut Value) {
+    for list in ["containers", "initContainers"] {
+        for container in spec[list].as_array_mut().into_iter().flatten() {
+            if let Some(limits) = container["resources"]["limits"].as_object().cloned() {
+                for (name, limit) in limits {
+                    default_at(container, &["resources", "requests", &name], limit);
+                }
+            }
+        }
+    }
+}
+
 fn default_container(container: &mut Value, host_network: bool) {
     if container["imagePullPolicy"]
         .as_str()
@@ -67,11 +80,6 @@ fn default_container(container: &mut Value, host_network: bool) {
             Some(_) => "IfNotPresent",
         };
         container["imagePullPolicy"] = policy.into();
-    }
-    if let Some(limits) = container["resources"]["limits"].as_object().cloned() {
-        for (name, limit) in limits {
-            default_at(container, &["resources", "requests", &name], limit);
-        }
     }
     for requirement in ["limits", "requests"] {
         for amount in container["resources"][requirement]
@@ -588,6 +596,8 @@ mod tests {
     fn limits_become_requests() {
         let mut spec = json!({"containers": [{"resources": {"limits": {"cpu": "1000m"}}}]});
         default_spec(&mut spec);
+        assert!(spec["containers"][0]["resources"]["requests"].is_null());
+        default_requests(&mut spec);
         assert_eq!(spec["containers"][0]["resources"]["requests"]["cpu"], "1");
     }
 

@@ -7,6 +7,7 @@ mod read;
 mod reviews;
 mod shape;
 mod subresources;
+mod websocket;
 mod write;
 
 use std::sync::Arc;
@@ -158,6 +159,17 @@ fn manager_of_agent(headers: &http::HeaderMap) -> String {
 /// # Errors
 /// What becomes the response's `Status`.
 pub async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
+    let is_watch = call.info.verb == "watch";
+    if !is_watch && call.target.subresource != "log" {
+        return answer(call).await;
+    }
+    match websocket::take(&mut call.parts, is_watch)? {
+        Some(upgrade) => Ok(upgrade.answer(answer(call).await?)),
+        None => answer(call).await,
+    }
+}
+
+async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
     if let Some(definition) = &call.resource.definition
         && let Some(deprecation) = &definition.deprecation
     {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use fluyt_api::Error;
 use fluyt_api::selector::{FieldSelector, LabelSelector};
+use fluyt_api::{Error, Reason};
 use fluyt_etcd::{Keys, Range};
 use http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -140,8 +140,8 @@ pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
     let (snapshot, revision, start) = match query.get("continue").filter(|c| !c.is_empty()) {
         Some(token) => {
             let token = Continue::decode(token)?;
-            let snapshot = at_revision(call, &cache, token.rv).await?;
-            (snapshot, token.rv, token.start)
+            let (snapshot, revision) = following(call, &cache, &token).await?;
+            (snapshot, revision, token.start)
         }
         None => {
             let (snapshot, revision) = first_page(call, &cache).await?;
@@ -262,6 +262,52 @@ fn invalid_match(value: &str, detail: &str) -> Error {
     Error::invalid("meta.k8s.io", "ListOptions", "", errors.0)
 }
 
+/// Stands in a token for whatever is newest: the list goes on, but not consistently.
+const INCONSISTENT: i64 = -1;
+
+/// The entries that the rest of a chunked list is cut from, and their revision.
+async fn following(
+    call: &Call,
+    cache: &ResourceCache,
+    token: &Continue,
+) -> Result<(Snapshot, i64), Error> {
+    let caches = &call.server.caches;
+    if token.rv == INCONSISTENT {
+        let revision = caches.consistent().await?;
+        return Ok((cache.snapshot(), revision));
+    }
+    let outdated = || {
+        let go_on = Continue {
+            rv: INCONSISTENT,
+            v: token.v.clone(),
+            start: token.start.clone(),
+        };
+        Error {
+            continue_token: go_on.encode(),
+            ..Error::expired(CONTINUE_TOO_OLD)
+        }
+    };
+    // What has not changed since could still be shown, but clients are promised that tokens end with the revision.
+    let probe = Range {
+        revision: token.rv,
+        limit: 1,
+        ..Range::new(Keys::One(REGISTRY.into()))
+    };
+    match caches.store().range(probe).await {
+        Err(fluyt_etcd::Error::Compacted { .. }) => return Err(outdated()),
+        Err(other) => return Err(Error::internal(other)),
+        Ok(_) => {}
+    }
+    match at_revision(call, cache, token.rv).await {
+        Ok(snapshot) => Ok((snapshot, token.rv)),
+        // Compacted since the probe.
+        Err(error) if error.reason == Reason::Expired => Err(outdated()),
+        Err(error) => Err(error),
+    }
+}
+
+const CONTINUE_TOO_OLD: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
+
 /// All entries as of a revision: the present ones if nothing has changed since, else those of the store's history.
 async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Result<Snapshot, Error> {
     let caches = &call.server.caches;
@@ -276,9 +322,9 @@ async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Resul
         ..Range::new(Keys::prefix(prefix.clone()))
     };
     let result = caches.store().range(range).await.map_err(|e| match e {
-        fluyt_etcd::Error::Compacted { .. } => Error::expired(
-            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.",
-        ),
+        fluyt_etcd::Error::Compacted { .. } => {
+            Error::expired("The resourceVersion for the provided list is too old.")
+        }
         other => Error::internal(other),
     })?;
     let mut entries = imbl::OrdMap::new();

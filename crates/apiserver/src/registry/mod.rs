@@ -389,7 +389,7 @@ impl Registry {
         check_uid(&object, old, at)?;
         set_namespace(&mut object, at)?;
         keep_system_metadata(&mut object, old);
-        if at.subresource.is_empty() {
+        if matches!(at.subresource, "" | "status") {
             apply_defaults(resource, strategy, &mut object);
         }
         self.track(cx, at, old, &mut object);
@@ -410,7 +410,10 @@ impl Registry {
         };
         self.admission.admit(&attributes, &mut object).await?;
         apply_defaults(resource, strategy, &mut object);
-        bump_generation(&mut object, old, strategy);
+        // That a pod is put on a node is not a wish of its author.
+        if at.subresource != "binding" {
+            bump_generation(&mut object, old, strategy);
+        }
         let mut errors = Errors::default();
         validation::object_meta(
             &mut errors,

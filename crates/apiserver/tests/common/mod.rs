@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use fluyt_apiserver::dial::Direct;
-use fluyt_apiserver::{Config, MASTERS, Server, ServiceNetwork, User};
+use fluyt_apiserver::{Config, Features, MASTERS, Server, ServiceNetwork, User};
 use fluyt_etcd::embedded::Embedded;
 use fluyt_pki::{Authority, Identity, TokenKeys, Usage};
 use http::{Method, Request, StatusCode};
@@ -21,6 +21,10 @@ pub struct Api {
 
 impl Api {
     pub async fn start() -> Self {
+        Self::start_with(Features::default()).await
+    }
+
+    pub async fn start_with(features: Features) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::create("test").unwrap();
@@ -44,7 +48,7 @@ impl Api {
             kubelet_ca_pem: None,
             proxy_client: None,
             requestheader_ca_pem: None,
-            features: fluyt_apiserver::Features::default(),
+            features,
             disable_admission_plugins: Vec::new(),
             shutdown: CancellationToken::new(),
         };

@@ -81,10 +81,10 @@ impl LineBuffer {
         self.take(output, time, records);
     }
 
-    /// The stream ended: a last line without newline is a line.
+    /// The stream ended. A last line without newline stays without: readers add one to whole lines only.
     pub fn finish(&mut self, time: &str, records: &mut Vec<u8>) {
         if !self.pending.is_empty() {
-            self.record(b'F', time, records);
+            self.record(b'P', time, records);
         }
     }
 
@@ -142,7 +142,7 @@ mod tests {
                 "T stdout F a",
                 "T stdout F bc",
                 "T stdout F ",
-                "T stdout F d"
+                "T stdout P d"
             ]
         );
     }

@@ -1,13 +1,10 @@
 //! endpointslice-controller: the EndpointSlices of every Service with a selector.
 
-mod plan;
+pub(crate) mod plan;
 
 use std::sync::Arc;
 
-use fluyt_client::{
-    Action, Informer, ObjectKey, WorkQueue, controller, helpers::pods, is_namespace_terminating,
-    is_not_found,
-};
+use fluyt_client::{Action, Informer, ObjectKey, WorkQueue, controller, helpers::pods};
 use k8s_openapi::{
     api::{
         core::v1::{Node, Pod, Service},
@@ -15,10 +12,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{
-    Api, Client,
-    api::{DeleteParams, PostParams},
-};
+use kube::Client;
 
 use self::plan::{Group, Plan};
 use crate::{
@@ -31,8 +25,8 @@ use crate::{
     },
 };
 
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const CONTROLLER: &str = "endpointslice-controller.k8s.io";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -137,31 +131,8 @@ impl Controller {
             .filter(|slice| !families.contains(&slice.address_type));
         plan.delete
             .extend(stale.map(|slice| name(&slice.metadata).to_owned()));
-        self.execute(&key, plan).await?;
+        plan.execute(&self.client, &key, &self.freshness).await?;
         Ok(Action::Await)
-    }
-
-    async fn execute(&self, key: &ObjectKey, plan: Plan) -> anyhow::Result<()> {
-        let api = Api::<EndpointSlice>::namespaced(self.client.clone(), &key.namespace);
-        for slice in &plan.create {
-            match api.create(&PostParams::default(), slice).await {
-                Err(error) if is_namespace_terminating(&error) => return Ok(()),
-                result => self.freshness.wrote(key, &result?),
-            }
-        }
-        for slice in &plan.update {
-            let written = api
-                .replace(name(&slice.metadata), &PostParams::default(), slice)
-                .await?;
-            self.freshness.wrote(key, &written);
-        }
-        for slice in &plan.delete {
-            match api.delete(slice, &DeleteParams::default()).await {
-                Err(error) if is_not_found(&error) => {}
-                result => drop(result?),
-            }
-        }
-        Ok(())
     }
 
     /// The endpoints of the Service by the ports they have.

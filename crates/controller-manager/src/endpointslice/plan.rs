@@ -3,9 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use fluyt_client::{ObjectKey, is_namespace_terminating, is_not_found};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, PostParams},
+};
 
-use crate::common::name;
+use crate::common::{freshness::Freshness, name};
 
 /// The endpoints that have the same ports.
 pub struct Group {
@@ -38,6 +43,35 @@ fn sorted_ports(slice: &EndpointSlice) -> Vec<EndpointPort> {
 }
 
 impl Plan {
+    /// Write what is planned for the slices of `key`.
+    pub async fn execute(
+        self,
+        client: &Client,
+        key: &ObjectKey,
+        freshness: &Freshness,
+    ) -> anyhow::Result<()> {
+        let api = Api::<EndpointSlice>::namespaced(client.clone(), &key.namespace);
+        for slice in &self.create {
+            match api.create(&PostParams::default(), slice).await {
+                Err(error) if is_namespace_terminating(&error) => return Ok(()),
+                result => freshness.wrote(key, &result?),
+            }
+        }
+        for slice in &self.update {
+            let written = api
+                .replace(name(&slice.metadata), &PostParams::default(), slice)
+                .await?;
+            freshness.wrote(key, &written);
+        }
+        for slice in &self.delete {
+            match api.delete(slice, &DeleteParams::default()).await {
+                Err(error) if is_not_found(&error) => {}
+                result => drop(result?),
+            }
+        }
+        Ok(())
+    }
+
     /// Plan the slices of one address family. `template` is an empty slice with the right metadata.
     pub fn add<'a>(
         &mut self,

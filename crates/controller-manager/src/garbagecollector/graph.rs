@@ -209,6 +209,15 @@ impl Graph {
             .collect()
     }
 
+    /// Whether a dependent of the object is itself waiting for its dependents to be deleted.
+    pub fn is_in_circle(&self, uid: &str) -> bool {
+        let Some(node) = self.nodes.get(uid) else {
+            return false;
+        };
+        let mut dependents = node.dependents.iter().filter_map(|d| self.nodes.get(d));
+        dependents.any(|dependent| dependent.deletes_dependents)
+    }
+
     /// Uids of the dependents without whose deletion the object may not go.
     pub fn blocking_dependents(&self, uid: &str) -> Vec<String> {
         let blocks = |dependent: &&Node| {

@@ -290,6 +290,18 @@ impl Collector {
         }
         let finalizers = live.finalizers.as_deref().unwrap_or_default();
         let has = |finalizer: &str| finalizers.iter().any(|known| known == finalizer);
+        if !waiting.is_empty() && self.graph.lock().is_in_circle(&identity.uid) {
+            // Each would wait for the other: it no longer holds up its owners.
+            let freed = waiting.into_iter().map(|owner| OwnerReference {
+                block_owner_deletion: Some(false),
+                ..owner
+            });
+            let owners = freed.chain(dangling).collect();
+            self.set_owners(identity, live, owners).await?;
+            return self
+                .delete_freed(identity, PropagationPolicy::Foreground)
+                .await;
+        }
         let policy = if !waiting.is_empty() && has_dependents {
             // Its own dependents go first, as the owner wants.
             PropagationPolicy::Foreground
@@ -301,6 +313,18 @@ impl Collector {
             PropagationPolicy::Background
         };
         self.delete(identity, live, policy).await
+    }
+
+    /// Deletes what [`Self::set_owners`] has just changed.
+    async fn delete_freed(
+        &self,
+        identity: &Identity,
+        policy: PropagationPolicy,
+    ) -> anyhow::Result<()> {
+        match self.live(identity).await? {
+            Some(live) => self.delete(identity, &live, policy).await,
+            None => Ok(()),
+        }
     }
 
     async fn state_of_owner(

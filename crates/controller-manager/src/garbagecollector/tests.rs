@@ -148,3 +148,27 @@ async fn owners_that_never_existed_are_absent_and_others_are_kept() {
     fake.until("all are gone", |fake| pods(fake).is_empty())
         .await;
 }
+
+#[tokio::test]
+async fn a_circle_does_not_hold_itself_up() {
+    let (fake, context) = context();
+    let mut uids = Vec::new();
+    for pod in ["a", "b", "c"] {
+        let pod = fake.insert(Pod {
+            metadata: named("ns", pod),
+            ..Pod::default()
+        });
+        uids.push(uid(&pod.metadata).to_owned());
+    }
+    for (pod, owner) in [("a", 2), ("b", 0), ("c", 1)] {
+        let mut owned = fake.get::<Pod>("ns", pod).unwrap();
+        let name = ["a", "b", "c"][owner];
+        owned.metadata.owner_references = owned_by("v1", "Pod", name, &uids[owner]);
+        fake.update(&owned);
+    }
+    tokio::spawn(run(context));
+    let api = Api::<Pod>::namespaced(fake.client(), "ns");
+    api.delete("a", &DeleteParams::foreground()).await.unwrap();
+    fake.until("all are gone", |fake| pods(fake).is_empty())
+        .await;
+}

@@ -94,7 +94,7 @@ mod tests {
     }
 
     fn contents() -> impl Strategy<Value = BTreeMap<Vec<u8>, Entries>> {
-        let name = prop::collection::vec(b'a'..b'z', 1..10);
+        let name = prop::collection::vec(b'a'..=b'z', 1..10);
         prop::collection::btree_map(name, entries(), 1..4)
     }
 

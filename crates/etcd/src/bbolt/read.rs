@@ -49,6 +49,9 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
         .map(u64::from_le_bytes)
 }
 
+/// Takes one entry.
+type Each<'a, E> = dyn FnMut(&[u8], &[u8]) -> Result<(), E> + 'a;
+
 /// Page sizes that exist.
 const PAGE_SIZES: std::ops::RangeInclusive<u64> = 512..=65536;
 
@@ -183,11 +186,7 @@ impl Database {
     ///
     /// # Errors
     /// When the file cannot be read or is damaged, or what `each` returned.
-    pub fn each<E: From<Error>>(
-        &self,
-        bucket: &[u8],
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn each<E: From<Error>>(&self, bucket: &[u8], each: &mut Each<'_, E>) -> Result<(), E> {
         let mut found = None;
         self.walk(self.root, &mut |element: Element<'_>| {
             if element.flags & BUCKET != 0 && element.key == bucket {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::KeyValue;
 
-/// A value with its metadata, as `latest` and `log` hold it.
+/// A value with its metadata, as the history holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::embedded) struct Record {
     pub mod_revision: i64,
@@ -17,14 +17,37 @@ pub(in crate::embedded) struct Record {
 
 const HEADER: usize = 32;
 
-impl Record {
-    pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER + self.value.len());
-        self.encode_into(&mut bytes);
+/// What `latest` holds of a key: its newest record without the value, and the record's place in its revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::embedded) struct Head {
+    /// Without the value.
+    pub record: Record,
+    pub position: u32,
+}
+
+impl Head {
+    pub fn encode(record: &Record, position: u32) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER + 4);
+        record.encode_header(&mut bytes);
+        bytes.extend_from_slice(&position.to_be_bytes());
         bytes
     }
 
-    fn encode_into(&self, bytes: &mut Vec<u8>) {
+    pub fn decode(bytes: &Bytes) -> Option<Self> {
+        let mut record = Record::decode(bytes)?;
+        let position = u32::from_be_bytes(record.value.as_ref().try_into().ok()?);
+        record.value = Bytes::new();
+        Some(Self { record, position })
+    }
+
+    /// Where in the history the record is.
+    pub fn place(&self) -> [u8; 12] {
+        log_key(self.record.mod_revision, self.position)
+    }
+}
+
+impl Record {
+    fn encode_header(&self, bytes: &mut Vec<u8>) {
         for number in [
             self.mod_revision,
             self.create_revision,
@@ -33,7 +56,6 @@ impl Record {
         ] {
             bytes.extend_from_slice(&number.to_be_bytes());
         }
-        bytes.extend_from_slice(&self.value);
     }
 
     /// Shares the value's memory.
@@ -89,7 +111,8 @@ pub(super) fn split_log_key(key: &[u8]) -> Option<(i64, u32)> {
 pub(super) fn encode_log(bytes: &mut Vec<u8>, key: &[u8], record: &Record) {
     bytes.extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_be_bytes());
     bytes.extend_from_slice(key);
-    record.encode_into(bytes);
+    record.encode_header(bytes);
+    bytes.extend_from_slice(&record.value);
 }
 
 /// How long that is.
@@ -171,6 +194,7 @@ mod tests {
         fn decoding_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let bytes = Bytes::from(bytes);
             let _ = Record::decode(&bytes);
+            let _ = Head::decode(&bytes);
             let _ = decode_log(&bytes);
             let _ = split_version_key(&bytes);
             let _ = split_attached_key(&bytes);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::codec::{self, Record};
+use super::codec::{self, Head, Record};
 use super::storage::{Batch, Change, Space, decode_log_record, log_sample};
 use crate::bbolt;
 
@@ -34,7 +34,8 @@ pub fn batch_samples() -> Vec<Vec<u8>> {
     let change = &batch.changes[0];
     let mut entry = Vec::new();
     codec::encode_log(&mut entry, &change.key, &change.record);
-    vec![batch.encode(), entry, codec::version_key(b"a\0b", 5)]
+    let head = Head::encode(&change.record, change.position);
+    vec![batch.encode(), entry, head, codec::version_key(b"a\0b", 5)]
 }
 
 pub fn log_samples() -> Vec<Vec<u8>> {
@@ -55,6 +56,7 @@ pub fn read_entries(bytes: &Bytes) {
         assert_eq!(Batch::decode(&batch.encode()), Some(batch));
     }
     let _ = Record::decode(bytes);
+    let _ = Head::decode(bytes);
     let _ = codec::decode_log(bytes);
     let _ = codec::split_version_key(bytes);
     let _ = codec::split_attached_key(bytes);

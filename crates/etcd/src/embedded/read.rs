@@ -5,7 +5,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use super::Shared;
-use super::codec::{self, Record};
+use super::codec::{self, Head, Record};
 use super::compact::versions_at;
 use super::storage::{Bounds, Snapshot, Space};
 use crate::{Error, KeyValue, Keys, Range, RangeResult};
@@ -54,14 +54,14 @@ impl Shared {
         if range.revision == 0 || range.revision == revision {
             if let Keys::One(key) = &range.keys {
                 if let Some(bytes) = snapshot.get(Space::Latest, key)? {
-                    collected.add(key.clone(), Record::decode(&bytes).ok_or_else(damaged)?);
+                    collected.add_latest(&snapshot, key.clone(), &bytes)?;
                 }
                 return Ok(collected.result);
             }
             for item in snapshot.range(Space::Latest, bounds(&range.keys)) {
                 let (key, value) = item?;
                 if collected.wants_values() {
-                    collected.add(key, Record::decode(&value).ok_or_else(damaged)?);
+                    collected.add_latest(&snapshot, key, &value)?;
                 } else {
                     collected.result.count += 1;
                 }
@@ -150,6 +150,25 @@ impl Collected<'_> {
         let full = self.range.limit > 0 && self.result.kvs.len() >= self.range.limit;
         self.result.more |= full;
         !full && !self.range.count_only
+    }
+
+    /// Adds what `latest` says of a key, with the value that is in the history.
+    fn add_latest(
+        &mut self,
+        snapshot: &Snapshot<'_>,
+        key: Bytes,
+        head: &Bytes,
+    ) -> Result<(), Error> {
+        let head = Head::decode(head).ok_or_else(damaged)?;
+        let mut record = head.record.clone();
+        if !self.range.keys_only && !self.range.count_only {
+            let stored = snapshot.get(Space::History, &head.place())?;
+            (_, record) = stored
+                .and_then(|bytes| codec::decode_log(&bytes))
+                .ok_or_else(damaged)?;
+        }
+        self.add(key, record);
+        Ok(())
     }
 
     fn add(&mut self, key: Bytes, record: Record) {

@@ -1,7 +1,7 @@
 //! The one writer: a thread that takes all waiting transactions, evaluates them in order against the store and each
 //! other, and commits them with one fsync. Nothing is answered or published before it is durable.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -11,7 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::codec::{self, Record};
+use super::codec::{self, Head, Record};
 use super::lease::{LeaseStatus, Leases};
 use super::storage::{Batch, Change as Changed, Space, Writing};
 use super::watch::{Revision, event};
@@ -352,7 +352,6 @@ impl Writer {
         }
         self.revision += 1;
         let mut events: Vec<Event> = Vec::with_capacity(changes.len());
-        let mut first = HashMap::new();
         for (position, change) in (0_u32..).zip(changes) {
             let before = change.before.as_ref().map_or(0, |b| b.lease);
             let after = change.record.lease;
@@ -366,16 +365,8 @@ impl Writer {
                     group.put(Space::Attached, codec::attached_key(after, &change.key), "");
                 }
             }
-            let mut event = event(change.key.clone(), change.record.clone());
-            // What was there before the transaction, also where that changes the key twice.
-            let prev = first
-                .entry(change.key.clone())
-                .or_insert_with(|| change.before.map(|b| b.into_kv(change.key.clone())));
-            // A created key has no past, even if the same transaction deleted it first.
-            if event.deleted || event.kv.version > 1 {
-                event.prev = prev.clone();
-            }
-            events.push(event);
+            // Watchers that want to know what was there before look it up themselves.
+            events.push(event(change.key.clone(), change.record.clone()));
             group.durable = true;
             group.batch.changes.push(Changed {
                 revision: self.revision,
@@ -529,10 +520,38 @@ fn branch(txn: &Txn, succeeded: bool) -> &[Op] {
     }
 }
 
+/// The newest record of a key, with the value or without.
+enum Current {
+    Whole(Record),
+    Stored(Head),
+}
+
+impl Current {
+    fn stored(bytes: &Bytes) -> Result<Self, Error> {
+        let head = Head::decode(bytes).ok_or_else(read::damaged)?;
+        Ok(Self::Stored(head))
+    }
+
+    fn record(&self) -> &Record {
+        match self {
+            Self::Whole(record) => record,
+            Self::Stored(head) => &head.record,
+        }
+    }
+
+    fn into_record(self) -> Record {
+        match self {
+            Self::Whole(record) => record,
+            Self::Stored(head) => head.record,
+        }
+    }
+}
+
 /// One change of the transaction under evaluation.
 struct Change {
     key: Bytes,
     record: Record,
+    /// Maybe without the value.
     before: Option<Record>,
     /// What the group held for the key before, to undo a failed transaction.
     before_in_group: Option<Option<Record>>,
@@ -635,18 +654,31 @@ impl Write<'_> {
         })
     }
 
-    fn current(&self, key: &Bytes) -> Result<Option<Record>, Error> {
+    fn current(&self, key: &Bytes) -> Result<Option<Current>, Error> {
         if let Some(record) = self.group.latest.get(key) {
-            return Ok(record.clone());
+            return Ok(record.clone().map(Current::Whole));
         }
         match self.writer.shared.storage.get(Space::Latest, key)? {
-            Some(bytes) => Ok(Some(Record::decode(&bytes).ok_or_else(read::damaged)?)),
+            Some(bytes) => Ok(Some(Current::stored(&bytes)?)),
             None => Ok(None),
         }
     }
 
+    /// A key's record with its value.
+    fn load(&self, current: Current) -> Result<Record, Error> {
+        match current {
+            Current::Whole(record) => Ok(record),
+            Current::Stored(head) => {
+                let storage = &self.writer.shared.storage;
+                let bytes = storage.get(Space::History, &head.place())?;
+                let entry = bytes.and_then(|bytes| codec::decode_log(&bytes));
+                entry.map(|(_, record)| record).ok_or_else(read::damaged)
+            }
+        }
+    }
+
     /// All live records of an interval, in order.
-    fn records(&self, keys: &Keys) -> Result<Vec<(Bytes, Record)>, Error> {
+    fn records(&self, keys: &Keys) -> Result<Vec<(Bytes, Current)>, Error> {
         if let Keys::One(key) = keys {
             return Ok(self
                 .current(key)?
@@ -661,11 +693,11 @@ impl Write<'_> {
         let storage = &self.writer.shared.storage;
         for item in storage.range(Space::Latest, read::bounds(keys)) {
             let (key, value) = item?;
-            merged.insert(key, Record::decode(&value).ok_or_else(read::damaged)?);
+            merged.insert(key, Current::stored(&value)?);
         }
         for (key, record) in self.group.latest.iter().filter(|(k, _)| keys.contains(k)) {
             match record {
-                Some(record) => merged.insert(key.clone(), record.clone()),
+                Some(record) => merged.insert(key.clone(), Current::Whole(record.clone())),
                 None => merged.remove(key),
             };
         }
@@ -685,7 +717,18 @@ impl Write<'_> {
             };
             return Ok(!matches!(compare.target, Target::Value(_)) && holds(compare, &zero));
         }
-        Ok(records.iter().all(|(_, record)| holds(compare, record)))
+        let of_value = matches!(compare.target, Target::Value(_));
+        for (_, current) in records {
+            let holds = if of_value {
+                holds(compare, &self.load(current)?)
+            } else {
+                holds(compare, current.record())
+            };
+            if !holds {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn range(&self, range: &Range) -> Result<RangeResult, Error> {
@@ -703,11 +746,14 @@ impl Write<'_> {
         let kvs = if range.count_only {
             Vec::new()
         } else {
-            records
-                .into_iter()
-                .take(limit)
-                .map(|(key, record)| strip(record.into_kv(key), range.keys_only))
-                .collect()
+            let kept = records.into_iter().take(limit);
+            kept.map(|(key, current)| {
+                if range.keys_only {
+                    return Ok(strip(current.into_record().into_kv(key), true));
+                }
+                Ok(self.load(current)?.into_kv(key))
+            })
+            .collect::<Result<_, Error>>()?
         };
         Ok(RangeResult {
             revision: self.revision,
@@ -718,7 +764,10 @@ impl Write<'_> {
     }
 
     fn put(&mut self, put: &Put) -> Result<Option<KeyValue>, Error> {
-        let before = self.current(&put.key)?;
+        let before = match self.current(&put.key)? {
+            Some(current) if put.prev_kv || put.ignore_value => Some(self.load(current)?),
+            current => current.map(Current::into_record),
+        };
         let mut record = Record {
             mod_revision: self.revision,
             create_revision: before.as_ref().map_or(self.revision, |b| b.create_revision),
@@ -747,7 +796,12 @@ impl Write<'_> {
         let records = self.records(&delete.keys)?;
         let deleted = i64::try_from(records.len()).unwrap_or(i64::MAX);
         let mut prev = Vec::new();
-        for (key, before) in records {
+        for (key, current) in records {
+            let before = if delete.prev_kv {
+                self.load(current)?
+            } else {
+                current.into_record()
+            };
             if delete.prev_kv {
                 prev.push(before.clone().into_kv(key.clone()));
             }

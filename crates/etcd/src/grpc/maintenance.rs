@@ -127,11 +127,7 @@ impl PbMaintenanceService for Member {
         Ok(Response::new(PbHashKvResponse {
             header: Some(self.current_header()),
             hash: hash.hash,
-            // etcd's "never compacted" is -1.
-            compact_revision: match hash.compact_revision {
-                0 => -1,
-                revision => revision,
-            },
+            compact_revision: hash.compact_revision,
             hash_revision: hash.revision,
         }))
     }
@@ -146,7 +142,7 @@ impl PbMaintenanceService for Member {
         let parts = ReceiverStream::new(self.store().snapshot()).map(move |part| {
             let part = part?;
             Ok(PbSnapshotResponse {
-                header: Some(header.clone()),
+                header: Some(header),
                 remaining_bytes: part.remaining,
                 blob: part.bytes.into(),
                 ..PbSnapshotResponse::default()

@@ -1,6 +1,6 @@
 //! `etcdserverpb.Watch`: any number of watches on one stream.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,6 +49,7 @@ impl PbWatchService for Member {
                 answers,
                 watches: HashMap::new(),
                 updates: SelectAll::new(),
+                ended: HashSet::new(),
                 next_id: 0,
                 progress_wanted: None,
             };
@@ -72,6 +73,8 @@ struct Session<'a> {
     answers: mpsc::Sender<Result<PbWatchResponse, Status>>,
     watches: HashMap<i64, Active<'a>>,
     updates: SelectAll<BoxStream<'static, Update>>,
+    /// Watches that have ended by themselves. As in etcd their ids stay taken until the client cancels them.
+    ended: HashSet<i64>,
     /// Where the search for a free id starts.
     next_id: i64,
     /// The client asked for progress at this revision, and not all watches are there yet.
@@ -164,7 +167,7 @@ impl Session<'_> {
             }
             Some(PbWatchRequestUnion::CancelRequest(request)) => {
                 let id = request.watch_id;
-                if self.watches.remove(&id).is_none() {
+                if self.watches.remove(&id).is_none() && !self.ended.remove(&id) {
                     return Ok(());
                 }
                 let revision = self.member.store().current_revision();
@@ -189,7 +192,7 @@ impl Session<'_> {
         if request.keys.is_empty() {
             return self.refuse(revision, "mvcc: watcher range is empty").await;
         }
-        if request.watch_id != 0 && self.watches.contains_key(&request.watch_id) {
+        if request.watch_id != 0 && self.taken(request.watch_id) {
             let reason = "mvcc: duplicate watch ID provided on the WatchStream";
             return self.refuse(revision, reason).await;
         }
@@ -245,8 +248,12 @@ impl Session<'_> {
         .await
     }
 
+    fn taken(&self, id: i64) -> bool {
+        self.watches.contains_key(&id) || self.ended.contains(&id)
+    }
+
     fn free_id(&mut self) -> i64 {
-        while self.watches.contains_key(&self.next_id) {
+        while self.taken(self.next_id) {
             self.next_id += 1;
         }
         self.next_id += 1;
@@ -278,6 +285,7 @@ impl Session<'_> {
             }
             Err(error) => {
                 self.watches.remove(&id);
+                self.ended.insert(id);
                 let revision = self.member.store().current_revision();
                 let mut response = PbWatchResponse {
                     canceled: true,

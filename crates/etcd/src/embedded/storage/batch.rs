@@ -7,9 +7,9 @@ use super::super::codec::{self, Record};
 /// The parts of the store. All but the history live in one LSM tree, told apart by their keys' first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Space {
-    /// The newest record of every live key.
+    /// The newest record of every live key, without its value.
     Latest,
-    /// Every change, in order of revisions; a tree of its own, because it only grows at its end.
+    /// Every change with its value, in order of revisions; a tree of its own, because it only grows at its end.
     History,
     /// By key and revision: the place in the history.
     Versions,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
 
 /// Written into the file `format`; a directory of another format is refused.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 
 const FORMAT_FILE: &str = "format";
 const LOCK_FILE: &str = "lock";

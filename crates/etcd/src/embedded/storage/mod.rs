@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use lsm_tree::compaction::Leveled;
-use lsm_tree::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
+use lsm_tree::config::{CompressionPolicy, FilterPolicy};
 use lsm_tree::{
     AbstractTree as _, AnyTree, Cache, CompressionType, Config, DescriptorTable, Guard as _, SeqNo,
     SequenceNumberCounter,
@@ -43,14 +43,16 @@ const MEMTABLE_BYTES: u64 = 4 << 20;
 /// Sealed memory that may wait for being written to tables.
 const SEALED: usize = 2;
 
-/// Tables are of about this size, so that merging them goes in small steps.
+/// Tables of the history are of about this size.
 const TABLE_BYTES: u64 = 16 << 20;
+
+/// Tables of the state are much smaller than those of the history that are written with them, and many runs of them
+/// are merged at once: else the same large tables would be merged again for every few small ones.
+const STATE_TABLE_BYTES: u64 = 4 << 20;
+const STATE_RUNS: u8 = 8;
 
 /// Unmerged runs of tables at which writing more of them waits.
 const RUNS: usize = 24;
-
-/// The history is read in order, or at places that are known to exist: larger blocks, and no filters.
-const HISTORY_BLOCK_BYTES: u32 = 16 << 10;
 
 /// Tables are verified before the store opens up to this size together; the rest is verified while it runs.
 const VERIFIED_AT_ONCE: u64 = 512 << 20;
@@ -391,8 +393,11 @@ impl Storage {
     /// Rewrites all tables without what is not needed any more.
     pub fn rewrite(&self) -> Result<(), Error> {
         let _merging = self.merging.lock();
-        for tree in [&self.state, &self.history] {
-            tree.major_compact(TABLE_BYTES, self.watermark())
+        for (tree, bytes) in [
+            (&self.state, STATE_TABLE_BYTES),
+            (&self.history, TABLE_BYTES),
+        ] {
+            tree.major_compact(bytes, self.watermark())
                 .map_err(|e| self.failed(e))?;
         }
         self.measure();
@@ -449,7 +454,9 @@ impl Trees {
             )
             .use_cache(cache.clone())
             .use_descriptor_table(Some(files.clone()))
+            // What is young is soon merged again, and compressing it every time costs more than it saves.
             .data_block_compression_policy(CompressionPolicy::new([
+                CompressionType::None,
                 CompressionType::None,
                 CompressionType::Lz4,
             ]))
@@ -465,9 +472,8 @@ impl Trees {
                 Err(_) => Err(Damage::file(&path, "a table cannot be read").into()),
             }
         };
-        let history = config("log")
-            .data_block_size_policy(BlockSizePolicy::all(HISTORY_BLOCK_BYTES))
-            .filter_policy(FilterPolicy::disabled());
+        // The history is read in order, or at places that are known to exist.
+        let history = config("log").filter_policy(FilterPolicy::disabled());
         Ok(Self {
             state: open("state", config("state"))?,
             history: open("log", history)?,
@@ -520,7 +526,7 @@ impl TreesRef<'_> {
                 if record.is_deletion() {
                     state.remove(full, seqno);
                 } else {
-                    state.insert(full, record.encode(), seqno);
+                    state.insert(full, codec::Head::encode(&record, position), seqno);
                 }
             }
         }
@@ -695,7 +701,13 @@ impl Storage {
 
     /// Merges tables as long as that is due.
     fn merge_tables(&self) {
-        let strategy = Arc::new(Leveled::default().with_table_target_size(TABLE_BYTES));
+        let strategies = [
+            Leveled::default()
+                .with_table_target_size(STATE_TABLE_BYTES)
+                .with_l0_threshold(STATE_RUNS),
+            Leveled::default().with_table_target_size(TABLE_BYTES),
+        ]
+        .map(Arc::new);
         let mut work = self.upkeep.work.lock();
         loop {
             if work.stop {
@@ -707,7 +719,7 @@ impl Storage {
             }
             drop(work);
             let merging = self.merging.lock();
-            for tree in [&self.state, &self.history] {
+            for (tree, strategy) in [&self.state, &self.history].into_iter().zip(&strategies) {
                 loop {
                     let before = tree.current_version().id();
                     if let Err(error) = tree.compact(strategy.clone(), self.watermark()) {
