@@ -331,6 +331,12 @@ fn a_full_disk_refuses_writes_and_loses_nothing() -> anyhow::Result<()> {
                 "{name} was acknowledged and is lost"
             );
         }
+        // As with AKS, what could not be made is there as Failed, unless not even that could be written.
+        let shown = world.sh("fluyt aks show -g rg -n second -o json")?;
+        if shown.code == 0 {
+            ensure!(shown.stdout.contains("\"Failed\""), "{}", shown.stdout);
+            world.ok("fluyt aks delete -g rg -n second --yes")?;
+        }
         let directories = world.ok("ls /var/lib/fluyt/clusters | wc -l")?;
         ensure!(
             directories == "1",
