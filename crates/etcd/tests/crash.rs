@@ -14,6 +14,7 @@ use common::process::{Process, on_disk, setting};
 use common::random::Random;
 use etcd_client::{Client, EventType, GetOptions, LeaseGrantOptions, PutOptions, WatchOptions};
 use fluyt_etcd::embedded::{Embedded, OpenError};
+use tokio_util::sync::CancellationToken;
 
 const ROUNDS: usize = 6;
 const WRITERS: i64 = 32;
@@ -115,8 +116,9 @@ async fn run(client: &mut Client, operation: &Operation) -> Result<i64, etcd_cli
     Ok(header.unwrap().revision())
 }
 
-/// Writes until the server is gone.
+/// Writes until the server is gone; afterwards somebody else may have its address.
 async fn write(
+    gone: CancellationToken,
     mut client: Client,
     mut journal: Journal,
     writer: i64,
@@ -126,7 +128,12 @@ async fn write(
         let seed = random.below(1 << 40);
         let next = operation(&mut random, writer, seed + serial, &journal);
         journal.pending = Some(next.clone());
-        match run(&mut client, &next).await {
+        let answer = tokio::select! {
+            biased;
+            answer = run(&mut client, &next) => answer,
+            () = gone.cancelled() => break,
+        };
+        match answer {
             Ok(revision) => {
                 journal.apply(&next);
                 journal.acknowledged.push((revision, next));
@@ -294,11 +301,13 @@ async fn nothing_acknowledged_is_lost() {
                 let _ = client.defragment().await;
             });
         }
+        let gone = CancellationToken::new();
         let writers: Vec<_> = journals
             .drain(..)
             .zip(0..)
             .map(|(journal, writer)| {
                 tokio::spawn(write(
+                    gone.clone(),
                     client.clone(),
                     journal,
                     writer,
@@ -309,6 +318,7 @@ async fn nothing_acknowledged_is_lost() {
         let instant = Duration::from_micros(random.below(250_000).unsigned_abs());
         tokio::time::sleep(instant).await;
         server.kill();
+        gone.cancel();
         for writer in writers {
             journals.push(writer.await.unwrap());
         }
@@ -324,7 +334,8 @@ async fn nothing_acknowledged_is_lost() {
 
 /// Flipped bits and cut files are noticed, and told with the file's name.
 fn damage(directory: &Path, random: &mut Random, times: usize) {
-    // What a crash left over is cleared away.
+    // What a crash left over is cleared away, like a draft that was not finished.
+    std::fs::write(directory.join("state/.tmpdraft"), "half").unwrap();
     drop(Embedded::open(directory).unwrap());
     let mut files = Vec::new();
     list(directory, &mut files);
@@ -344,7 +355,9 @@ fn damage(directory: &Path, random: &mut Random, times: usize) {
         .clone();
     for time in 0..times {
         let cut = time % 4 == 0;
-        let file = if cut {
+        let file = if time % 8 == 0 {
+            last_segment.clone()
+        } else if cut {
             newest.clone()
         } else {
             files[usize::try_from(random.below(files.len().try_into().unwrap())).unwrap()].clone()

@@ -564,14 +564,10 @@ impl Watches {
                 })
                 .await;
         }
-        let ended = |stream: &Stream, id: &i64| {
-            let sent = stream.sent.borrow();
-            sent.control
-                .get(id)
-                .is_some_and(|c| c.iter().any(|text| text.contains("canceled true")))
+        let ended = |sent: &Sent, id: &i64| {
+            let control = sent.control.get(id);
+            control.is_some_and(|c| c.iter().any(|text| text.contains("canceled true")))
         };
-        self.live
-            .retain(|id, _| !self.streams.iter().any(|stream| ended(stream, id)));
         // Those that still live have seen all that they are about.
         let all = self.streams[0].sent.borrow().events[&ALL].clone();
         for (id, wanted) in &self.live {
@@ -591,11 +587,15 @@ impl Watches {
                 let what = format!("seed {}: watch {id} of {side} lacks events", self.seed);
                 stream
                     .until(&what, |sent| {
-                        sent.events.get(id).map_or(0, Vec::len) >= count
+                        sent.events.get(id).map_or(0, Vec::len) >= count || ended(sent, id)
                     })
                     .await;
             }
         }
+        self.live.retain(|id, _| {
+            let mut streams = self.streams.iter();
+            !streams.any(|stream| ended(&stream.sent.borrow(), id))
+        });
         let [ours, theirs] = &self.streams;
         {
             let (ours, theirs) = (ours.sent.borrow(), theirs.sent.borrow());

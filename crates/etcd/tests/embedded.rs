@@ -166,6 +166,17 @@ async fn compaction_leaves_what_later_reads_need_and_frees_the_rest() {
     assert_eq!(value(&store, "a", revision + 1).await.unwrap(), large(39));
     assert_eq!(value(&store, "c", revision + 1).await, None);
     assert!(store.size() < before / 4, "{} < {before} / 4", store.size());
+    // Of the history there is what the two keys are now, beside three entries about the store as such.
+    let file = directory.path().with_extension("snapshot");
+    let mut content = Vec::new();
+    let mut parts = store.snapshot();
+    while let Some(part) = parts.recv().await {
+        content.extend_from_slice(&part.unwrap().bytes);
+    }
+    std::fs::write(&file, content).unwrap();
+    let status = fluyt_etcd::embedded::snapshot::status(&file);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(status.unwrap().total_keys, 2 + 3);
     drop(store);
     let store = Embedded::open(directory.path()).unwrap();
     assert_eq!(store.current_revision(), revision + 1);

@@ -134,7 +134,7 @@ async fn history_that_is_gone_after_a_partition_is_told() {
 }
 
 /// In a cluster that others use too, revisions pass without an event for a watcher.
-async fn progress_is_told(server: Server) {
+async fn progress_is_told(server: &Server) {
     let (store, other) = (connect(&server.url).await, connect(&server.url).await);
     let mut stream = follow(&store, "mine/", 0).await;
     for _ in 0..3 {
@@ -152,12 +152,14 @@ async fn progress_is_told(server: Server) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn progress_is_told_by_an_old_server() {
-    progress_is_told(Server::etcd_with("http", &ALLOW_KEEP_ALIVE).await).await;
+    let server = Server::etcd_with("http", &ALLOW_KEEP_ALIVE).await;
+    Box::pin(progress_is_told(&server)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn progress_is_told_by_a_new_server() {
-    progress_is_told(Server::fluyt(&[]).await).await;
+    let server = Server::fluyt(&[]).await;
+    Box::pin(progress_is_told(&server)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

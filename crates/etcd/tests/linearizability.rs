@@ -182,14 +182,55 @@ async fn swap(
 }
 
 struct Recorder {
+    /// Servers that are gone.
+    killed: tokio::sync::watch::Sender<usize>,
     clock: AtomicU64,
     unique: AtomicU64,
+}
+
+/// What was asked for, without an answer; a read without one says nothing.
+fn unanswered(kind: i64, last: Value, unique: u64) -> Option<(Action, bool)> {
+    match kind {
+        0..4 => None,
+        4..7 => Some((Action::Write(Some(unique)), false)),
+        7 => Some((Action::Write(None), false)),
+        _ => Some((Action::Swap(last, unique, false), false)),
+    }
+}
+
+/// Acts, and says whether there was an answer.
+async fn request(
+    client: &mut Client,
+    name: &str,
+    kind: i64,
+    last: Value,
+    unique: u64,
+) -> Option<(Action, bool)> {
+    let action = match kind {
+        0..4 => read(client, name).await.ok().map(Action::Read),
+        4..7 => {
+            let put = client.put(name, unique.to_string(), None).await;
+            put.ok().map(|_| Action::Write(Some(unique)))
+        }
+        7 => client
+            .delete(name, None)
+            .await
+            .ok()
+            .map(|_| Action::Write(None)),
+        _ => {
+            let done = swap(client, name, last, unique).await.ok();
+            done.map(|done| Action::Swap(last, unique, done))
+        }
+    };
+    action
+        .map(|action| (action, true))
+        .or_else(|| unanswered(kind, last, unique))
 }
 
 async fn act(
     recorder: &Recorder,
     mut client: Client,
-    epoch: usize,
+    round: usize,
     mut random: Random,
 ) -> Vec<Operation> {
     let mut history = Vec::new();
@@ -197,29 +238,23 @@ async fn act(
     let mut last: Value = None;
     for _ in 0..OPERATIONS {
         let key = usize::try_from(random.below(KEYS)).unwrap();
-        let name = format!("{epoch}/{key}");
+        let name = format!("{}/{key}", round / CRASHES);
         let unique = recorder.unique.fetch_add(1, Ordering::SeqCst);
         let kind = random.below(10);
         let invoked = now();
-        let (action, answer) = match kind {
-            0..4 => match read(&mut client, &name).await {
-                Ok(value) => (Action::Read(value), true),
-                // A read without an answer says nothing.
-                Err(_) => break,
-            },
-            4..7 => {
-                let put = client.put(name, unique.to_string(), None).await;
-                (Action::Write(Some(unique)), put.is_ok())
-            }
-            7 => (Action::Write(None), client.delete(name, None).await.is_ok()),
-            _ => {
-                let done = swap(&mut client, &name, last, unique).await;
-                let answered = done.is_ok();
-                (
-                    Action::Swap(last, unique, done.unwrap_or_default()),
-                    answered,
-                )
-            }
+        let mut gone = recorder.killed.subscribe();
+        let before = *gone.borrow_and_update();
+        if before > round {
+            break;
+        }
+        // Once the server is gone somebody else may have its address.
+        let acted = tokio::select! {
+            biased;
+            acted = request(&mut client, &name, kind, last, unique) => acted,
+            _ = gone.changed() => unanswered(kind, last, unique),
+        };
+        let Some((action, answer)) = acted else {
+            break;
         };
         let returned = answer.then(now);
         if let Action::Read(value) = action {
@@ -246,6 +281,7 @@ async fn histories_under_crashes_have_an_order() {
     println!("seed {seed}");
     let mut random = Random(seed);
     let recorder = Arc::new(Recorder {
+        killed: tokio::sync::watch::Sender::new(0),
         clock: AtomicU64::new(0),
         unique: AtomicU64::new(0),
     });
@@ -258,12 +294,13 @@ async fn histories_under_crashes_have_an_order() {
             .map(|_| {
                 let (recorder, client) = (recorder.clone(), client.clone());
                 let random = Random(random.next());
-                tokio::spawn(async move { act(&recorder, client, round / CRASHES, random).await })
+                tokio::spawn(async move { act(&recorder, client, round, random).await })
             })
             .collect();
         let instant = Duration::from_micros(random.below(200_000).unsigned_abs());
         tokio::time::sleep(instant).await;
         server.kill();
+        recorder.killed.send_modify(|killed| *killed += 1);
         for client in clients {
             history.extend(client.await.unwrap());
         }

@@ -170,11 +170,14 @@ impl Definition {
 
 impl Scale {
     fn parse(scale: &Value) -> Option<Self> {
-        let path = |name: &str| scale[name].as_str().map(Into::into);
+        let path = |name: &str| scale[name].as_str().map(Box::from);
         Some(Self {
             spec_replicas: path("specReplicasPath")?,
             status_replicas: path("statusReplicasPath")?,
-            label_selector: path("labelSelectorPath").filter(|p: &Box<str>| !p.is_empty()),
+            label_selector: scale["labelSelectorPath"]
+                .as_str()
+                .filter(|p| !p.is_empty())
+                .map(Into::into),
         })
     }
 

@@ -173,7 +173,7 @@ fn check_number(schema: &Structural, path: &str, number: &serde_json::Number, er
     );
     if &*schema.ty == "integer"
         && &*rules.format == "int32"
-        && (n < -2_147_483_648.0 || n > 2_147_483_647.0)
+        && !(-2_147_483_648.0..=2_147_483_647.0).contains(&n)
     {
         let detail = format!("Checked value must be of type integer with format int32 in {path}");
         errors.invalid("<nil>", &"".into(), &detail);

@@ -181,7 +181,6 @@ impl Authorize for Asker {
             namespace: query.namespace.clone(),
             name: query.name.clone(),
             path: query.path.clone(),
-            ..Question::default()
         };
         match self.authorizer.allows(user, &question) {
             Some(reason) => (true, reason),

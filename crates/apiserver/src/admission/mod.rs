@@ -103,7 +103,10 @@ pub struct Shared {
 }
 
 /// What has been made of configuration objects, kept until they change.
-struct Compiled<T>(Mutex<HashMap<Arc<str>, (i64, Arc<T>)>>);
+struct Compiled<T>(Mutex<HashMap<Arc<str>, Made<T>>>);
+
+/// At which revision something was made, and what.
+type Made<T> = (i64, Arc<T>);
 
 impl<T> Default for Compiled<T> {
     fn default() -> Self {
@@ -223,10 +226,11 @@ impl Chain {
             Box::new(webhook::Validating::new(shared.clone())),
             Box::new(resource_quota::ResourceQuota),
         ];
-        let on = |plugin: &Box<dyn Plugin>| !disabled.iter().any(|d| d == plugin.name());
+        let mut plugins = plugins;
+        plugins.retain(|plugin| !disabled.iter().any(|d| d == plugin.name()));
         Self {
             caches: shared.caches.clone(),
-            plugins: plugins.into_iter().filter(on).collect(),
+            plugins,
         }
     }
 

@@ -294,9 +294,11 @@ impl Caches {
             let revision = match update? {
                 WatchUpdate::Events { revision, events } => {
                     for event in events {
-                        if let Some(cache) = self.apply(event) {
+                        // Whoever hears that a definition is established finds its resources served.
+                        if let Some(cache) = self.redefine(&event) {
                             self.load(&cache, revision).await?;
                         }
+                        self.apply(&event);
                     }
                     revision
                 }
@@ -307,17 +309,27 @@ impl Caches {
         Err(fluyt_etcd::Error::Stopped)
     }
 
-    /// Passes an event on to its cache. The event of a definition may make a cache that has to be loaded.
-    fn apply(&self, event: fluyt_etcd::Event) -> Option<Arc<ResourceCache>> {
+    /// Takes over what the event of a definition says. That may make a cache that has to be loaded.
+    fn redefine(&self, event: &fluyt_etcd::Event) -> Option<Arc<ResourceCache>> {
         let (cache, key) = self.locate(&event.kv.key)?;
-        let defines = cache.resource().storage == DEFINITIONS;
+        if cache.resource().storage != DEFINITIONS {
+            return None;
+        }
+        if event.deleted {
+            return self.define(key, None);
+        }
+        let crd: serde_json::Value = serde_json::from_slice(&event.kv.value).ok()?;
+        self.define(key, Some(&crd))
+    }
+
+    /// Passes an event on to its cache.
+    fn apply(&self, event: &fluyt_etcd::Event) {
+        let Some((cache, key)) = self.locate(&event.kv.key) else {
+            return;
+        };
         if event.deleted {
             cache.delete(key, event.kv.mod_revision);
-            return if defines {
-                self.define(key, None)
-            } else {
-                None
-            };
+            return;
         }
         match Entry::decode(
             &cache.resource(),
@@ -325,14 +337,9 @@ impl Caches {
             event.kv.mod_revision,
             &event.kv.value,
         ) {
-            Ok(entry) => {
-                let definition = defines.then(|| entry.object());
-                cache.put(entry);
-                return definition.and_then(|crd| self.define(key, Some(&crd)));
-            }
+            Ok(entry) => cache.put(entry),
             Err(error) => tracing::error!(key, %error, "an object cannot be decoded"),
         }
-        None
     }
 
     /// `/registry/pods/default/a` -> the pods' cache and `default/a`.

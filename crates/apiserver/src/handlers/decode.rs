@@ -272,3 +272,18 @@ pub fn warn(headers: &mut HeaderMap, warnings: &[String]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn yaml_keeps_what_is_empty() {
+        let request = http::Request::post("/").header("content-type", "application/yaml");
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let body = Bytes::from_static(b"{a: {}, b: {c: [], d: 1}}");
+        let (value, _) = parse(&parts, &body, ("", "v1", "Pod")).unwrap();
+        assert_eq!(value, json!({"a": {}, "b": {"c": [], "d": 1}}));
+    }
+}

@@ -169,6 +169,18 @@ impl TableFile {
     }
 }
 
+/// Deletes the drafts of files that a crash has left in an LSM tree's directory: none of them was ever part of it.
+pub fn remove_drafts(tree: &Path) -> Result<(), OpenError> {
+    let fail = OpenError::io(tree);
+    for entry in std::fs::read_dir(tree).map_err(&fail)? {
+        let entry = entry.map_err(&fail)?;
+        if entry.file_name().to_string_lossy().starts_with(".tmp") {
+            std::fs::remove_file(entry.path()).map_err(&fail)?;
+        }
+    }
+    Ok(())
+}
+
 /// The tables of an LSM tree, from its checked list of them. The tree itself does not check that list, and deletes what
 /// is not in it.
 pub fn tables(tree: &Path) -> Result<Vec<TableFile>, Damage> {

@@ -199,8 +199,9 @@ impl Storage {
         };
         let mut later = Vec::new();
         let mut budget = VERIFIED_AT_ONCE;
-        for tree in ["state", "log"] {
-            for table in integrity::tables(&directory.join(tree))? {
+        for tree in ["state", "log"].map(|name| directory.join(name)) {
+            integrity::remove_drafts(&tree)?;
+            for table in integrity::tables(&tree)? {
                 match budget.checked_sub(table.size) {
                     Some(left) => {
                         budget = left;

@@ -1,0 +1,269 @@
+//! Custom resources as kubectl and a controller written with kube-rs see them. Needs `.cache/bin/kubectl` (`make tools`).
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use common::Api;
+use fluyt_apiserver::{MASTERS, User};
+use futures::{StreamExt as _, TryStreamExt as _};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use kube::api::{
+    ApiResource, DynamicObject, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
+};
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+
+/// Serves the API without TLS on the loopback, every request as an administrator's.
+async fn listen(api: &Api) -> String {
+    let (server, user) = (api.server.clone(), api.user.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (server, user) = (server.clone(), user.clone());
+            tokio::spawn(async move {
+                let answer = service_fn(
+                    move |mut request: http::Request<hyper::body::Incoming>| {
+                        let server = server.clone();
+                        request.extensions_mut().insert(user.clone());
+                        async move { Ok::<_, std::convert::Infallible>(server.handle(request).await) }
+                    },
+                );
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), answer)
+                    .await;
+            });
+        }
+    });
+    url
+}
+
+struct Kubectl {
+    url: String,
+    home: tempfile::TempDir,
+}
+
+impl Kubectl {
+    async fn run(&self, args: &str, input: &str) -> (bool, String) {
+        let binary = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../.cache/bin/kubectl");
+        let mut child = tokio::process::Command::new(binary)
+            .args(["--server", &self.url, "--namespace", "n"])
+            .args(args.split(' '))
+            .env("HOME", self.home.path())
+            .env("KUBECONFIG", "/dev/null")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(input.as_bytes()).await.unwrap();
+        drop(stdin);
+        let output = child.wait_with_output().await.unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    }
+
+    async fn ok(&self, args: &str, input: &str) -> String {
+        let (success, text) = self.run(args, input).await;
+        assert!(success, "kubectl {args}: {text}");
+        text
+    }
+}
+
+const DEFINITION: &str = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {plural: widgets, kind: Widget, shortNames: [wd], categories: [all]}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    subresources: {status: {}, scale: {specReplicasPath: .spec.replicas, statusReplicasPath: .status.replicas}}
+    additionalPrinterColumns:
+    - {name: Color, type: string, jsonPath: .spec.color}
+    - {name: Ready, type: integer, jsonPath: .status.replicas}
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            x-kubernetes-validations:
+            - {rule: "self.replicas <= 9", message: too many replicas}
+            properties:
+              color: {type: string, description: The colour of the widget., default: red}
+              replicas: {type: integer, default: 1}
+          status: {type: object, properties: {replicas: {type: integer}}}
+"#;
+
+const WIDGET: &str =
+    "{apiVersion: example.com/v1, kind: Widget, metadata: {name: a}, spec: {replicas: 2}}";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_works_on_custom_resources() {
+    let api = Api::start().await;
+    api.namespace().await;
+    let kubectl = Kubectl {
+        url: listen(&api).await,
+        home: tempfile::tempdir().unwrap(),
+    };
+    kubectl.ok("apply -f -", DEFINITION).await;
+    kubectl
+        .ok(
+            "wait --for=condition=Established crd/widgets.example.com",
+            "",
+        )
+        .await;
+    assert_eq!(
+        kubectl.ok("apply -f -", WIDGET).await,
+        "widget.example.com/a created\n"
+    );
+    assert_eq!(
+        kubectl.ok("apply -f -", WIDGET).await,
+        "widget.example.com/a unchanged\n"
+    );
+    let table = kubectl.ok("get wd", "").await;
+    let words: Vec<Vec<&str>> = table
+        .lines()
+        .map(|l| l.split_whitespace().collect())
+        .collect();
+    assert_eq!(words, [vec!["NAME", "COLOR", "READY"], vec!["a", "red"]]);
+    assert!(
+        kubectl
+            .ok("get all", "")
+            .await
+            .contains("widget.example.com/a")
+    );
+    assert!(
+        kubectl
+            .ok("explain widget.spec.color", "")
+            .await
+            .contains("The colour of the widget.")
+    );
+    kubectl.ok("scale widget/a --replicas=5", "").await;
+    assert_eq!(
+        kubectl
+            .ok("get widget a -o jsonpath={.spec.replicas}", "")
+            .await,
+        "5"
+    );
+    let (_, refused) = kubectl
+        .run(
+            r#"patch widget a --type=merge -p {"spec":{"replicas":10}}"#,
+            "",
+        )
+        .await;
+    assert_eq!(
+        refused,
+        "The Widget \"a\" is invalid: spec: Invalid value: too many replicas\n"
+    );
+    let (_, refused) = kubectl
+        .run("apply -f -", &WIDGET.replace("replicas: 2", "replica: 2"))
+        .await;
+    assert!(
+        refused.contains("unknown field \"spec.replica\""),
+        "{refused}"
+    );
+    kubectl
+        .ok("delete crd widgets.example.com --timeout=20s", "")
+        .await;
+    assert!(!kubectl.run("get widgets", "").await.0);
+}
+
+/// A controller in kube-rs: it watches widgets and reports their replicas as their status.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kube_rs_controller_reconciles_custom_resources() {
+    let api = Api::start().await;
+    api.namespace().await;
+    let client = kube::Client::new(api.server.service(User::new("controller", &[MASTERS])), "n");
+    let definitions: kube::Api<DynamicObject> = kube::Api::all_with(
+        client.clone(),
+        &ApiResource {
+            group: "apiextensions.k8s.io".into(),
+            version: "v1".into(),
+            api_version: "apiextensions.k8s.io/v1".into(),
+            kind: "CustomResourceDefinition".into(),
+            plural: "customresourcedefinitions".into(),
+        },
+    );
+    let definition: DynamicObject = serde_json::from_value(json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "widgets.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "widgets", "kind": "Widget"}, "versions": [
+            {"name": "v1", "served": true, "storage": true, "subresources": {"status": {}}, "schema": {"openAPIV3Schema": {"type": "object",
+                "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+                    "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}}]}}))
+    .unwrap();
+    definitions
+        .create(&PostParams::default(), &definition)
+        .await
+        .unwrap();
+    api.watch_until(
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions?watch=true&timeoutSeconds=20",
+        |crd| {
+            let conditions = crd["status"]["conditions"].as_array();
+            conditions.is_some_and(|c| {
+                c.iter()
+                    .any(|c| c["type"] == "Established" && c["status"] == "True")
+            })
+        },
+    )
+    .await;
+    let resource = ApiResource {
+        group: "example.com".into(),
+        version: "v1".into(),
+        api_version: "example.com/v1".into(),
+        kind: "Widget".into(),
+        plural: "widgets".into(),
+    };
+    let widgets: kube::Api<DynamicObject> = kube::Api::namespaced_with(client, "n", &resource);
+    let controller = widgets.clone();
+    tokio::spawn(async move {
+        let mut events = controller
+            .watch(&WatchParams::default(), "0")
+            .await
+            .unwrap()
+            .boxed();
+        while let Some(event) = events.try_next().await.unwrap() {
+            let (WatchEvent::Added(widget) | WatchEvent::Modified(widget)) = event else {
+                continue;
+            };
+            let replicas = &widget.data["spec"]["replicas"];
+            if widget.data["status"]["replicas"] != *replicas {
+                let patch = Patch::Merge(json!({"status": {"replicas": replicas}}));
+                let name = widget.metadata.name.unwrap();
+                controller
+                    .patch_status(&name, &PatchParams::default(), &patch)
+                    .await
+                    .unwrap();
+            }
+        }
+    });
+    let widget = DynamicObject::new("a", &resource).data(json!({"spec": {"replicas": 3}}));
+    widgets
+        .create(&PostParams::default(), &widget)
+        .await
+        .unwrap();
+    let watched = "/apis/example.com/v1/namespaces/n/widgets?watch=true&timeoutSeconds=20";
+    api.watch_until(watched, |widget| widget["status"]["replicas"] == 3)
+        .await;
+    let patch = Patch::Merge(json!({"spec": {"replicas": 4}}));
+    widgets
+        .patch("a", &PatchParams::default(), &patch)
+        .await
+        .unwrap();
+    api.watch_until(watched, |widget| widget["status"]["replicas"] == 4)
+        .await;
+    let last = widgets.get("a").await.unwrap();
+    assert_eq!(last.metadata.generation, Some(2));
+}
