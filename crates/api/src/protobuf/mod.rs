@@ -550,7 +550,7 @@ mod tests {
             Kind::Time => "2026-01-02T03:04:05Z".into(),
             Kind::MicroTime => "2026-01-02T03:04:05.000006Z".into(),
             Kind::Quantity => "100m".into(),
-            Kind::IntOrString if seed % 2 == 0 => 80.into(),
+            Kind::IntOrString if seed.is_multiple_of(2) => 80.into(),
             Kind::IntOrString => "http".into(),
             Kind::Json => json!({"f:x": {}}),
             Kind::List(item) => json!([sample(item, seed, depth), sample(item, seed + 1, depth)]),
