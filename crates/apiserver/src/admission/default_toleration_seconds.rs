@@ -27,7 +27,11 @@ impl Plugin for DefaultTolerationSeconds {
         attributes: &Attributes<'_>,
         pod: &mut Value,
     ) -> Result<(), Error> {
-        if !attributes.is("pods", Operation::Create) {
+        // On updates, too: they may add tolerations, and must not lose these.
+        let applies = [Operation::Create, Operation::Update]
+            .iter()
+            .any(|operation| attributes.is("pods", *operation));
+        if !applies {
             return Ok(());
         }
         let mut tolerations = pod["spec"]["tolerations"]

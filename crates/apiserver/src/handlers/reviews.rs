@@ -23,6 +23,13 @@ pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
             call.info.verb,
         ));
     }
+    let offer = responses::Offer {
+        only_whole: true,
+        // Answered in JSON all the same, which every client of protobuf reads.
+        protobuf: true,
+        ..responses::Offer::default()
+    };
+    responses::negotiate(&call.parts.headers, offer)?;
     let body = responses::collect(call.take_body()).await?;
     let kind = (resource.group, resource.version, resource.kind);
     let mut review = decode::object(&call.parts, &body, &call.info.query, kind)?.object;

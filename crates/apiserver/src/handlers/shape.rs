@@ -57,6 +57,7 @@ impl Shape {
         let offer = Offer {
             features: call.server.config.features,
             protobuf: call.resource.definition.is_none(),
+            only_whole: false,
             watch: call.info.verb == "watch",
             list: call.info.verb == "list",
         };

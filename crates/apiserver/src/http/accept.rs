@@ -41,6 +41,8 @@ pub struct Offer {
     pub watch: bool,
     /// A collection, whose endpoint also watches.
     pub list: bool,
+    /// Neither a table nor metadata alone: answers that are not stored.
+    pub only_whole: bool,
 }
 
 impl Format {
@@ -193,6 +195,9 @@ pub fn negotiate(headers: &HeaderMap, offer: Offer) -> Result<Accepted, Error> {
     ranges.sort_by(|a, b| b.quality.total_cmp(&a.quality));
     for range in &ranges {
         let Some(view) = range.view() else { continue };
+        if offer.only_whole && view != View::Object {
+            continue;
+        }
         for format in offer.formats().filter(|f| range.covers(*f)) {
             let streams = range.parameter("stream").is_none_or(|s| s == "watch");
             // Tables have no protobuf form.
@@ -249,6 +254,21 @@ mod tests {
             protobuf: true,
             ..Offer::default()
         }
+    }
+
+    #[test]
+    fn what_is_not_stored_has_no_table() {
+        let mut headers = HeaderMap::new();
+        let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        headers.insert(http::header::ACCEPT, table.parse().unwrap());
+        let offer = Offer {
+            only_whole: true,
+            ..Offer::default()
+        };
+        assert_eq!(negotiate(&headers, offer).unwrap_err().code, 406);
+        let either = format!("{table}, application/json");
+        headers.insert(http::header::ACCEPT, either.parse().unwrap());
+        assert_eq!(negotiate(&headers, offer).unwrap().view, View::Object);
     }
 
     #[test]
