@@ -48,7 +48,9 @@ pub enum Error {
     InvalidReference(String, String),
     #[error("invalid image: {0}")]
     Invalid(String),
-    #[error("failed to pull {reference:?}: {message}")]
+    #[error("{0}")]
+    Registry(String),
+    #[error("failed to pull and unpack image {reference:?}: {message}")]
     Pull { reference: String, message: String },
 }
 

@@ -46,7 +46,7 @@ pub async fn pull(store: &ImageStore, reference: &str, options: &PullOptions) ->
         auth: options.credentials.clone().into(),
         reference: parsed,
     };
-    puller.pull().await
+    puller.pull().await.map_err(|error| puller.failed(error))
 }
 
 struct Puller<'a> {
@@ -147,7 +147,7 @@ impl Puller<'_> {
                 &[OCI_MANIFEST, DOCKER_MANIFEST, OCI_INDEX, DOCKER_LIST],
             )
             .await
-            .map_err(|error| self.failed(&error))?;
+            .map_err(|error| from_registry(&error))?;
         let digest = digest_of(&bytes);
         if let Some(wanted) = reference.digest()
             && wanted != digest
@@ -205,7 +205,7 @@ impl Puller<'_> {
             self.client
                 .pull_blob(&self.reference, &layer, &mut file)
                 .await
-                .map_err(|error| self.failed(&error))?;
+                .map_err(|error| from_registry(&error))?;
             file.get_ref()
                 .sync_all()
                 .await
@@ -219,16 +219,11 @@ impl Puller<'_> {
         result
     }
 
-    fn failed(&self, error: &dyn std::error::Error) -> Error {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            message = format!("{message}: {inner}");
-            cause = inner.source();
-        }
+    /// Whatever went wrong, the user is told of which image.
+    fn failed(&self, error: Error) -> Error {
         Error::Pull {
             reference: self.reference.whole(),
-            message,
+            message: error.to_string(),
         }
     }
 }
@@ -253,6 +248,16 @@ impl std::fmt::Debug for Credentials {
             Credentials::Bearer(_) => "Bearer(…)",
         })
     }
+}
+
+fn from_registry(error: &dyn std::error::Error) -> Error {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        message = format!("{message}: {inner}");
+        cause = inner.source();
+    }
+    Error::Registry(message)
 }
 
 fn client(reference: &Reference, options: &PullOptions) -> Result<Client> {

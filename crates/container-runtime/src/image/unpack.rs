@@ -82,7 +82,9 @@ fn unpack_entries(reader: impl Read, root: &OwnedFd) -> Result<Usage> {
     let mut archive = Archive::new(reader);
     let entries = archive.entries().context(|| "reading a layer".to_owned())?;
     for entry in entries {
-        let mut entry = entry.context(|| "reading a layer".to_owned())?;
+        let mut entry = entry
+            .map_err(readable)
+            .context(|| "reading a layer".to_owned())?;
         let path = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()).to_owned());
         let parts = in_root::normal(&path);
         let Some((name, parents)) = parts.split_last() else {
@@ -105,6 +107,14 @@ fn unpack_entries(reader: impl Read, root: &OwnedFd) -> Result<Usage> {
         }
     }
     Ok(usage)
+}
+
+/// The tar crate quotes the bytes of a header that it cannot read; they are no text for a Status or an Event.
+fn readable(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::Other => io::Error::new(io::ErrorKind::InvalidData, "invalid tar header"),
+        _ => error,
+    }
 }
 
 fn unpack_entry<R: Read>(
