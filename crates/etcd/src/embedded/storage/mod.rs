@@ -326,16 +326,10 @@ impl Storage {
             self.seal(writing)?;
         }
         self.trim(writing);
-        let payload = batch.encode();
         let _under_way = self.numbering.lock();
         let seqno = self.seqno.next();
-        let record = wal::Record {
-            seqno,
-            payload: &payload,
-        };
-        let appended = writing.log.append(&record, sync);
+        let appended = writing.log.append(seqno, sync, |log| batch.encode(log));
         appended.map_err(|e| io_error(&e))?;
-        drop(payload);
         let revision = batch.revision;
         writing.revision = revision;
         // Readers see what is below `visible`: all of the batch appears with that.
