@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ::http::request::Parts;
 use ::http::{HeaderValue, Request, Response};
-use fluyt_api::{Error, Reason};
+use fluyt_api::Error;
 use fluyt_etcd::DynStore;
 use fluyt_pki::TokenKeys;
 use futures::FutureExt as _;
@@ -20,8 +19,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::authn::{Authenticator, ClientCertificates};
-use crate::authz::{Authorizer, Question};
+use crate::authn::jwt::AuthenticationConfiguration;
+use crate::authn::{self, Authenticator, ClientCertificates};
+use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
 use crate::cache::Caches;
 use crate::dial::Dialer;
 use crate::features::Features;
@@ -32,7 +32,8 @@ use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
 use crate::user::User;
 use crate::{
-    admission, aggregator, bootstrap, compactor, custom, discovery, health, openapi, webhook,
+    admission, aggregator, bootstrap, compactor, custom, discovery, health, openapi, reload,
+    webhook,
 };
 
 /// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
@@ -55,6 +56,8 @@ pub struct Config {
     /// The certificate with which the server calls aggregated servers, and its authority.
     pub proxy_client: Option<(String, String)>,
     pub requestheader_ca_pem: Option<String>,
+    pub authentication: authn::Settings,
+    pub authorization: authz::Settings,
     pub features: Features,
     /// Admission plugins that are on by default and shall not be, by upstream's names.
     pub disable_admission_plugins: Vec<String>,
@@ -95,15 +98,22 @@ impl Server {
     /// When a key or certificate is malformed or the store cannot be read.
     pub async fn start(config: Config) -> anyhow::Result<Arc<Self>> {
         let caches = Caches::new(config.store.clone());
-        let tokens = Arc::new(TokenKeys::load(&config.service_account_key_pem)?);
-        let certificates = ClientCertificates::new(roots(&config.client_ca_pem)?)?;
+        let keys = TokenKeys::load(&config.service_account_key_pem)?;
+        let tokens = Arc::new(keys.verified_by(&config.authentication.service_account_keys)?);
+        let front_proxies = config.requestheader_ca_pem.as_deref().unwrap_or_default();
+        let trusted = authn::Trusted {
+            clients: ClientCertificates::new(roots(&config.client_ca_pem)?)?,
+            front_proxies: ClientCertificates::new(roots(front_proxies)?)?,
+            tokens: tokens.clone(),
+        };
         let authenticator = Authenticator::new(
             caches.clone(),
-            certificates,
-            tokens.clone(),
-            config.service_account_issuer.clone(),
+            trusted,
+            &config.service_account_issuer,
             config.api_audiences.clone(),
-        );
+            &config.authentication,
+            config.shutdown.clone(),
+        )?;
         let kubelet_tls = client_tls(
             config.kubelet_ca_pem.as_deref(),
             config.kubelet_client.as_ref(),
@@ -114,7 +124,7 @@ impl Server {
             config.dialer.clone(),
             config.proxy_client.clone(),
         ));
-        let authorizer = Arc::new(Authorizer::new(caches.clone()));
+        let authorizer = Arc::new(Authorizer::new(caches.clone(), &config.authorization)?);
         let shared = admission::Shared {
             caches: caches.clone(),
             authorizer: authorizer.clone(),
@@ -145,6 +155,7 @@ impl Server {
         tokio::spawn(async move { feeding.run(shutdown).await });
         server.caches.consistent().await?;
         bootstrap::run(&server).await?;
+        server.follow_configuration()?;
         tokio::spawn(aggregator::register(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
         tokio::spawn(custom::run(server.clone()));
@@ -182,7 +193,8 @@ impl Server {
         }
     }
 
-    /// The way of a request: panics are caught, then it is read, authenticated, authorized, and handled.
+    /// The way of a request: panics are caught, it is read, goes through [`Server::filtered`] to its handler, and the
+    /// answer is brought into the client's format.
     pub async fn handle<B>(self: &Arc<Self>, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
@@ -203,7 +215,7 @@ impl Server {
         let wanted = Wanted::of(request.headers(), self.config.features);
         let (converts, compresses) = (info.is_api(), info.is_compressible());
         // Boxed: the future of a whole request is large, and most of it is rarely needed.
-        let answer: BoxFuture<'static, _> = Box::pin(self.clone().authenticated(info, request));
+        let answer: BoxFuture<'static, _> = Box::pin(self.clone().filtered(info, request));
         let answered = AssertUnwindSafe(answer).catch_unwind().await;
         let mut response = match answered {
             Ok(Ok(response)) => response,
@@ -229,118 +241,57 @@ impl Server {
         response
     }
 
-    async fn authenticated(
+    /// The steps between reading a request and handling it.
+    async fn filtered(
         self: Arc<Self>,
         info: RequestInfo,
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
-        if health::is_health(&info.path) {
-            let ready = self.is_ready().await;
-            return health::answer(&self, ready, &info.path, &info.query)
-                .ok_or_else(Error::no_route);
-        }
-        let (parts, body) = request.into_parts();
-        let user = self.authenticator.authenticate(&parts).await?;
-        let user = self.impersonated(user, &parts)?;
-        self.authorize(&user, &info)?;
+        let (mut parts, body) = request.into_parts();
+        let user = self.authenticator.authenticate(&mut parts).await?;
+        let question = Question::of(&info);
+        let headers = &mut parts.headers;
+        let impersonated = authn::impersonate(&self.authorizer, &user, headers, &question).await?;
+        let user = impersonated.map_or(user, |impersonated| impersonated.user);
+        self.authorizer.require(&user, &question).await?;
         self.dispatch(info, user, Request::from_parts(parts, body))
             .await
     }
 
-    /// Who the request wants to be taken for, if the user may impersonate.
-    fn impersonated(&self, user: User, parts: &Parts) -> Result<User, Error> {
-        let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok());
-        let Some(name) = header("impersonate-user") else {
-            return Ok(user);
-        };
-        let groups: Vec<String> = parts
-            .headers
-            .get_all("impersonate-group")
-            .iter()
-            .filter_map(|v| v.to_str().ok().map(Into::into))
-            .collect();
-        let check = |group: &str, resource: &str, namespace: &str, name: &str| {
-            let question = Question {
-                verb: "impersonate".into(),
-                group: group.into(),
-                resource: resource.into(),
-                namespace: namespace.into(),
-                name: name.into(),
-                ..Question::default()
-            };
-            match self.authorizer.allows(&user, &question) {
-                Some(_) => Ok(()),
-                None => Err(Error::forbidden(
-                    group,
-                    resource,
-                    name,
-                    question.refusal(&user),
-                )),
+    /// Configuration files that take effect when they change. One that is wrong changes nothing.
+    fn follow_configuration(self: &Arc<Self>) -> anyhow::Result<()> {
+        let install = |what: &'static str, installed: anyhow::Result<()>| match installed {
+            Ok(()) => tracing::info!("the {what} configuration was reloaded"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "the {what} configuration was not reloaded");
             }
         };
-        let account = name
-            .strip_prefix("system:serviceaccount:")
-            .and_then(|rest| rest.split_once(':'));
-        match account {
-            Some((namespace, account)) => check("", "serviceaccounts", namespace, account)?,
-            None => check("", "users", "", name)?,
+        if let Some(path) = &self.config.authentication.config_file {
+            let server = Arc::downgrade(self);
+            reload::spawn(path.clone(), self.shutdown.clone(), move |text| {
+                let Some(server) = server.upgrade() else {
+                    return;
+                };
+                let own = [server.config.service_account_issuer.clone()];
+                let parsed = AuthenticationConfiguration::parse(&text, &own);
+                let installed = parsed.and_then(|c| server.authenticator.install(c));
+                install("authentication", installed);
+            })?;
         }
-        for group in &groups {
-            check("", "groups", "", group)?;
+        if let Some(path) = &self.config.authorization.config_file {
+            let server = Arc::downgrade(self);
+            reload::spawn(path.clone(), self.shutdown.clone(), move |text| {
+                let Some(server) = server.upgrade() else {
+                    return;
+                };
+                let abac = server.config.authorization.policies.as_ref();
+                let parsed = AuthorizationConfiguration::parse(&text, abac);
+                let installed = parsed.and_then(|modes| server.authorizer.install(&modes));
+                install("authorization", installed);
+            })?;
         }
-        let mut impersonated = match account {
-            Some((namespace, account)) if groups.is_empty() => {
-                User::service_account(namespace, account, "")
-            }
-            _ => User {
-                name: name.to_owned(),
-                groups,
-                ..User::default()
-            },
-        };
-        let basic = if name == "system:anonymous" {
-            crate::user::UNAUTHENTICATED
-        } else {
-            crate::user::AUTHENTICATED
-        };
-        if !impersonated.is_in(basic) {
-            impersonated.groups.push(basic.to_owned());
-        }
-        Ok(impersonated)
-    }
-
-    fn authorize(&self, user: &User, info: &RequestInfo) -> Result<(), Error> {
-        let question = match &info.target {
-            Some(target) => Question {
-                verb: info.verb.into(),
-                group: target.group.clone(),
-                resource: target.plural.clone(),
-                subresource: target.subresource.clone(),
-                namespace: target.namespace.clone(),
-                name: info.authorized_name(),
-                path: String::new(),
-            },
-            None => Question {
-                verb: info.verb.into(),
-                path: info.path.clone(),
-                ..Question::default()
-            },
-        };
-        if self.authorizer.allows(user, &question).is_some() {
-            return Ok(());
-        }
-        Err(match &info.target {
-            Some(target) => Error::forbidden(
-                &target.group,
-                &target.plural,
-                &question.name,
-                question.refusal(user),
-            ),
-            None => Error::new(
-                Reason::Forbidden,
-                format!("forbidden: {}", question.refusal(user)),
-            ),
-        })
+        Ok(())
     }
 
     async fn dispatch(
@@ -389,6 +340,11 @@ impl Server {
         user: User,
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
+        if health::is_health(&info.path) {
+            let ready = self.is_ready().await;
+            return health::answer(&self, ready, &info.path, &info.query)
+                .ok_or_else(Error::no_route);
+        }
         if let Some(response) = discovery::handle(&self, &info.path, request.headers()) {
             return Ok(response);
         }
@@ -399,7 +355,10 @@ impl Server {
         match info.path.as_str() {
             "/version" | "/version/" => Ok(http::json(ok, &version())),
             "/metrics" => Ok(http::text(ok, self.metrics.render())),
-            "/openid/v1/jwks" => Ok(http::json(ok, &self.tokens.jwks())),
+            "/openid/v1/jwks" => {
+                let set = serde_json::to_vec(&self.tokens.jwks()).unwrap_or_default();
+                Ok(http::bytes(ok, "application/jwk-set+json", set))
+            }
             "/.well-known/openid-configuration" => Ok(http::json(ok, &self.openid_configuration())),
             "/" => Ok(http::json(
                 ok,
@@ -421,9 +380,12 @@ impl Server {
 
     fn openid_configuration(&self) -> serde_json::Value {
         let issuer = &self.config.service_account_issuer;
+        let own = || format!("https://{}/openid/v1/jwks", self.config.external_address());
+        let jwks_uri = self.config.authentication.jwks_uri.clone();
         json!({
-            "issuer": issuer, "jwks_uri": format!("{issuer}/openid/v1/jwks"), "response_types_supported": ["id_token"],
-            "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["ES256"],
+            "issuer": issuer, "jwks_uri": jwks_uri.unwrap_or_else(own),
+            "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": self.tokens.algorithms(),
         })
     }
 }
@@ -442,7 +404,7 @@ pub(crate) fn certificates(pem: &str) -> anyhow::Result<Vec<CertificateDer<'stat
     Ok(CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>()?)
 }
 
-fn roots(pem: &str) -> anyhow::Result<RootCertStore> {
+pub(crate) fn roots(pem: &str) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem)? {
         roots.add(certificate)?;
@@ -461,7 +423,7 @@ pub(crate) fn trusting(
 }
 
 /// Settings for outgoing TLS: verified against `ca` if given, with a client certificate if there is one.
-fn client_tls(
+pub(crate) fn client_tls(
     ca: Option<&str>,
     identity: Option<&(String, String)>,
 ) -> anyhow::Result<Arc<ClientConfig>> {

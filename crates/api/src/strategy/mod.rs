@@ -18,6 +18,7 @@ mod networking;
 mod node;
 mod pod;
 mod replicaset;
+mod reviews;
 mod scheduling;
 mod service;
 mod statefulset;
@@ -163,6 +164,15 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => &authorization::Role,
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
             &authorization::Binding
+        }
+        ("authorization.k8s.io", "SubjectAccessReview") => {
+            &reviews::AccessReview(reviews::Scope::Subject)
+        }
+        ("authorization.k8s.io", "LocalSubjectAccessReview") => {
+            &reviews::AccessReview(reviews::Scope::Local)
+        }
+        ("authorization.k8s.io", "SelfSubjectAccessReview") => {
+            &reviews::AccessReview(reviews::Scope::Own)
         }
         ("certificates.k8s.io", "CertificateSigningRequest") => {
             &certificates::CertificateSigningRequest

@@ -2,6 +2,7 @@
 
 mod apply;
 mod decode;
+mod escalation;
 mod proxy;
 mod read;
 mod reviews;
