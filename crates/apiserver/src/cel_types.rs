@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use fluyt_cel::{Field, ObjectType, Type};
 
-/// An object by the names of its fields in JSON.
+/// An object by the names of its fields in JSON. Those are not escaped, as a schema's would be: upstream's are not.
 #[must_use]
 pub fn object(name: &str, fields: &[(&str, Type)]) -> Type {
     let fields: BTreeMap<String, Field> = fields
         .iter()
         .map(|(name, ty)| {
-            let escaped = fluyt_cel::escape(name).unwrap_or_default();
             let field = Field {
                 ty: ty.clone(),
                 name: (*name).to_owned(),
@@ -20,7 +19,7 @@ pub fn object(name: &str, fields: &[(&str, Type)]) -> Type {
                 key: None,
                 min_size: 2,
             };
-            (escaped, field)
+            ((*name).to_owned(), field)
         })
         .collect();
     Type::Object(Arc::new(ObjectType {

@@ -1,5 +1,6 @@
 //! kube-apiserver alone: `fluyt kube-apiserver`, with upstream's flags.
 
+mod audit;
 mod authentication;
 mod authorization;
 
@@ -18,6 +19,7 @@ use crate::cache::REGISTRY;
 use crate::dial::Direct;
 use crate::{Config, Features, Server, ServiceNetwork};
 
+use audit::AuditArgs;
 use authentication::AuthenticationArgs;
 use authorization::AuthorizationArgs;
 
@@ -72,6 +74,8 @@ pub struct Args {
     authentication: AuthenticationArgs,
     #[command(flatten)]
     authorization: AuthorizationArgs,
+    #[command(flatten)]
+    audit: AuditArgs,
     /// Defaults to the issuer.
     #[arg(long, value_delimiter = ',')]
     api_audiences: Vec<String>,
@@ -209,6 +213,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             .transpose()?,
         authentication,
         authorization,
+        audit: args.audit.settings()?,
         features: Features::parse(&args.feature_gates)?,
         shutdown,
     };

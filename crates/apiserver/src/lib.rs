@@ -3,6 +3,7 @@
 
 pub mod admission;
 mod aggregator;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 mod bootstrap;

@@ -123,6 +123,12 @@ impl RequestInfo {
             || self.path == "/api"
     }
 
+    /// Whether it lasts as long as its client likes.
+    #[must_use]
+    pub fn is_long_running(&self) -> bool {
+        self.verb == "watch" || self.target.as_ref().is_some_and(Target::is_stream)
+    }
+
     /// Whether the answer may be compressed: what is there at once, not what happens over time.
     #[must_use]
     pub fn is_compressible(&self) -> bool {

@@ -32,7 +32,7 @@ use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
 use crate::user::User;
 use crate::{
-    admission, aggregator, bootstrap, compactor, custom, discovery, health, openapi, reload,
+    admission, aggregator, audit, bootstrap, compactor, custom, discovery, health, openapi, reload,
     webhook,
 };
 
@@ -58,6 +58,7 @@ pub struct Config {
     pub requestheader_ca_pem: Option<String>,
     pub authentication: authn::Settings,
     pub authorization: authz::Settings,
+    pub audit: audit::Settings,
     pub features: Features,
     /// Admission plugins that are on by default and shall not be, by upstream's names.
     pub disable_admission_plugins: Vec<String>,
@@ -85,6 +86,7 @@ pub struct Server {
     /// For targets whose certificates nobody vouches for (`https:` proxies, `insecureSkipTLSVerify`).
     pub(crate) insecure_tls: Arc<ClientConfig>,
     pub(crate) metrics: Metrics,
+    auditor: Arc<audit::Auditor>,
     pub(crate) shutdown: CancellationToken,
     /// What aggregated servers say they serve.
     pub(crate) aggregated: aggregator::Discovered,
@@ -145,6 +147,7 @@ impl Server {
             kubelet_tls,
             insecure_tls,
             metrics: Metrics::default(),
+            auditor: audit::Auditor::new(&config.audit, &config.shutdown)?,
             shutdown: config.shutdown.clone(),
             aggregated: aggregator::Discovered::default(),
             ready: AtomicBool::new(false),
@@ -202,6 +205,12 @@ impl Server {
     {
         let started = Instant::now();
         let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let id = request.headers().get("audit-id").cloned();
+        let id = id.unwrap_or_else(new_audit_id);
+        if self.auditor.is_active() {
+            let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
+            request.extensions_mut().insert(audit::AuditId(text));
+        }
         if self.config.features != Features::default() {
             request.extensions_mut().insert(self.config.features);
         }
@@ -233,9 +242,7 @@ impl Server {
         if compresses {
             response = wanted.compress(response).await;
         }
-        if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
-            response.headers_mut().insert("audit-id", id);
-        }
+        response.headers_mut().insert("audit-id", id);
         self.metrics
             .observe(labels, response.status(), started.elapsed());
         response
@@ -248,14 +255,59 @@ impl Server {
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
         let (mut parts, body) = request.into_parts();
-        let user = self.authenticator.authenticate(&mut parts).await?;
         let question = Question::of(&info);
+        let user = match self.authenticator.authenticate(&mut parts).await {
+            Ok(user) => user,
+            Err(error) => {
+                let refused = self.auditor.refused(&info, &parts, &question, &error);
+                refused.await;
+                return Err(error);
+            }
+        };
+        let exchange = self.auditor.begin(&info, &mut parts, &user, &question);
+        exchange.received().await?;
+        let request = Request::from_parts(parts, body);
+        let audited: BoxFuture<'_, _> =
+            Box::pin(self.audited(info, user, question, request, exchange.record().clone()));
+        let answer = audited.await;
+        exchange.finish(answer).await
+    }
+
+    /// The steps that are on record.
+    async fn audited(
+        self: Arc<Self>,
+        info: RequestInfo,
+        user: User,
+        question: Question,
+        request: Request<Body>,
+        record: audit::Record,
+    ) -> Result<Response<Body>, Error> {
+        let (mut parts, body) = request.into_parts();
         let headers = &mut parts.headers;
         let impersonated = authn::impersonate(&self.authorizer, &user, headers, &question).await?;
-        let user = impersonated.map_or(user, |impersonated| impersonated.user);
-        self.authorizer.require(&user, &question).await?;
+        let user = match impersonated {
+            Some(impersonated) => {
+                record.impersonated(&impersonated);
+                impersonated.user
+            }
+            None => user,
+        };
+        self.authorize(&user, &question, &record).await?;
         self.dispatch(info, user, Request::from_parts(parts, body))
             .await
+    }
+
+    async fn authorize(
+        &self,
+        user: &User,
+        question: &Question,
+        record: &audit::Record,
+    ) -> Result<(), Error> {
+        let decision = self.authorizer.decide(user, question).await;
+        let word = if decision.allows() { "allow" } else { "forbid" };
+        record.annotate("authorization.k8s.io/decision", word);
+        record.annotate("authorization.k8s.io/reason", &decision.reason);
+        decision.into_result(user, question).map(drop)
     }
 
     /// Configuration files that take effect when they change. One that is wrong changes nothing.
@@ -354,7 +406,7 @@ impl Server {
         let ok = ::http::StatusCode::OK;
         match info.path.as_str() {
             "/version" | "/version/" => Ok(http::json(ok, &version())),
-            "/metrics" => Ok(http::text(ok, self.metrics.render())),
+            "/metrics" => Ok(http::text(ok, self.render_metrics())),
             "/openid/v1/jwks" => {
                 let set = serde_json::to_vec(&self.tokens.jwks()).unwrap_or_default();
                 Ok(http::bytes(ok, "application/jwk-set+json", set))
@@ -378,6 +430,12 @@ impl Server {
         }
     }
 
+    fn render_metrics(&self) -> String {
+        let mut text = self.metrics.render();
+        self.auditor.render_metrics(&mut text);
+        text
+    }
+
     fn openid_configuration(&self) -> serde_json::Value {
         let issuer = &self.config.service_account_issuer;
         let own = || format!("https://{}/openid/v1/jwks", self.config.external_address());
@@ -388,6 +446,12 @@ impl Server {
             "id_token_signing_alg_values_supported": self.tokens.algorithms(),
         })
     }
+}
+
+/// The id of a request whose sender has not chosen one.
+fn new_audit_id() -> HeaderValue {
+    let id = uuid::Uuid::new_v4().to_string();
+    HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 fn version() -> serde_json::Value {

@@ -7,7 +7,7 @@ use fluyt_api::validation::{Errors, dns_subdomain};
 use http::HeaderMap;
 use http::header::HeaderName;
 
-use crate::authz::{Authorizer, Question, Verdict};
+use crate::authz::{Authorizer, Question};
 use crate::request::percent_decode;
 use crate::user::{ANONYMOUS, AUTHENTICATED, MASTERS, NODES, UNAUTHENTICATED, User};
 
@@ -278,16 +278,10 @@ impl Attempt<'_> {
     }
 
     async fn check(&self, question: &Question) -> Result<(), Error> {
-        let decision = self.authorizer.decide(self.requestor, question).await;
-        if decision.verdict == Verdict::Allow {
-            return Ok(());
-        }
-        let reason = match (decision.error, decision.reason) {
-            (Some(error), reason) if reason.is_empty() => error,
-            (Some(error), reason) => format!("{error}: {reason}"),
-            (None, reason) => reason,
-        };
-        Err(question.forbidden(self.requestor, &reason))
+        self.authorizer
+            .require(self.requestor, question)
+            .await
+            .map(drop)
     }
 
     async fn check_name(&self, wanted: &User, user: &mut User) -> Result<(), Error> {

@@ -388,9 +388,8 @@ mod tests {
     #[test]
     fn everything_wrong_is_said() {
         let parse = |text: &str| {
-            AuthorizationConfiguration::parse(&format!("{HEAD}{text}"), None)
-                .unwrap_err()
-                .to_string()
+            let error = AuthorizationConfiguration::parse(&format!("{HEAD}{text}"), None);
+            format!("{:#}", error.unwrap_err())
         };
         assert_eq!(
             parse("authorizers: []"),

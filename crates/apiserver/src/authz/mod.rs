@@ -87,6 +87,22 @@ impl Decision {
     pub fn allows(&self) -> bool {
         self.verdict == Verdict::Allow
     }
+
+    /// The reason why it is allowed.
+    ///
+    /// # Errors
+    /// 403 with the reason why not.
+    pub fn into_result(self, user: &User, question: &Question) -> Result<String, Error> {
+        if self.allows() {
+            return Ok(self.reason);
+        }
+        let reason = match (self.error, self.reason) {
+            (Some(error), reason) if reason.is_empty() => error,
+            (Some(error), reason) => format!("{error}: {reason}"),
+            (None, reason) => reason,
+        };
+        Err(question.forbidden(user, &reason))
+    }
 }
 
 // === impl Authorizer ===
@@ -178,16 +194,9 @@ impl Authorizer {
     /// # Errors
     /// 403 with the authorizers' reason.
     pub async fn require(&self, user: &User, question: &Question) -> Result<String, Error> {
-        let decision = self.decide(user, question).await;
-        if decision.allows() {
-            return Ok(decision.reason);
-        }
-        let reason = match (&decision.error, decision.reason.as_str()) {
-            (Some(error), "") => error.clone(),
-            (Some(error), reason) => format!("{error}: {reason}"),
-            (None, reason) => reason.to_owned(),
-        };
-        Err(question.forbidden(user, &reason))
+        self.decide(user, question)
+            .await
+            .into_result(user, question)
     }
 
     /// All rules that apply to a user in a namespace.

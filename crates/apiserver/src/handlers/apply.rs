@@ -136,6 +136,9 @@ fn check_identity(call: &Call, object: &Value) -> Result<(), Error> {
 pub(super) async fn apply(call: &mut Call, format: write::Format) -> Result<Response<Body>, Error> {
     let mut cx = call.write_context()?;
     let apply = Apply::read(call, format).await?;
+    if cx.record.wants_request() {
+        cx.record.request_patch(apply.config.to_string().as_bytes());
+    }
     cx.writer = cx.writer.map(|writer| Writer {
         applied: true,
         ..writer

@@ -123,6 +123,7 @@ pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
     }
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
+    cx.record.request_patch(&body);
     let warnings = parking_lot::Mutex::new(Vec::new());
     let apply: Change<'_> = Box::new(|current: &Value| {
         let mut object = from_storage(&call.resource, current.clone());
@@ -222,6 +223,9 @@ async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, WriteContext)
     };
     let options = DeleteOptions::parse(&body, &call.info.query)?;
     let mut cx = call.write_context()?;
+    if cx.record.wants_request() && body.is_object() {
+        cx.record.request_object(&body);
+    }
     cx.dry_run |= body["dryRun"].as_array().is_some_and(|d| !d.is_empty());
     Ok((options, cx))
 }

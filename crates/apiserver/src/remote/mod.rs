@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
-use ::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
+use ::http::{HeaderValue, Method, Request, StatusCode, Uri};
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -81,7 +81,6 @@ type Sender = SendRequest<Full<Bytes>>;
 #[derive(Debug)]
 pub struct Reply {
     pub status: StatusCode,
-    pub headers: HeaderMap,
     pub body: Bytes,
 }
 
@@ -238,7 +237,6 @@ impl Remote {
         }
         Ok(Reply {
             status: parts.status,
-            headers: parts.headers,
             body,
         })
     }

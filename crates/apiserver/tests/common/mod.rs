@@ -58,6 +58,7 @@ impl Api {
             requestheader_ca_pem: None,
             authentication: fluyt_apiserver::authn::Settings::default(),
             authorization: fluyt_apiserver::authz::Settings::default(),
+            audit: fluyt_apiserver::audit::Settings::default(),
             features: Features::default(),
             disable_admission_plugins: Vec::new(),
             shutdown: CancellationToken::new(),

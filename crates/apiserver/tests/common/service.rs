@@ -68,7 +68,8 @@ impl Service {
                             let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
                             let (status, value) = answer(&path, &body);
                             log.lock().push((path, body));
-                            let mut response = Response::new(Full::from(value.to_string()));
+                            let mut response =
+                                Response::new(Full::new(bytes::Bytes::from(value.to_string())));
                             *response.status_mut() = StatusCode::from_u16(status).unwrap();
                             Ok::<_, hyper::Error>(response)
                         }

@@ -207,6 +207,7 @@ fn server_config(
         requestheader_ca_pem: Some(keys.front_proxy_ca.certificate_pem().to_owned()),
         authentication: authentication(),
         authorization: fluyt_apiserver::authz::Settings::default(),
+        audit: fluyt_apiserver::audit::Settings::default(),
         features: fluyt_apiserver::Features::default(),
         disable_admission_plugins: Vec::new(),
         shutdown: shutdown.clone(),
