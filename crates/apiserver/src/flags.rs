@@ -3,6 +3,7 @@
 mod audit;
 mod authentication;
 mod authorization;
+mod flow_control;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use crate::{Config, Features, Server, ServiceNetwork};
 use audit::AuditArgs;
 use authentication::AuthenticationArgs;
 use authorization::AuthorizationArgs;
+use flow_control::FlowControlArgs;
 
 /// Flags of kube-apiserver.
 #[derive(clap::Args, Debug)]
@@ -76,6 +78,8 @@ pub struct Args {
     authorization: AuthorizationArgs,
     #[command(flatten)]
     audit: AuditArgs,
+    #[command(flatten)]
+    flow_control: FlowControlArgs,
     /// Defaults to the issuer.
     #[arg(long, value_delimiter = ',')]
     api_audiences: Vec<String>,
@@ -214,6 +218,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         authentication,
         authorization,
         audit: args.audit.settings()?,
+        flow_control: args.flow_control.settings()?,
         features: Features::parse(&args.feature_gates)?,
         shutdown,
     };

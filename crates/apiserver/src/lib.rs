@@ -16,6 +16,7 @@ mod discovery;
 mod expiring;
 mod features;
 mod flags;
+pub mod flowcontrol;
 mod go_duration;
 mod handlers;
 mod health;

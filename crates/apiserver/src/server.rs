@@ -25,6 +25,7 @@ use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
 use crate::cache::Caches;
 use crate::dial::Dialer;
 use crate::features::Features;
+use crate::flowcontrol::{self, FlowControl};
 use crate::handlers::{self, Call};
 use crate::http::{self, Body, BoxError, Wanted};
 use crate::metrics::Metrics;
@@ -59,6 +60,7 @@ pub struct Config {
     pub authentication: authn::Settings,
     pub authorization: authz::Settings,
     pub audit: audit::Settings,
+    pub flow_control: flowcontrol::Settings,
     pub features: Features,
     /// Admission plugins that are on by default and shall not be, by upstream's names.
     pub disable_admission_plugins: Vec<String>,
@@ -87,6 +89,7 @@ pub struct Server {
     pub(crate) insecure_tls: Arc<ClientConfig>,
     pub(crate) metrics: Metrics,
     auditor: Arc<audit::Auditor>,
+    pub(crate) flow_control: FlowControl,
     pub(crate) shutdown: CancellationToken,
     /// What aggregated servers say they serve.
     pub(crate) aggregated: aggregator::Discovered,
@@ -148,6 +151,7 @@ impl Server {
             insecure_tls,
             metrics: Metrics::default(),
             auditor: audit::Auditor::new(&config.audit, &config.shutdown)?,
+            flow_control: FlowControl::new(caches.clone(), config.flow_control),
             shutdown: config.shutdown.clone(),
             aggregated: aggregator::Discovered::default(),
             ready: AtomicBool::new(false),
@@ -159,6 +163,10 @@ impl Server {
         server.caches.consistent().await?;
         bootstrap::run(&server).await?;
         server.follow_configuration()?;
+        if server.flow_control.is_enabled() {
+            flowcontrol::bootstrap(&server).await?;
+            tokio::spawn(flowcontrol::run(server.clone()));
+        }
         tokio::spawn(aggregator::register(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
         tokio::spawn(custom::run(server.clone()));
@@ -292,9 +300,19 @@ impl Server {
             }
             None => user,
         };
-        self.authorize(&user, &question, &record).await?;
-        self.dispatch(info, user, Request::from_parts(parts, body))
-            .await
+        let arriving = self.flow_control.admit(&info, &user, &question, &parts.uri);
+        let admission = match arriving.await {
+            Ok(admission) => admission,
+            Err(refusal) => return Ok(refusal),
+        };
+        let is_list = info.verb == "list";
+        let request = Request::from_parts(parts, body);
+        let served = match self.authorize(&user, &question, &record).await {
+            Ok(()) => self.dispatch(info, user, request).await,
+            Err(error) => Err(error),
+        };
+        let response = served.unwrap_or_else(|error| http::error(&error));
+        Ok(admission.finish(response, is_list))
     }
 
     async fn authorize(
@@ -404,6 +422,9 @@ impl Server {
             return Ok(response);
         }
         let ok = ::http::StatusCode::OK;
+        if let Some(dump) = self.flow_control.debug(&info) {
+            return Ok(http::text(ok, dump));
+        }
         match info.path.as_str() {
             "/version" | "/version/" => Ok(http::json(ok, &version())),
             "/metrics" => Ok(http::text(ok, self.render_metrics())),
@@ -433,6 +454,7 @@ impl Server {
     fn render_metrics(&self) -> String {
         let mut text = self.metrics.render();
         self.auditor.render_metrics(&mut text);
+        self.flow_control.render_metrics(&mut text);
         text
     }
 

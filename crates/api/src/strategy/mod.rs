@@ -12,6 +12,7 @@ pub mod customresourcedefinition;
 mod daemonset;
 mod deployment;
 mod disruption;
+mod flowcontrol;
 mod job;
 mod namespace;
 mod networking;
@@ -176,6 +177,10 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         }
         ("certificates.k8s.io", "CertificateSigningRequest") => {
             &certificates::CertificateSigningRequest
+        }
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => &flowcontrol::FlowSchema,
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => {
+            &flowcontrol::PriorityLevelConfiguration
         }
         ("scheduling.k8s.io", "PriorityClass") => &scheduling::PriorityClass,
         ("storage.k8s.io", "StorageClass") => &storage::StorageClass,

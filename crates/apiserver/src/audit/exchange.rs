@@ -162,8 +162,8 @@ fn decoded(body: &[u8]) -> Option<Value> {
     let (group, version) = envelope
         .api_version
         .rsplit_once('/')
-        .unwrap_or(("", &envelope.api_version));
-    let ty = resources::type_of(group, version, &envelope.kind)?;
+        .unwrap_or(("", envelope.api_version));
+    let ty = resources::type_of(group, version, envelope.kind)?;
     let mut object = protobuf::decode(Schema::builtin(), ty, envelope.raw).ok()?;
     object["apiVersion"] = envelope.api_version.into();
     object["kind"] = envelope.kind.into();

@@ -132,12 +132,11 @@ fn forbidden(call: &Call, object: &Value, why: &str) -> Error {
 /// Rules of one right each as lines: those about the same resource are one.
 fn describe(missing: Vec<Rule>) -> BTreeSet<String> {
     let mut lines = BTreeSet::new();
-    let mut by_resource: BTreeMap<(Vec<String>, Vec<String>, Vec<String>), Vec<String>> =
-        BTreeMap::new();
+    let mut by_resource: BTreeMap<[Vec<String>; 3], Vec<String>> = BTreeMap::new();
     for rule in missing {
         if rule.urls.is_empty() {
             let verbs = by_resource
-                .entry((rule.groups, rule.resources, rule.names))
+                .entry([rule.groups, rule.resources, rule.names])
                 .or_default();
             verbs.extend(rule.verbs);
         } else {
@@ -145,7 +144,7 @@ fn describe(missing: Vec<Rule>) -> BTreeSet<String> {
             lines.insert(format!("{{NonResourceURLs:{urls}, Verbs:{verbs}}}"));
         }
     }
-    for ((groups, resources, names), verbs) in by_resource {
+    for ([groups, resources, names], verbs) in by_resource {
         let mut parts = vec![
             format!("APIGroups:{}", quoted(&groups)),
             format!("Resources:{}", quoted(&resources)),

@@ -59,6 +59,7 @@ impl Api {
             authentication: fluyt_apiserver::authn::Settings::default(),
             authorization: fluyt_apiserver::authz::Settings::default(),
             audit: fluyt_apiserver::audit::Settings::default(),
+            flow_control: fluyt_apiserver::flowcontrol::Settings::default(),
             features: Features::default(),
             disable_admission_plugins: Vec::new(),
             shutdown: CancellationToken::new(),

@@ -208,6 +208,7 @@ fn server_config(
         authentication: authentication(),
         authorization: fluyt_apiserver::authz::Settings::default(),
         audit: fluyt_apiserver::audit::Settings::default(),
+        flow_control: fluyt_apiserver::flowcontrol::Settings::default(),
         features: fluyt_apiserver::Features::default(),
         disable_admission_plugins: Vec::new(),
         shutdown: shutdown.clone(),
