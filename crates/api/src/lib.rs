@@ -7,6 +7,7 @@ pub mod custom;
 pub mod decode;
 pub mod defaults;
 pub mod error;
+pub mod flowcontrol;
 pub mod managedfields;
 pub mod meta;
 pub mod patch;

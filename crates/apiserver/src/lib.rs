@@ -3,16 +3,21 @@
 
 pub mod admission;
 mod aggregator;
-mod authn;
-mod authz;
+pub mod audit;
+pub mod authn;
+pub mod authz;
 mod bootstrap;
 mod cache;
+mod cel_types;
 mod compactor;
 mod custom;
 pub mod dial;
 mod discovery;
+mod expiring;
 mod features;
 mod flags;
+pub mod flowcontrol;
+mod go_duration;
 mod handlers;
 mod health;
 mod http;
@@ -20,9 +25,12 @@ mod listen;
 mod metrics;
 mod openapi;
 mod registry;
+mod reload;
+mod remote;
 mod request;
 mod server;
 mod user;
+mod validation;
 mod webhook;
 
 pub use features::Features;

@@ -1,5 +1,6 @@
 //! TLS listeners.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// So is one that does not send its request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAddress(pub SocketAddr);
+
 impl Server {
     /// Serves one listener until shutdown, then lets requests in flight finish.
     ///
@@ -34,9 +39,9 @@ impl Server {
         let acceptor = TlsAcceptor::from(Arc::new(self.server_tls()?));
         let (done_sender, mut done) = tokio::sync::mpsc::channel::<()>(1);
         loop {
-            let stream = tokio::select! {
+            let (stream, address) = tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                    Ok(accepted) => accepted,
                     Err(error) => {
                         // Out of descriptors, most likely: let some close.
                         tracing::warn!(%error, "cannot accept a connection");
@@ -48,7 +53,7 @@ impl Server {
             };
             let (server, acceptor, guard) = (self.clone(), acceptor.clone(), done_sender.clone());
             tokio::spawn(async move {
-                server.connection(stream, acceptor).await;
+                server.connection(stream, address, acceptor).await;
                 drop(guard);
             });
         }
@@ -61,7 +66,12 @@ impl Server {
         Ok(())
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, acceptor: TlsAcceptor) {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        acceptor: TlsAcceptor,
+    ) {
         let _ = stream.set_nodelay(true);
         let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
@@ -69,11 +79,12 @@ impl Server {
             Err(_) => return,
         };
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let peer = PeerCertificates(chain.iter().map(|c| c.clone().into_owned()).collect());
+        let peer = PeerCertificates::new(chain.iter().map(|c| c.clone().into_owned()).collect());
         let shutdown = self.shutdown.clone();
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
             let (server, peer) = (self.clone(), peer.clone());
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(PeerAddress(address));
             async move { Ok::<_, std::convert::Infallible>(server.handle(request).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());

@@ -67,6 +67,12 @@ impl Query {
         self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
     }
 
+    /// Whether a boolean option is there and set.
+    #[must_use]
+    pub fn flag_is_true(&self, name: &str) -> bool {
+        matches!(self.get(name), Some("true" | "1" | "True"))
+    }
+
     /// `true`, `1` or just present.
     #[must_use]
     pub fn flag(&self, name: &str) -> bool {
@@ -121,6 +127,12 @@ impl RequestInfo {
         let proxied = self.target.as_ref().is_some_and(Target::is_stream);
         !proxied && (self.path.starts_with("/api/") || self.path.starts_with("/apis"))
             || self.path == "/api"
+    }
+
+    /// Whether it lasts as long as its client likes.
+    #[must_use]
+    pub fn is_long_running(&self) -> bool {
+        self.verb == "watch" || self.target.as_ref().is_some_and(Target::is_stream)
     }
 
     /// Whether the answer may be compressed: what is there at once, not what happens over time.

@@ -553,6 +553,10 @@ async fn token(call: &mut Call) -> Result<Response<Body>, Error> {
     };
     bind(call, &spec["boundObjectRef"], &mut claims).await?;
     let token = call.server.tokens.sign(&claims).map_err(Error::internal)?;
+    if let Some(id) = &claims.jti {
+        let key = "authentication.kubernetes.io/issued-credential-id";
+        call.record().annotate(key, format!("JTI={id}"));
+    }
     let expires = jiff::Timestamp::from_second(claims.exp).map_err(Error::internal)?;
     request["metadata"] = json!({"name": call.target.name, "namespace": call.target.namespace, "creationTimestamp": meta::now()});
     request["spec"]["audiences"] = audiences.into();

@@ -2,13 +2,15 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod service;
+
 use std::sync::Arc;
 
 use fluyt_apiserver::dial::Direct;
 use fluyt_apiserver::{Config, Features, MASTERS, Server, ServiceNetwork, User};
 use fluyt_etcd::embedded::Embedded;
 use fluyt_pki::{Authority, Identity, TokenKeys, Usage};
-use http::{Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 pub struct Api {
     pub server: Arc<Server>,
     pub user: User,
+    pub authority: Authority,
     _directory: tempfile::TempDir,
 }
 
@@ -25,6 +28,11 @@ impl Api {
     }
 
     pub async fn start_with(features: Features) -> Self {
+        Self::configured(|config, _| config.features = features).await
+    }
+
+    /// A server whose configuration is changed first; the authority is the one that vouches for clients.
+    pub async fn configured(change: impl FnOnce(&mut Config, &Authority)) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::create("test").unwrap();
@@ -33,7 +41,7 @@ impl Api {
             ..Identity::default()
         };
         let serving = authority.issue(&identity, Usage::Server, 1).unwrap();
-        let config = Config {
+        let mut config = Config {
             store: Arc::new(Embedded::open(directory.path()).unwrap()),
             dialer: Arc::new(Direct),
             advertise: "127.0.0.1:6443".parse().unwrap(),
@@ -48,13 +56,19 @@ impl Api {
             kubelet_ca_pem: None,
             proxy_client: None,
             requestheader_ca_pem: None,
-            features,
+            authentication: fluyt_apiserver::authn::Settings::default(),
+            authorization: fluyt_apiserver::authz::Settings::default(),
+            audit: fluyt_apiserver::audit::Settings::default(),
+            flow_control: fluyt_apiserver::flowcontrol::Settings::default(),
+            features: Features::default(),
             disable_admission_plugins: Vec::new(),
             shutdown: CancellationToken::new(),
         };
+        change(&mut config, &authority);
         let server = Server::start(config).await.unwrap();
         Self {
             server,
+            authority,
             user: User::new("admin", &[MASTERS]),
             _directory: directory,
         }
@@ -92,6 +106,31 @@ impl Api {
             status,
             serde_json::from_slice(&bytes).unwrap_or(Value::Null),
         )
+    }
+
+    /// Sends a request as it comes over a connection: whose it is, its headers have to say.
+    pub async fn send(
+        &self,
+        request: Request<Full<bytes::Bytes>>,
+    ) -> (StatusCode, HeaderMap, Value) {
+        let response = self.server.handle(request).await;
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let value = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        (parts.status, parts.headers, value)
+    }
+
+    /// Who a bearer token makes its sender, as the server sees it.
+    pub async fn whoami(&self, token: &str) -> (StatusCode, Value) {
+        let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
+        let request = Request::post("/apis/authentication.k8s.io/v1/selfsubjectreviews")
+            .header("content-type", "application/json")
+            .header("authorization", format!("Bearer {token}"))
+            .body(Full::new(bytes::Bytes::from(review.to_string())))
+            .unwrap();
+        let (status, _, body) = self.send(request).await;
+        (status, body["status"]["userInfo"].clone())
     }
 
     pub async fn get(&self, path: &str) -> (StatusCode, Value) {
