@@ -141,7 +141,7 @@ fn entry(resource: &Resource) -> Value {
 }
 
 /// A short stable digest: of a stored version, or of a response for its ETag.
-fn digest(content: &[u8]) -> String {
+pub(crate) fn digest(content: &[u8]) -> String {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
     content.hash(&mut hasher);

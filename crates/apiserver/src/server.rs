@@ -392,7 +392,8 @@ impl Server {
         if let Some(response) = discovery::handle(&self, &info.path, request.headers()) {
             return Ok(response);
         }
-        if let Some(response) = openapi::handle(&self.caches.served(), &info.path, &info.query) {
+        let (path, query) = (&info.path, &info.query);
+        if let Some(response) = openapi::handle(&self, path, query, request.headers()).await {
             return Ok(response);
         }
         let ok = ::http::StatusCode::OK;
@@ -403,11 +404,12 @@ impl Server {
             "/.well-known/openid-configuration" => Ok(http::json(ok, &self.openid_configuration())),
             "/" => Ok(http::json(
                 ok,
-                &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"]}),
+                &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
             )),
             _ => {
                 // A group that another server serves: its discovery is its own.
-                let mut segments = info.path.trim_start_matches('/').split('/');
+                let path = info.path.trim_start_matches("/openapi/v3");
+                let mut segments = path.trim_start_matches('/').split('/');
                 if let (Some("apis"), Some(group), Some(version)) =
                     (segments.next(), segments.next(), segments.next())
                     && let Some(service) = aggregator::find(&self.caches, group, version)

@@ -9,7 +9,6 @@ use std::io::Read as _;
 use bytes::Bytes;
 use common::Api;
 use fluyt_api::resources::type_of;
-use fluyt_api::schema::Schema;
 use fluyt_api::{cbor, protobuf};
 use fluyt_apiserver::Features;
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -50,7 +49,7 @@ fn open(body: &[u8], kind: &str) -> Value {
         .rsplit_once('/')
         .unwrap_or(("", envelope.api_version));
     let ty = type_of(group, version, kind).unwrap();
-    protobuf::decode(Schema::builtin(), ty, envelope.raw).unwrap()
+    protobuf::decode(ty, envelope.raw).unwrap()
 }
 
 #[tokio::test]
