@@ -11,25 +11,32 @@ mod compactor;
 mod custom;
 pub mod dial;
 mod discovery;
+mod endpoint_reconciler;
 mod features;
 mod flags;
 mod handlers;
 mod health;
 mod http;
+mod identity;
+mod limits;
 mod listen;
 mod metrics;
 mod openapi;
 mod registry;
 mod request;
 mod server;
+mod storage;
 mod user;
 mod webhook;
 
 pub use features::Features;
 pub use flags::{Args, run};
 pub use http::Body;
+pub use limits::Limits;
 pub use registry::ServiceNetwork;
 pub use server::{Config, Server};
+pub use storage::encryption::Encryption;
+pub use storage::{MediaType, Storage};
 pub use user::{MASTERS, User};
 
 /// The version of Kubernetes whose API is served.

@@ -14,6 +14,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::Server;
 use crate::authn::PeerCertificates;
@@ -23,7 +24,10 @@ use crate::server::certificates;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// So is one that does not send its request's headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
+
+/// Longest headers of a request, in bytes.
+const MAX_HEADERS: u32 = 1 << 20;
 
 impl Server {
     /// Serves one listener until shutdown, then lets requests in flight finish.
@@ -71,9 +75,16 @@ impl Server {
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let peer = PeerCertificates(chain.iter().map(|c| c.clone().into_owned()).collect());
         let shutdown = self.shutdown.clone();
+        let limits = self.config.limits.clone();
+        // The client shall connect anew, to whichever server there is.
+        let goodbye = CancellationToken::new();
+        let (chance, leaving) = (limits.clone(), goodbye.clone());
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
             let (server, peer) = (self.clone(), peer.clone());
             request.extensions_mut().insert(peer);
+            if request.version() == hyper::Version::HTTP_2 && chance.says_goodbye() {
+                leaving.cancel();
+            }
             async move { Ok::<_, std::convert::Infallible>(server.handle(request).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -84,13 +95,14 @@ impl Server {
         builder
             .http2()
             .timer(TokioTimer::new())
-            .max_concurrent_streams(250)
+            .max_concurrent_streams(limits.streams())
+            .max_header_list_size(MAX_HEADERS)
             .keep_alive_interval(Some(Duration::from_secs(30)));
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = shutdown.cancelled() => {
+            () = async { tokio::select! { () = shutdown.cancelled() => {}, () = goodbye.cancelled() => {} } } => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }

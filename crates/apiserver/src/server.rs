@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use ::http::header::CACHE_CONTROL;
 use ::http::request::Parts;
 use ::http::{HeaderValue, Request, Response};
 use fluyt_api::{Error, Reason};
@@ -27,17 +28,24 @@ use crate::dial::Dialer;
 use crate::features::Features;
 use crate::handlers::{self, Call};
 use crate::http::{self, Body, BoxError, Wanted};
-use crate::metrics::Metrics;
+use crate::limits::{self, Limits};
+use crate::metrics::{Labels, Metrics};
 use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
+use crate::storage::Storage;
 use crate::user::User;
 use crate::{
-    admission, aggregator, bootstrap, compactor, custom, discovery, health, openapi, webhook,
+    admission, aggregator, bootstrap, compactor, custom, discovery, endpoint_reconciler, health,
+    identity, openapi, webhook,
 };
 
 /// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
 pub struct Config {
     pub store: DynStore,
+    /// What objects are in the store.
+    pub storage: Storage,
+    /// Other servers use the same store.
+    pub shares_store: bool,
     pub dialer: Arc<dyn Dialer>,
     /// The address that pods reach through the `kubernetes` service.
     pub advertise: SocketAddr,
@@ -56,6 +64,7 @@ pub struct Config {
     pub proxy_client: Option<(String, String)>,
     pub requestheader_ca_pem: Option<String>,
     pub features: Features,
+    pub limits: Limits,
     /// Admission plugins that are on by default and shall not be, by upstream's names.
     pub disable_admission_plugins: Vec<String>,
     pub shutdown: CancellationToken,
@@ -81,11 +90,12 @@ pub struct Server {
     pub(crate) kubelet_tls: Arc<ClientConfig>,
     /// For targets whose certificates nobody vouches for (`https:` proxies, `insecureSkipTLSVerify`).
     pub(crate) insecure_tls: Arc<ClientConfig>,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) shutdown: CancellationToken,
     /// What aggregated servers say they serve.
     pub(crate) aggregated: aggregator::Discovered,
     ready: AtomicBool,
+    started: Instant,
 }
 
 impl Server {
@@ -94,7 +104,7 @@ impl Server {
     /// # Errors
     /// When a key or certificate is malformed or the store cannot be read.
     pub async fn start(config: Config) -> anyhow::Result<Arc<Self>> {
-        let caches = Caches::new(config.store.clone());
+        let caches = Caches::new(config.store.clone(), config.storage.clone());
         let tokens = Arc::new(TokenKeys::load(&config.service_account_key_pem)?);
         let certificates = ClientCertificates::new(roots(&config.client_ca_pem)?)?;
         let authenticator = Authenticator::new(
@@ -134,10 +144,11 @@ impl Server {
             dialer: config.dialer.clone(),
             kubelet_tls,
             insecure_tls,
-            metrics: Metrics::default(),
-            shutdown: config.shutdown.clone(),
+            metrics: caches.metrics.clone(),
+            shutdown: stopped_after(&config),
             aggregated: aggregator::Discovered::default(),
             ready: AtomicBool::new(false),
+            started: Instant::now(),
             caches,
             config,
         });
@@ -148,6 +159,8 @@ impl Server {
         tokio::spawn(aggregator::register(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
         tokio::spawn(custom::run(server.clone()));
+        tokio::spawn(endpoint_reconciler::run(server.clone()));
+        tokio::spawn(identity::run(server.clone()));
         tokio::spawn(admission::watch_policies(server.clone()));
         let store = server.caches.store().clone();
         tokio::spawn(compactor::run(
@@ -165,7 +178,7 @@ impl Server {
     }
 
     pub(crate) fn is_shutting_down(&self) -> bool {
-        self.shutdown.is_cancelled()
+        self.config.shutdown.is_cancelled()
     }
 
     /// Client settings that trust a base64 PEM bundle.
@@ -199,11 +212,12 @@ impl Server {
             request.uri().path(),
             request.uri().query(),
         );
-        let labels = Metrics::labels(&info);
-        let wanted = Wanted::of(request.headers(), self.config.features);
+        let labels = Labels::of(&info, request.headers());
+        let in_flight = self.metrics.in_flight(labels.as_ref());
+        let wanted = Wanted::of(request.headers(), &info, self.config.features);
         let (converts, compresses) = (info.is_api(), info.is_compressible());
         // Boxed: the future of a whole request is large, and most of it is rarely needed.
-        let answer: BoxFuture<'static, _> = Box::pin(self.clone().authenticated(info, request));
+        let answer: BoxFuture<'static, _> = Box::pin(self.clone().in_time(info, request));
         let answered = AssertUnwindSafe(answer).catch_unwind().await;
         let mut response = match answered {
             Ok(Ok(response)) => response,
@@ -221,12 +235,34 @@ impl Server {
         if compresses {
             response = wanted.compress(response).await;
         }
+        let headers = response.headers_mut();
         if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
-            response.headers_mut().insert("audit-id", id);
+            headers.insert("audit-id", id);
         }
+        // What is the state of the cluster is nobody's to keep, unless it says so.
+        headers
+            .entry(CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-cache, private"));
+        drop(in_flight);
         self.metrics
             .observe(labels, response.status(), started.elapsed());
         response
+    }
+
+    /// Requests that are not as long as their clients want have a limit.
+    async fn in_time(
+        self: Arc<Self>,
+        info: RequestInfo,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        let limit = self.config.limits.timeout_of(&info)?;
+        let answer = self.authenticated(info, request);
+        match limit {
+            None => answer.await,
+            Some(limit) => tokio::time::timeout(limit, answer)
+                .await
+                .unwrap_or_else(|_| Err(limits::timed_out())),
+        }
     }
 
     async fn authenticated(
@@ -235,8 +271,8 @@ impl Server {
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
         if health::is_health(&info.path) {
-            let ready = self.is_ready().await;
-            return health::answer(&self, ready, &info.path, &info.query)
+            return health::answer(&self, &info.path, &info.query)
+                .await
                 .ok_or_else(Error::no_route);
         }
         let (parts, body) = request.into_parts();
@@ -399,13 +435,11 @@ impl Server {
         let ok = ::http::StatusCode::OK;
         match info.path.as_str() {
             "/version" | "/version/" => Ok(http::json(ok, &version())),
-            "/metrics" => Ok(http::text(ok, self.metrics.render())),
+            "/metrics" => Ok(http::text(ok, self.metrics.render(&self.caches))),
             "/openid/v1/jwks" => Ok(http::json(ok, &self.tokens.jwks())),
             "/.well-known/openid-configuration" => Ok(http::json(ok, &self.openid_configuration())),
-            "/" => Ok(http::json(
-                ok,
-                &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
-            )),
+            "/" => Ok(http::json(ok, &discovery::paths(&self))),
+            "/statusz" => Ok(http::text(ok, self.statusz())),
             _ => {
                 // A group that another server serves: its discovery is its own.
                 let path = info.path.trim_start_matches("/openapi/v3");
@@ -421,6 +455,20 @@ impl Server {
         }
     }
 
+    /// How the server is, for people.
+    fn statusz(&self) -> String {
+        let up = self.started.elapsed().as_secs();
+        let started = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(up.cast_signed());
+        format!(
+            "\napiserver statusz\nWarning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.\n\nStarted: {}\nUp: {} hr {} min {} sec\nBinary version: {}\nEmulation version: 1.36\nPaths: /healthz /livez /metrics /readyz /statusz /version\n",
+            started.strftime("%a %b %e %H:%M:%S UTC %Y"),
+            up / 3600,
+            up / 60 % 60,
+            up % 60,
+            crate::VERSION.trim_start_matches('v'),
+        )
+    }
+
     fn openid_configuration(&self) -> serde_json::Value {
         let issuer = &self.config.service_account_issuer;
         json!({
@@ -430,12 +478,28 @@ impl Server {
     }
 }
 
+/// When the server stops: some time after it was told to.
+fn stopped_after(config: &Config) -> CancellationToken {
+    let delay = config.limits.shutdown_delay_duration;
+    if delay.is_zero() {
+        return config.shutdown.clone();
+    }
+    let (told, stopped) = (config.shutdown.clone(), CancellationToken::new());
+    let stopping = stopped.clone();
+    tokio::spawn(async move {
+        told.cancelled().await;
+        tokio::time::sleep(delay).await;
+        stopping.cancel();
+    });
+    stopped
+}
+
 fn version() -> serde_json::Value {
     let mut numbers = crate::VERSION.trim_start_matches('v').split('.');
     json!({
         "major": numbers.next(), "minor": numbers.next(), "gitVersion": crate::VERSION, "gitCommit": "", "gitTreeState": "clean",
         "buildDate": "", "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",
-        "emulationMajor": "1", "emulationMinor": "36",
+        "emulationMajor": "1", "emulationMinor": "36", "minCompatibilityMajor": "1", "minCompatibilityMinor": "35",
     })
 }
 

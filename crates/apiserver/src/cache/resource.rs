@@ -190,6 +190,12 @@ impl ResourceCache {
         }
     }
 
+    /// How many objects there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.state.lock().entries.len()
+    }
+
     /// The revision of the newest change, cheaply.
     #[must_use]
     pub fn revision(&self) -> i64 {

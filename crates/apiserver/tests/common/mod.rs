@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use fluyt_apiserver::dial::Direct;
-use fluyt_apiserver::{Config, Features, MASTERS, Server, ServiceNetwork, User};
+use fluyt_apiserver::{Config, Features, Limits, MASTERS, Server, ServiceNetwork, Storage, User};
+use fluyt_etcd::DynStore;
 use fluyt_etcd::embedded::Embedded;
 use fluyt_pki::{Authority, Identity, TokenKeys, Usage};
 use http::{Method, Request, StatusCode};
@@ -16,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Api {
     pub server: Arc<Server>,
     pub user: User,
-    _directory: tempfile::TempDir,
+    pub store: DynStore,
+    _directory: Option<tempfile::TempDir>,
 }
 
 impl Api {
@@ -25,8 +27,17 @@ impl Api {
     }
 
     pub async fn start_with(features: Features) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(directory.path()).unwrap());
+        Self {
+            _directory: Some(directory),
+            ..Self::start_on(store, Storage::default(), features).await
+        }
+    }
+
+    /// A server on a store that others may use as well.
+    pub async fn start_on(store: DynStore, storage: Storage, features: Features) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let authority = Authority::create("test").unwrap();
         let identity = Identity {
             common_name: "kube-apiserver".into(),
@@ -34,7 +45,9 @@ impl Api {
         };
         let serving = authority.issue(&identity, Usage::Server, 1).unwrap();
         let config = Config {
-            store: Arc::new(Embedded::open(directory.path()).unwrap()),
+            store: store.clone(),
+            storage,
+            shares_store: false,
             dialer: Arc::new(Direct),
             advertise: "127.0.0.1:6443".parse().unwrap(),
             service_network: ServiceNetwork::default(),
@@ -49,6 +62,7 @@ impl Api {
             proxy_client: None,
             requestheader_ca_pem: None,
             features,
+            limits: Limits::default(),
             disable_admission_plugins: Vec::new(),
             shutdown: CancellationToken::new(),
         };
@@ -56,7 +70,8 @@ impl Api {
         Self {
             server,
             user: User::new("admin", &[MASTERS]),
-            _directory: directory,
+            store,
+            _directory: None,
         }
     }
 
