@@ -17,8 +17,17 @@ impl Strategy for PodDisruptionBudget {
                 "minAvailable and maxUnavailable cannot be both set",
             );
         }
-        errors.non_negative("spec.minAvailable", &spec["minAvailable"]);
-        errors.non_negative("spec.maxUnavailable", &spec["maxUnavailable"]);
-        validation::label_selector(errors, "spec.selector", &spec["selector"]);
+        errors.non_negative(&validation::At::named(
+            &spec["minAvailable"],
+            "spec.minAvailable",
+        ));
+        errors.non_negative(&validation::At::named(
+            &spec["maxUnavailable"],
+            "spec.maxUnavailable",
+        ));
+        validation::label_selector(
+            errors,
+            &validation::At::named(&spec["selector"], "spec.selector"),
+        );
     }
 }

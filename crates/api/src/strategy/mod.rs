@@ -7,22 +7,26 @@ mod authorization;
 mod autoscaling;
 mod certificates;
 mod config;
+mod coordination;
 mod cronjob;
 pub mod customresourcedefinition;
 mod daemonset;
 mod deployment;
 mod disruption;
+mod event;
 mod job;
 mod namespace;
 mod networking;
 mod node;
 mod pod;
+mod quota;
 mod replicaset;
 mod scheduling;
 mod service;
 mod statefulset;
 mod storage;
 mod template;
+mod workload;
 
 use std::borrow::Cow;
 
@@ -60,6 +64,9 @@ pub trait Strategy: Sync + Send {
         keep_all_but_status(object, old);
     }
 
+    /// Normalises an update of another subresource that is a part of the object.
+    fn prepare_subresource_update(&self, _subresource: &str, _object: &mut Value, _old: &Value) {}
+
     /// Finalizers must be upstream's own or have a domain.
     fn has_standard_finalizers(&self) -> bool {
         true
@@ -67,6 +74,11 @@ pub trait Strategy: Sync + Send {
 
     /// What the author of a write should know, though it is done.
     fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What the author of a write of the status should know, though it is done.
+    fn status_warnings(&self, _object: &Value) -> Vec<String> {
         Vec::new()
     }
 
@@ -85,6 +97,21 @@ pub trait Strategy: Sync + Send {
 
     /// What an update of the `status` subresource has to satisfy.
     fn validate_status(&self, _object: &Value, _old: &Value, _errors: &mut Errors) {}
+
+    /// What an update of another subresource that is a part of the object has to satisfy.
+    fn validate_subresource(
+        &self,
+        _subresource: &str,
+        _object: &Value,
+        _old: &Value,
+        _errors: &mut Errors,
+    ) {
+    }
+
+    /// How often, and how, upstream looks at metadata in an update, besides what it does for every kind.
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Update]
+    }
 
     /// Parts whose change counts as a new `metadata.generation`; empty for kinds without one.
     fn generation_of(&self) -> &'static [&'static str] {
@@ -129,6 +156,15 @@ pub trait Strategy: Sync + Send {
     }
 }
 
+/// How metadata is validated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetaCheck {
+    /// What may not change.
+    Update,
+    /// All of it, as in a new object.
+    Whole,
+}
+
 /// The strategy of a kind.
 #[must_use]
 pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
@@ -141,10 +177,12 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("", "ConfigMap") => &config::ConfigMap,
         ("", "Secret") => &config::Secret,
         ("", "ServiceAccount") => &config::ServiceAccount,
-        ("" | "events.k8s.io", "Event") => &config::Event,
-        ("", "Endpoints") | ("discovery.k8s.io", "EndpointSlice") => &networking::Endpoints,
-        ("", "LimitRange") => &config::LimitRange,
-        ("", "ResourceQuota") => &config::ResourceQuota,
+        ("", "Event") => &event::Event::Core,
+        ("events.k8s.io", "Event") => &event::Event::Events,
+        ("", "Endpoints") => &networking::Endpoints,
+        ("discovery.k8s.io", "EndpointSlice") => &networking::EndpointSlice,
+        ("", "LimitRange") => &quota::LimitRange,
+        ("", "ResourceQuota") => &quota::ResourceQuota,
         ("", "PersistentVolume") => &storage::PersistentVolume,
         ("", "PersistentVolumeClaim") => &storage::PersistentVolumeClaim,
         ("", "ReplicationController") => &replicaset::ReplicationController,
@@ -159,6 +197,9 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("apiregistration.k8s.io", "APIService") => &apiservice::ApiService,
         ("policy", "PodDisruptionBudget") => &disruption::PodDisruptionBudget,
         ("networking.k8s.io", "Ingress") => &networking::Ingress,
+        ("networking.k8s.io", "IngressClass") => &networking::IngressClass,
+        ("networking.k8s.io", "IPAddress") => &networking::IpAddress,
+        ("networking.k8s.io", "ServiceCIDR") => &networking::ServiceCidr,
         ("networking.k8s.io", "NetworkPolicy") => &networking::NetworkPolicy,
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => &authorization::Role,
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
@@ -169,7 +210,12 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         }
         ("scheduling.k8s.io", "PriorityClass") => &scheduling::PriorityClass,
         ("storage.k8s.io", "StorageClass") => &storage::StorageClass,
-        ("coordination.k8s.io", "Lease") => &config::Lease,
+        ("storage.k8s.io", "VolumeAttributesClass") => &storage::VolumeAttributesClass,
+        ("storage.k8s.io", "VolumeAttachment") => &storage::VolumeAttachment,
+        ("storage.k8s.io", "CSIDriver") => &storage::CsiDriver,
+        ("storage.k8s.io", "CSINode") => &storage::CsiNode,
+        ("storage.k8s.io", "CSIStorageCapacity") => &storage::CsiStorageCapacity,
+        ("coordination.k8s.io", "Lease") => &coordination::Lease,
         (
             "admissionregistration.k8s.io",
             "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",
@@ -228,6 +274,29 @@ pub(crate) fn keep_all_but_status(object: &mut Value, old: &Value) {
     meta::set(&mut kept, "resourceVersion", version);
     meta::set(&mut kept, "managedFields", managed);
     *object = kept;
+}
+
+/// Keeps what metadata says of the object's life, as writes of its parts do.
+pub(crate) fn keep_metadata(object: &mut Value, old: &Value) {
+    let kept = &old["metadata"];
+    let metadata = meta::metadata(object);
+    for field in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "ownerReferences",
+        "labels",
+        "annotations",
+        "finalizers",
+    ] {
+        match kept.get(field) {
+            Some(value) => {
+                metadata.insert(field.to_owned(), value.clone());
+            }
+            None => {
+                metadata.remove(field);
+            }
+        }
+    }
 }
 
 /// Inserts `value` at `path` when nothing is there.

@@ -25,6 +25,11 @@ impl Api {
     }
 
     pub async fn start_with(features: Features) -> Self {
+        Self::start_without(features, &[]).await
+    }
+
+    /// Without some admission plugins.
+    pub async fn start_without(features: Features, plugins: &[&str]) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::create("test").unwrap();
@@ -49,7 +54,7 @@ impl Api {
             proxy_client: None,
             requestheader_ca_pem: None,
             features,
-            disable_admission_plugins: Vec::new(),
+            disable_admission_plugins: plugins.iter().map(|p| (*p).to_owned()).collect(),
             shutdown: CancellationToken::new(),
         };
         let server = Server::start(config).await.unwrap();

@@ -1,0 +1,172 @@
+//! Defaults of pod specs that depend on other fields.
+
+use serde_json::{Value, json};
+
+use super::CONTAINER_LISTS;
+use super::resources::aggregate;
+use crate::quantity::Quantity;
+use crate::strategy::default_at;
+use crate::strategy::storage::claim;
+use crate::validation::resource;
+
+/// Defaults of a pod spec, in pods and in templates.
+pub(in crate::strategy) fn default_spec(spec: &mut Value) {
+    if !spec.is_object() {
+        return;
+    }
+    for (one, other) in [
+        ("serviceAccountName", "serviceAccount"),
+        ("serviceAccount", "serviceAccountName"),
+    ] {
+        if let Some(name) = spec[one]
+            .as_str()
+            .filter(|n| !n.is_empty())
+            .map(str::to_owned)
+        {
+            default_at(spec, &[other], name);
+        }
+    }
+    let host_network = spec["hostNetwork"] == true;
+    for list in CONTAINER_LISTS {
+        for container in spec[list].as_array_mut().into_iter().flatten() {
+            default_container(container, host_network && list != "ephemeralContainers");
+        }
+    }
+    for volume in spec["volumes"].as_array_mut().into_iter().flatten() {
+        default_volume(volume);
+    }
+    round_up(&mut spec["overhead"]);
+    for kind in ["limits", "requests"] {
+        if spec["resources"].is_object() {
+            round_up(&mut spec["resources"][kind]);
+        }
+    }
+}
+
+/// Defaults of pods that their templates do not have.
+pub(in crate::strategy) fn default_pod(spec: &mut Value) {
+    for list in ["containers", "initContainers"] {
+        for container in spec[list].as_array_mut().into_iter().flatten() {
+            let limits = container["resources"]["limits"].as_object().cloned();
+            for (name, limit) in limits.into_iter().flatten() {
+                default_at(container, &["resources", "requests", &name], limit);
+            }
+        }
+    }
+    default_pod_resources(spec);
+    default_at(spec, &["enableServiceLinks"], true);
+}
+
+fn is_pod_level(name: &str) -> bool {
+    ["cpu", "memory"].contains(&name) || resource::is_huge_page(name)
+}
+
+/// A pod that says what it needs as a whole says it of everything that its containers ask for.
+fn default_pod_resources(spec: &mut Value) {
+    if !spec["resources"].is_object() {
+        return;
+    }
+    let has = |spec: &Value, kind: &str| {
+        spec["resources"][kind]
+            .as_object()
+            .is_some_and(|m| !m.is_empty())
+    };
+    if has(spec, "limits") || has(spec, "requests") {
+        for (name, limit) in aggregate(spec, "limits") {
+            let requested = !spec["resources"]["requests"][&name].is_null();
+            if resource::is_huge_page(&name) && !requested {
+                default_at(spec, &["resources", "limits", &name], limit.to_string());
+            }
+        }
+    }
+    if !has(spec, "limits") {
+        return;
+    }
+    for (name, request) in aggregate(spec, "requests") {
+        if is_pod_level(&name) && resource::is_overcommit_allowed(&name) {
+            default_at(spec, &["resources", "requests", &name], request.to_string());
+        }
+    }
+    let limits = spec["resources"]["limits"].as_object().cloned();
+    for (name, limit) in limits.into_iter().flatten() {
+        if is_pod_level(&name) {
+            default_at(spec, &["resources", "requests", &name], limit);
+        }
+    }
+}
+
+/// Amounts of resources have no more than three decimals.
+pub(in crate::strategy) fn round_up(amounts: &mut Value) {
+    for amount in amounts
+        .as_object_mut()
+        .into_iter()
+        .flat_map(|m| m.values_mut())
+    {
+        if let Some(quantity) = amount.as_str().and_then(|a| a.parse::<Quantity>().ok()) {
+            let rounded = quantity.rounded_up_to_millis();
+            if rounded != quantity {
+                *amount = rounded.to_string().into();
+            }
+        }
+    }
+}
+
+fn default_container(container: &mut Value, host_network: bool) {
+    default_pull_policy(container, "image", "imagePullPolicy");
+    for requirement in ["limits", "requests"] {
+        if container["resources"].is_object() {
+            round_up(&mut container["resources"][requirement]);
+        }
+    }
+    if host_network {
+        for port in container["ports"].as_array_mut().into_iter().flatten() {
+            let number = port["containerPort"].clone();
+            default_at(port, &["hostPort"], number);
+        }
+    }
+    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        if container[probe]["grpc"].is_object() {
+            default_at(container, &[probe, "grpc", "service"], "");
+        }
+    }
+}
+
+fn default_pull_policy(holder: &mut Value, image: &str, policy: &str) {
+    if holder[policy].as_str().unwrap_or_default().is_empty() {
+        let tag = tag(holder[image].as_str().unwrap_or_default());
+        let default = if tag == Some("latest") {
+            "Always"
+        } else {
+            "IfNotPresent"
+        };
+        holder[policy] = default.into();
+    }
+}
+
+/// The tag of an image reference: `latest` when it has neither tag nor digest, nothing when it is no reference at all.
+fn tag(image: &str) -> Option<&str> {
+    if image.contains('@') {
+        return None;
+    }
+    let name = image.rsplit('/').next().unwrap_or_default();
+    let (name, tag) = name.split_once(':').unwrap_or((name, "latest"));
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
+    (!name.is_empty() && name.bytes().all(allowed)).then_some(tag)
+}
+
+fn default_volume(volume: &mut Value) {
+    let Some(map) = volume.as_object() else {
+        return;
+    };
+    if map.keys().all(|k| k == "name") {
+        volume["emptyDir"] = json!({});
+        return;
+    }
+    if volume["image"].is_object() {
+        default_pull_policy(&mut volume["image"], "reference", "pullPolicy");
+    }
+    let template = &mut volume["ephemeral"]["volumeClaimTemplate"];
+    if template.is_object() {
+        claim::default_spec(&mut template["spec"]);
+    }
+}
