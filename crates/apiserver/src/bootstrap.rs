@@ -265,6 +265,10 @@ async fn kubernetes_service(server: &Arc<Server>) -> Result<(), Error> {
     let SocketAddr::V4(advertise) = config.advertise else {
         return Ok(());
     };
+    if advertise.ip().is_loopback() {
+        // Endpoints cannot be there, since each pod has a loopback of its own.
+        return Ok(());
+    }
     let ports = json!([{"name": "https", "port": advertise.port(), "protocol": "TCP"}]);
     let endpoints = json!({
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-use super::{MetaCheck, Strategy, text};
+use super::{MetaCheck, Strategy, items_mut, text};
 use crate::meta;
 use crate::validation::{At, Errors, config_map_key};
 
@@ -266,7 +266,7 @@ pub(super) struct ServiceAccount;
 impl ServiceAccount {
     /// Of references to secrets only names count.
     fn narrow(object: &mut Value) {
-        for secret in object["secrets"].as_array_mut().into_iter().flatten() {
+        for secret in items_mut(object, &["secrets"]) {
             let name = secret["name"].take();
             *secret = if name.is_null() {
                 json!({})

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Strategy;
+use super::{Strategy, at_mut};
 use crate::validation::{At, Errors};
 
 pub(super) struct Lease;
@@ -10,7 +10,7 @@ pub(super) struct Lease;
 impl Lease {
     /// Fields of coordinated leader election, which is off.
     fn drop_disabled(object: &mut Value, old: Option<&Value>) {
-        let Some(spec) = object["spec"].as_object_mut() else {
+        let Some(spec) = at_mut(object, &["spec"]).and_then(Value::as_object_mut) else {
             return;
         };
         for field in ["strategy", "preferredHolder"] {

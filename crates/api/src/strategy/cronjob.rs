@@ -305,9 +305,7 @@ fn parse_range(text: &str, bounds: &Bounds) -> Result<(), String> {
 impl Strategy for CronJob {
     fn default(&self, object: &mut Value) {
         // The jobs' own defaults are filled in when the jobs are created.
-        super::template::default_spec(
-            &mut object["spec"]["jobTemplate"]["spec"]["template"]["spec"],
-        );
+        super::template::default_template(object, &["spec", "jobTemplate", "spec", "template"]);
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {

@@ -90,7 +90,7 @@ fn set_template_generation(object: &mut Value, generation: i64) {
 
 impl Strategy for DaemonSet {
     fn default(&self, object: &mut Value) {
-        template::default_spec(&mut object["spec"]["template"]["spec"]);
+        template::default_template(object, &["spec", "template"]);
         if object["spec"]["updateStrategy"]["type"] == "RollingUpdate" {
             for (field, number) in [("maxUnavailable", 1), ("maxSurge", 0)] {
                 default_at(

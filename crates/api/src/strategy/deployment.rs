@@ -64,7 +64,7 @@ pub(super) fn amount(at: &At<'_, '_>) -> i64 {
 
 impl Strategy for Deployment {
     fn default(&self, object: &mut Value) {
-        template::default_spec(&mut object["spec"]["template"]["spec"]);
+        template::default_template(object, &["spec", "template"]);
         if object["spec"]["strategy"]["type"] == "RollingUpdate" {
             for field in ["maxUnavailable", "maxSurge"] {
                 default_at(object, &["spec", "strategy", "rollingUpdate", field], "25%");

@@ -299,6 +299,22 @@ pub(crate) fn keep_metadata(object: &mut Value, old: &Value) {
     }
 }
 
+/// What is at `path`, to be changed. Unlike with indexing, nothing is made of what is not there.
+pub(crate) fn at_mut<'v>(value: &'v mut Value, path: &[&str]) -> Option<&'v mut Value> {
+    path.iter().try_fold(value, |at, step| at.get_mut(*step))
+}
+
+/// The items of the list at `path`, to be changed.
+pub(crate) fn items_mut<'v>(
+    value: &'v mut Value,
+    path: &[&str],
+) -> impl Iterator<Item = &'v mut Value> {
+    at_mut(value, path)
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+}
+
 /// Inserts `value` at `path` when nothing is there.
 pub(crate) fn default_at(object: &mut Value, path: &[&str], value: impl Into<Value>) {
     let Some((last, parents)) = path.split_last() else {
@@ -313,7 +329,10 @@ pub(crate) fn default_at(object: &mut Value, path: &[&str], value: impl Into<Val
         Value::Object(map) => map,
         _ => return,
     };
-    map.entry(*last).or_insert_with(|| value.into());
+    let slot = map.entry(*last).or_insert(Value::Null);
+    if slot.is_null() {
+        *slot = value.into();
+    }
 }
 
 /// A string at `pointer` as a selectable field.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{MetaCheck, Strategy};
+use super::{MetaCheck, Strategy, items_mut};
 use crate::quantity::Quantity;
 use crate::validation::{At, Errors, qualified_name, quantity_of, resource};
 
@@ -12,19 +12,16 @@ pub(super) struct LimitRange;
 
 impl Strategy for LimitRange {
     fn default(&self, object: &mut Value) {
-        for item in object["spec"]["limits"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-            .filter(|item| item["type"] == "Container")
-        {
+        let limits = items_mut(object, &["spec", "limits"]);
+        for item in limits.filter(|item| item["type"] == "Container") {
             // A container's default limit is its maximum, its default request the default limit, else its minimum.
             for (target, source) in [
                 ("default", "max"),
                 ("defaultRequest", "default"),
                 ("defaultRequest", "min"),
             ] {
-                for (name, amount) in item[source].as_object().cloned().unwrap_or_default() {
+                let amounts = item.get(source).and_then(Value::as_object).cloned();
+                for (name, amount) in amounts.unwrap_or_default() {
                     super::default_at(item, &[target, &name], amount);
                 }
             }

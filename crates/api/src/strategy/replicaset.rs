@@ -43,7 +43,7 @@ impl ReplicaSet {
 
 impl Strategy for ReplicaSet {
     fn default(&self, object: &mut Value) {
-        template::default_spec(&mut object["spec"]["template"]["spec"]);
+        template::default_template(object, &["spec", "template"]);
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
@@ -114,7 +114,7 @@ impl ReplicationController {
 
 impl Strategy for ReplicationController {
     fn default(&self, object: &mut Value) {
-        template::default_spec(&mut object["spec"]["template"]["spec"]);
+        template::default_template(object, &["spec", "template"]);
         let labels = object["spec"]["template"]["metadata"]["labels"].clone();
         if labels.is_object() {
             for holder in ["spec", "metadata"] {

@@ -6,7 +6,7 @@ use super::deployment::amount;
 use super::storage::claim;
 use super::template::options::list;
 use super::template::{self, Options};
-use super::{Strategy, copy_field, default_at, workload};
+use super::{Strategy, at_mut, copy_field, default_at, items_mut, workload};
 use crate::validation::{
     At, Errors, Problems, dns_label, int_or_percent, internal, percent_at_most_100,
 };
@@ -149,7 +149,8 @@ fn drop_max_unavailable(object: &mut Value, old: Option<&Value>) {
     if old.is_some_and(has) || !has(object) {
         return;
     }
-    if let Some(rolling) = object["spec"]["updateStrategy"]["rollingUpdate"].as_object_mut() {
+    let rolling = at_mut(object, &["spec", "updateStrategy", "rollingUpdate"]);
+    if let Some(rolling) = rolling.and_then(Value::as_object_mut) {
         rolling.remove("maxUnavailable");
     }
 }
@@ -160,19 +161,16 @@ impl Strategy for StatefulSet {
     }
 
     fn default(&self, object: &mut Value) {
-        template::default_spec(&mut object["spec"]["template"]["spec"]);
-        let strategy = &mut object["spec"]["updateStrategy"];
+        template::default_template(object, &["spec", "template"]);
+        let strategy: &Value = &object["spec"]["updateStrategy"];
         let is_rolling =
             strategy["type"] == "RollingUpdate" && strategy["rollingUpdate"].is_object();
         if strategy["type"].is_null() || is_rolling {
-            default_at(strategy, &["rollingUpdate", "partition"], 0);
-            default_at(strategy, &["type"], "RollingUpdate");
+            let partition = ["spec", "updateStrategy", "rollingUpdate", "partition"];
+            default_at(object, &partition, 0);
+            default_at(object, &["spec", "updateStrategy", "type"], "RollingUpdate");
         }
-        for claim in object["spec"]["volumeClaimTemplates"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-        {
+        for claim in items_mut(object, &["spec", "volumeClaimTemplates"]) {
             claim::default_claim(claim);
             default_at(claim, &["apiVersion"], "v1");
             default_at(claim, &["kind"], "PersistentVolumeClaim");

@@ -41,7 +41,7 @@ impl Api {
         let config = Config {
             store: Arc::new(Embedded::open(directory.path()).unwrap()),
             dialer: Arc::new(Direct),
-            advertise: "127.0.0.1:6443".parse().unwrap(),
+            advertise: "192.0.2.1:6443".parse().unwrap(),
             service_network: ServiceNetwork::default(),
             client_ca_pem: authority.certificate_pem().to_owned(),
             tls_certificate_pem: serving.certificate_pem,

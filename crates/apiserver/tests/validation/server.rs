@@ -9,8 +9,9 @@ use serde_json::Value;
 use crate::common::Api;
 
 /// What a server has answered.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Response {
+    /// 0 when there was no answer.
     pub code: u16,
     pub body: Value,
     pub warnings: Vec<String>,
@@ -96,7 +97,10 @@ impl Server for Peer {
             .header("content-type", "application/json")
             .body(kube::client::Body::from(bytes))
             .unwrap();
-        let response = self.0.send(request).await.unwrap();
+        let Ok(response) = self.0.send(request).await else {
+            // Upstream's handler has panicked.
+            return Response::default();
+        };
         let (code, warnings) = (response.status().as_u16(), warnings(response.headers()));
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         Response {

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde_json::{Value, json};
 
 use super::template::{self, Options, warnings as template_warnings};
-use super::{MetaCheck, Strategy, copy_field, default_at, text, workload};
+use super::{MetaCheck, Strategy, at_mut, copy_field, default_at, text, workload};
 use crate::meta;
 use crate::validation::{
     At, Errors, SelectorOptions, dns_label, domain_prefixed_path, has_invalid_values, internal,
@@ -34,17 +34,18 @@ fn default_spec(spec: &mut Value) {
     if !spec.is_object() {
         return;
     }
-    if spec["completions"].is_null() && spec["parallelism"].is_null() {
+    let absent = |field: &str| spec.get(field).is_none_or(Value::is_null);
+    if absent("completions") && absent("parallelism") {
         spec["completions"] = 1.into();
     }
     default_at(spec, &["parallelism"], 1);
-    let per_index = !spec["backoffLimitPerIndex"].is_null();
+    let per_index = spec.get("backoffLimitPerIndex").is_some_and(|limit| !limit.is_null());
     default_at(
         spec,
         &["backoffLimit"],
         if per_index { i32::MAX } else { 6 },
     );
-    let replacement = if spec["podFailurePolicy"].is_object() {
+    let replacement = if spec.get("podFailurePolicy").is_some_and(Value::is_object) {
         "Failed"
     } else {
         "TerminatingOrFailed"
@@ -53,10 +54,7 @@ fn default_spec(spec: &mut Value) {
     default_at(spec, &["completionMode"], "NonIndexed");
     default_at(spec, &["suspend"], false);
     default_at(spec, &["manualSelector"], false);
-    if let Some(map) = spec.as_object_mut() {
-        map.retain(|_, v| !v.is_null());
-    }
-    template::default_spec(&mut spec["template"]["spec"]);
+    template::default_template(spec, &["template"]);
 }
 
 /// Validates a job's spec, as cron jobs share it.
@@ -361,7 +359,9 @@ fn validate_spec_update(object: &Value, old: &Value, errors: &mut Errors) {
 
 impl Strategy for Job {
     fn default(&self, object: &mut Value) {
-        default_spec(&mut object["spec"]);
+        if let Some(spec) = at_mut(object, &["spec"]) {
+            default_spec(spec);
+        }
         let labels = object["spec"]["template"]["metadata"]["labels"].clone();
         if labels.is_object()
             && object["metadata"]["labels"]

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::meta;
 use crate::strategy::template::options::list;
-use crate::strategy::{MetaCheck, Strategy, default_at};
+use crate::strategy::{MetaCheck, Strategy, default_at, items_mut};
 use crate::validation::{
     At, Errors, PROTOCOLS, dns_label, dns_subdomain, ip, label_value, labels, port_number,
     qualified_name,
@@ -248,7 +248,7 @@ fn drop_topology(object: &mut Value, old: Option<&Value>) {
                 .map(str::to_owned)
         })
         .collect();
-    for endpoint in object["endpoints"].as_array_mut().into_iter().flatten() {
+    for endpoint in items_mut(object, &["endpoints"]) {
         let Some(map) = endpoint.as_object_mut() else {
             continue;
         };
@@ -264,7 +264,7 @@ fn drop_topology(object: &mut Value, old: Option<&Value>) {
 
 impl Strategy for EndpointSlice {
     fn default(&self, object: &mut Value) {
-        for port in object["ports"].as_array_mut().into_iter().flatten() {
+        for port in items_mut(object, &["ports"]) {
             default_at(port, &["name"], "");
             default_at(port, &["protocol"], "TCP");
         }

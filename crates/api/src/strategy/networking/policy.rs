@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::strategy::template::options::list;
-use crate::strategy::{Strategy, default_at};
+use crate::strategy::{Strategy, at_mut, default_at, items_mut};
 use crate::validation::{
     At, Errors, SelectorOptions, ip, label_selector, label_selector_with, port_name, port_range,
 };
@@ -135,19 +135,19 @@ fn known_ranges(old: &Value) -> Vec<&str> {
 
 impl Strategy for NetworkPolicy {
     fn default(&self, object: &mut Value) {
-        let spec = &mut object["spec"];
-        if !spec.is_object() {
+        let Some(spec) = at_mut(object, &["spec"]) else {
             return;
-        }
+        };
         for (direction, _) in DIRECTIONS {
-            for rule in spec[direction].as_array_mut().into_iter().flatten() {
-                for port in rule["ports"].as_array_mut().into_iter().flatten() {
+            for rule in items_mut(spec, &[direction]) {
+                for port in items_mut(rule, &["ports"]) {
                     default_at(port, &["protocol"], "TCP");
                 }
             }
         }
-        if list(&spec["policyTypes"]).next().is_none() {
-            let egress = list(&spec["egress"]).next().is_some();
+        let has = |field: &str| spec.get(field).is_some_and(|v| list(v).next().is_some());
+        if !has("policyTypes") {
+            let egress = has("egress");
             spec["policyTypes"] = if egress {
                 json!(["Ingress", "Egress"])
             } else {

@@ -10,7 +10,7 @@ use super::template::annotations::{apparmor_field, validate_agreement};
 use super::template::options::list;
 use super::template::warnings::APPARMOR_FIELD;
 use super::template::{self, Options, containers_of};
-use super::{MetaCheck, Strategy, copy_field, keep_metadata, text};
+use super::{MetaCheck, Strategy, at_mut, copy_field, items_mut, keep_metadata, text};
 use crate::meta;
 use crate::quantity::Quantity;
 use crate::validation::{At, Errors, dns_label, ip};
@@ -21,9 +21,9 @@ pub(super) struct Pod;
 
 impl Strategy for Pod {
     fn default(&self, object: &mut Value) {
-        template::default_spec(&mut object["spec"]);
-        if object["spec"].is_object() {
-            template::default_pod(&mut object["spec"]);
+        if let Some(spec) = at_mut(object, &["spec"]) {
+            template::default_spec(spec);
+            template::default_pod(spec);
         }
     }
 
@@ -274,20 +274,19 @@ fn validate_annotations_update(
 /// Adds the values of a pod's own labels to the selectors that name the keys.
 fn narrow_selectors(object: &mut Value) {
     let labels = object["metadata"]["labels"].clone();
-    let spec = &mut object["spec"];
     for kind in ["podAffinity", "podAntiAffinity"] {
-        let affinity = &mut spec["affinity"][kind];
-        let required = affinity["requiredDuringSchedulingIgnoredDuringExecution"].as_array_mut();
-        for term in required.into_iter().flatten() {
+        let required = "requiredDuringSchedulingIgnoredDuringExecution";
+        for term in items_mut(object, &["spec", "affinity", kind, required]) {
             narrow(term, &labels);
         }
-        let preferred = affinity["preferredDuringSchedulingIgnoredDuringExecution"].as_array_mut();
-        for term in preferred.into_iter().flatten() {
-            narrow(&mut term["podAffinityTerm"], &labels);
+        let preferred = "preferredDuringSchedulingIgnoredDuringExecution";
+        for weighted in items_mut(object, &["spec", "affinity", kind, preferred]) {
+            if let Some(term) = at_mut(weighted, &["podAffinityTerm"]) {
+                narrow(term, &labels);
+            }
         }
     }
-    let constraints = spec["topologySpreadConstraints"].as_array_mut();
-    for constraint in constraints.into_iter().flatten() {
+    for constraint in items_mut(object, &["spec", "topologySpreadConstraints"]) {
         narrow(constraint, &labels);
     }
 }
@@ -322,7 +321,7 @@ fn adopt_apparmor_annotations(object: &mut Value) {
     let annotations = object["metadata"]["annotations"].clone();
     let inherited = object["spec"]["securityContext"]["appArmorProfile"].clone();
     for name in ["initContainers", "containers", "ephemeralContainers"] {
-        for container in object["spec"][name].as_array_mut().into_iter().flatten() {
+        for container in items_mut(object, &["spec", name]) {
             let key = format!(
                 "{APPARMOR_CONTAINER}{}",
                 container["name"].as_str().unwrap_or_default()
@@ -370,7 +369,7 @@ fn keep_observed_generations(status: &mut Value, old: &Value) {
         copy_field(status, old, "observedGeneration");
     }
     let mut known: Vec<&Value> = list(&old["conditions"]).collect();
-    for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+    for condition in items_mut(status, &["conditions"]) {
         let before = known.iter().position(|c| c["type"] == condition["type"]);
         let before = before.map(|i| known.remove(i));
         if is_unset(condition)

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::{MetaCheck, Strategy, copy_field, default_at, text};
+use super::{MetaCheck, Strategy, at_mut, copy_field, default_at, items_mut, text};
 use crate::meta;
 use crate::validation::{
     At, Errors, PROTOCOLS, Problems, dns_label, dns_subdomain, ip, labels, port_number,
@@ -61,10 +61,9 @@ impl Strategy for Service {
     }
 
     fn default(&self, object: &mut Value) {
-        let spec = &mut object["spec"];
-        if !spec.is_object() {
+        let Some(spec) = at_mut(object, &["spec"]) else {
             return;
-        }
+        };
         match spec["sessionAffinity"].as_str() {
             Some("None") => copy_field(spec, &Value::Null, "sessionAffinityConfig"),
             Some("ClientIP") => {
@@ -83,16 +82,15 @@ impl Strategy for Service {
         if ty == "LoadBalancer" {
             default_at(spec, &["allocateLoadBalancerNodePorts"], true);
         }
-        for port in spec["ports"].as_array_mut().into_iter().flatten() {
+        for port in items_mut(spec, &["ports"]) {
             let number = port["port"].clone();
-            let target = &port["targetPort"];
-            if target.is_null() || target == 0 || target == "" {
+            let target = port.get("targetPort");
+            if target.is_none_or(|t| t.is_null() || t == 0 || t == "") {
                 port["targetPort"] = number;
             }
         }
         if ty == "LoadBalancer" {
-            let ingress = object["status"]["loadBalancer"]["ingress"].as_array_mut();
-            for point in ingress.into_iter().flatten() {
+            for point in items_mut(object, &["status", "loadBalancer", "ingress"]) {
                 if point["ip"].as_str().is_some_and(|ip| !ip.is_empty()) {
                     default_at(point, &["ipMode"], "VIP");
                 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::CONTAINER_LISTS;
 use super::resources::aggregate;
 use crate::quantity::Quantity;
-use crate::strategy::default_at;
+use crate::strategy::{at_mut, default_at, items_mut};
 use crate::strategy::storage::claim;
 use crate::validation::resource;
 
@@ -28,25 +28,28 @@ pub(in crate::strategy) fn default_spec(spec: &mut Value) {
     }
     let host_network = spec["hostNetwork"] == true;
     for list in CONTAINER_LISTS {
-        for container in spec[list].as_array_mut().into_iter().flatten() {
+        for container in items_mut(spec, &[list]) {
             default_container(container, host_network && list != "ephemeralContainers");
         }
     }
-    for volume in spec["volumes"].as_array_mut().into_iter().flatten() {
+    for volume in items_mut(spec, &["volumes"]) {
         default_volume(volume);
     }
-    round_up(&mut spec["overhead"]);
-    for kind in ["limits", "requests"] {
-        if spec["resources"].is_object() {
-            round_up(&mut spec["resources"][kind]);
-        }
+    round_up(at_mut(spec, &["overhead"]));
+    round_up_resources(spec);
+}
+
+/// Defaults of the pod template at `path`.
+pub(in crate::strategy) fn default_template(object: &mut Value, path: &[&str]) {
+    if let Some(spec) = at_mut(object, path).and_then(|template| template.get_mut("spec")) {
+        default_spec(spec);
     }
 }
 
 /// Defaults of pods that their templates do not have.
 pub(in crate::strategy) fn default_pod(spec: &mut Value) {
     for list in ["containers", "initContainers"] {
-        for container in spec[list].as_array_mut().into_iter().flatten() {
+        for container in items_mut(spec, &[list]) {
             let limits = container["resources"]["limits"].as_object().cloned();
             for (name, limit) in limits.into_iter().flatten() {
                 default_at(container, &["resources", "requests", &name], limit);
@@ -96,12 +99,9 @@ fn default_pod_resources(spec: &mut Value) {
 }
 
 /// Amounts of resources have no more than three decimals.
-pub(in crate::strategy) fn round_up(amounts: &mut Value) {
-    for amount in amounts
-        .as_object_mut()
-        .into_iter()
-        .flat_map(|m| m.values_mut())
-    {
+pub(in crate::strategy) fn round_up(amounts: Option<&mut Value>) {
+    let amounts = amounts.and_then(Value::as_object_mut).into_iter();
+    for amount in amounts.flat_map(|m| m.values_mut()) {
         if let Some(quantity) = amount.as_str().and_then(|a| a.parse::<Quantity>().ok()) {
             let rounded = quantity.rounded_up_to_millis();
             if rounded != quantity {
@@ -111,15 +111,17 @@ pub(in crate::strategy) fn round_up(amounts: &mut Value) {
     }
 }
 
+fn round_up_resources(holder: &mut Value) {
+    for kind in ["limits", "requests"] {
+        round_up(at_mut(holder, &["resources", kind]));
+    }
+}
+
 fn default_container(container: &mut Value, host_network: bool) {
     default_pull_policy(container, "image", "imagePullPolicy");
-    for requirement in ["limits", "requests"] {
-        if container["resources"].is_object() {
-            round_up(&mut container["resources"][requirement]);
-        }
-    }
+    round_up_resources(container);
     if host_network {
-        for port in container["ports"].as_array_mut().into_iter().flatten() {
+        for port in items_mut(container, &["ports"]) {
             let number = port["containerPort"].clone();
             default_at(port, &["hostPort"], number);
         }
@@ -132,7 +134,7 @@ fn default_container(container: &mut Value, host_network: bool) {
 }
 
 fn default_pull_policy(holder: &mut Value, image: &str, policy: &str) {
-    if holder[policy].as_str().unwrap_or_default().is_empty() {
+    if holder.is_object() && holder[policy].as_str().unwrap_or_default().is_empty() {
         let tag = tag(holder[image].as_str().unwrap_or_default());
         let default = if tag == Some("latest") {
             "Always"
@@ -162,11 +164,10 @@ fn default_volume(volume: &mut Value) {
         volume["emptyDir"] = json!({});
         return;
     }
-    if volume["image"].is_object() {
-        default_pull_policy(&mut volume["image"], "reference", "pullPolicy");
+    if let Some(image) = at_mut(volume, &["image"]) {
+        default_pull_policy(image, "reference", "pullPolicy");
     }
-    let template = &mut volume["ephemeral"]["volumeClaimTemplate"];
-    if template.is_object() {
-        claim::default_spec(&mut template["spec"]);
+    if let Some(spec) = at_mut(volume, &["ephemeral", "volumeClaimTemplate", "spec"]) {
+        claim::default_spec(spec);
     }
 }

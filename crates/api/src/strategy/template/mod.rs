@@ -20,14 +20,14 @@ use serde_json::Value;
 use super::{MetaCheck, Strategy};
 use crate::validation::{self, At, Errors, label_selector, labels, selector_matches};
 
-pub(super) use defaults::{default_pod, default_spec};
+pub(super) use defaults::{default_pod, default_spec, default_template};
 pub(super) use options::Options;
 
 pub(super) struct PodTemplate;
 
 impl Strategy for PodTemplate {
     fn default(&self, object: &mut Value) {
-        default_spec(&mut object["template"]["spec"]);
+        default_template(object, &["template"]);
     }
 
     fn prepare_update(&self, _object: &mut Value, _old: &Value) {}
