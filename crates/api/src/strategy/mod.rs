@@ -209,6 +209,7 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
             &certificates::CertificateSigningRequest
         }
         ("scheduling.k8s.io", "PriorityClass") => &scheduling::PriorityClass,
+        ("node.k8s.io", "RuntimeClass") => &scheduling::RuntimeClass,
         ("storage.k8s.io", "StorageClass") => &storage::StorageClass,
         ("storage.k8s.io", "VolumeAttributesClass") => &storage::VolumeAttributesClass,
         ("storage.k8s.io", "VolumeAttachment") => &storage::VolumeAttachment,
@@ -308,7 +309,7 @@ pub(crate) fn at_mut<'v>(value: &'v mut Value, path: &[&str]) -> Option<&'v mut 
 pub(crate) fn items_mut<'v>(
     value: &'v mut Value,
     path: &[&str],
-) -> impl Iterator<Item = &'v mut Value> {
+) -> impl Iterator<Item = &'v mut Value> + use<'v> {
     at_mut(value, path)
         .and_then(Value::as_array_mut)
         .into_iter()

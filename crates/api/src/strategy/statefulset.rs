@@ -61,7 +61,7 @@ fn validate_spec(spec: &At<'_, '_>, options: &Options, kept: Kept, errors: &mut 
     }
     let selector = spec.field("selector");
     if template::validate_selector(spec, "statefulset", errors) {
-        if selector.is_set() && !template::selector_is_empty(selector.value()) {
+        if !selector.is_set() || !template::selector_is_empty(selector.value()) {
             template::validate_selected(spec, selector.value(), errors);
         }
         validate_template(spec, options, kept, errors);
@@ -172,8 +172,10 @@ impl Strategy for StatefulSet {
         }
         for claim in items_mut(object, &["spec", "volumeClaimTemplates"]) {
             claim::default_claim(claim);
-            default_at(claim, &["apiVersion"], "v1");
-            default_at(claim, &["kind"], "PersistentVolumeClaim");
+            if claim.is_object() {
+                claim["apiVersion"] = "v1".into();
+                claim["kind"] = "PersistentVolumeClaim".into();
+            }
         }
     }
 

@@ -175,6 +175,15 @@ impl Errors {
         );
     }
 
+    /// A duplicate in a sense that has to be told.
+    pub fn duplicate_because(&mut self, field: impl Display, value: &str, detail: &str) {
+        self.push(
+            "FieldValueDuplicate",
+            field,
+            with_detail(&format!("Duplicate value: {value}"), detail),
+        );
+    }
+
     pub fn forbidden(&mut self, field: impl Display, detail: &str) {
         self.push(
             "FieldValueForbidden",

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{At, Errors, Problems, as_prefix, dns_label, labels, qualified_name};
+use super::{At, Errors, Problems, api, as_prefix, dns_label, labels, qualified_name};
 use crate::meta;
 
 const MAX_ANNOTATIONS: usize = 256 * 1024;
@@ -96,12 +96,19 @@ fn owner_references(errors: &mut Errors, at: &At<'_, '_>) {
                 let detail = format!(
                     "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {current}"
                 );
-                errors.invalid(at, at.value(), &detail);
+                errors.invalid_as(at, &shown(at), &detail);
             } else {
                 controller = Some(current);
             }
         }
     }
+}
+
+/// The references as upstream shows them.
+fn shown(references: &At<'_, '_>) -> String {
+    const TYPE: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference";
+    let each = references.list().iter().map(|r| api(TYPE, r));
+    format!("[{}]", each.collect::<Vec<_>>().join(","))
 }
 
 fn place_of(at: &At<'_, '_>, field: &str) -> String {

@@ -22,7 +22,12 @@ pub fn non_negative_quantity(errors: &mut Errors, at: &At<'_, '_>) {
 }
 
 pub fn positive_quantity(errors: &mut Errors, at: &At<'_, '_>) {
+    positive_quantity_as(errors, at, "must be greater than zero");
+}
+
+/// A quantity above zero, and what is said of others.
+pub fn positive_quantity_as(errors: &mut Errors, at: &At<'_, '_>, detail: &str) {
     if quantity_of(at.value()).is_some_and(|q| q.is_negative() || q.is_zero()) {
-        errors.bad(at, "must be greater than zero");
+        errors.bad(at, detail);
     }
 }

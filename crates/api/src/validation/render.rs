@@ -91,11 +91,70 @@ pub fn internal(type_name: &str, value: &Value) -> String {
     text
 }
 
+/// A value as messages show objects of the API's types: with JSON's names, in the type's order.
+#[must_use]
+pub fn api(type_name: &str, value: &Value) -> String {
+    let schema = Schema::builtin();
+    let mut text = String::new();
+    match schema.find(type_name) {
+        Some(ty) => write_api_value(schema, &Kind::Object(ty), value, &mut text),
+        None => text.push_str(&go_json(value)),
+    }
+    text
+}
+
+/// Types whose fields are written in another order than that of their numbers.
+const ORDERS: [(&str, &[&str]); 1] = [(
+    "io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference",
+    &["apiVersion", "kind", "name", "uid"],
+)];
+
+fn ordered(schema: &Schema, ty: TypeId) -> Vec<&Field> {
+    let described = schema.get(ty);
+    let first = ORDERS.iter().find(|(name, _)| *name == &*described.name);
+    let first = first.map_or(&[] as &[&str], |(_, fields)| fields);
+    let place = |field: &Field| first.iter().position(|f| *f == &*field.name);
+    let mut fields: Vec<&Field> = described.fields.iter().collect();
+    fields.sort_by_key(|field| (place(field).unwrap_or(usize::MAX), &field.path));
+    fields
+}
+
+fn write_api_value(schema: &Schema, kind: &Kind, value: &Value, text: &mut String) {
+    match (kind, value) {
+        (Kind::Object(ty), Value::Object(_)) => {
+            text.push('{');
+            let start = text.len();
+            for field in ordered(schema, *ty) {
+                let value = &value[&*field.name];
+                if value.is_null() && !field.required {
+                    continue;
+                }
+                let comma = if text.len() > start { "," } else { "" };
+                let _ = write!(text, "{comma}\"{}\":", field.name);
+                match (&field.kind, value) {
+                    (Kind::String, Value::Null) => text.push_str("\"\""),
+                    (Kind::Int32 | Kind::Int64, Value::Null) => text.push('0'),
+                    (Kind::Bool, Value::Null) => text.push_str("false"),
+                    (kind, value) => write_api_value(schema, kind, value, text),
+                }
+            }
+            text.push('}');
+        }
+        (Kind::List(item), Value::Array(items)) => {
+            text.push('[');
+            for (i, value) in items.iter().enumerate() {
+                text.push_str(if i > 0 { "," } else { "" });
+                write_api_value(schema, item, value, text);
+            }
+            text.push(']');
+        }
+        (_, value) => text.push_str(&go_json(value)),
+    }
+}
+
 fn write_object(schema: &Schema, ty: TypeId, value: &Value, text: &mut String) {
-    let mut fields: Vec<&Field> = schema.get(ty).fields.iter().collect();
-    fields.sort_by(|a, b| a.path.cmp(&b.path));
     text.push('{');
-    for (i, field) in fields.into_iter().enumerate() {
+    for (i, field) in ordered(schema, ty).into_iter().enumerate() {
         if i > 0 {
             text.push(',');
         }
@@ -106,10 +165,11 @@ fn write_object(schema: &Schema, ty: TypeId, value: &Value, text: &mut String) {
 }
 
 fn write_field(schema: &Schema, field: &Field, value: &Value, text: &mut String) {
+    let by_value = field.omit_zero || field.required;
     let absent = match &field.kind {
-        Kind::String | Kind::Bytes if field.omit_zero => "\"\"",
-        Kind::Bool if field.omit_zero => "false",
-        Kind::Int32 | Kind::Int64 if field.omit_zero => "0",
+        Kind::String | Kind::Bytes if by_value => "\"\"",
+        Kind::Bool if by_value => "false",
+        Kind::Int32 | Kind::Int64 if by_value => "0",
         Kind::Object(ty) if field.by_value => return write_object(schema, *ty, value, text),
         _ => "null",
     };

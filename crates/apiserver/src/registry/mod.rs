@@ -662,15 +662,16 @@ fn stamp_new(object: &mut Value, strategy: &dyn Strategy) {
 }
 
 fn keep_system_metadata(object: &mut Value, old: &Value) {
-    for field in [
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "generateName",
-    ] {
-        meta::set(object, field, old["metadata"][field].clone());
+    let kept = &old["metadata"];
+    for field in ["uid", "creationTimestamp", "generation"] {
+        meta::set(object, field, kept[field].clone());
+    }
+    if !kept["deletionTimestamp"].is_null() {
+        meta::set(object, "deletionTimestamp", kept["deletionTimestamp"].clone());
+    }
+    let grace = "deletionGracePeriodSeconds";
+    if object["metadata"][grace].is_null() {
+        meta::set(object, grace, kept[grace].clone());
     }
     meta::set(object, "selfLink", Value::Null);
 }
@@ -688,6 +689,8 @@ fn bump_generation(object: &mut Value, old: &Value, strategy: &dyn Strategy) {
 /// Metadata in an update, as often as upstream looks at it: once for every kind, then as the kind says.
 fn validate_metadata(at: Location<'_>, object: &Value, old: &Value, errors: &mut Errors) {
     let strategy = at.strategy();
+    let namespaced = at.resource.namespaced;
+    validation::object_meta(errors, object, namespaced, validation::path_segment);
     validation::object_meta_update(errors, object, old);
     let checks = match at.subresource {
         "" => strategy.metadata_on_update(),
@@ -697,7 +700,6 @@ fn validate_metadata(at: Location<'_>, object: &Value, old: &Value, errors: &mut
         match check {
             MetaCheck::Update => validation::object_meta_update(errors, object, old),
             MetaCheck::Whole => {
-                let namespaced = at.resource.namespaced;
                 validation::object_meta(errors, object, namespaced, strategy.name_rule());
             }
         }

@@ -144,7 +144,7 @@ impl Answer {
     fn of(response: &Response, sent: &Value) -> Self {
         let uid = response.body["metadata"]["uid"].as_str().map(str::to_owned);
         let uid = uid.or_else(|| sent["metadata"]["uid"].as_str().map(str::to_owned));
-        let clean = |text: &str| first_line(&without_uid(text, uid.as_deref()));
+        let clean = |text: &str| without_go_objects(&first_line(&without_uid(text, uid.as_deref())));
         let body = &response.body;
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
         let mut answer = Self {
@@ -218,6 +218,22 @@ fn first_line(text: &str) -> String {
     text.split('\n').next().unwrap_or_default().to_owned()
 }
 
+/// Objects of Go's internal types are not compared, only that they are shown.
+fn without_go_objects(text: &str) -> String {
+    let (Some(start), Some(end)) = (text.find('{'), text.rfind('}')) else {
+        return text.to_owned();
+    };
+    let is_go = text[start..]
+        .match_indices("\":")
+        .filter_map(|(at, _)| text[start..start + at].rsplit('"').next())
+        .any(|name| name.starts_with(|c: char| c.is_ascii_uppercase()) && !name.contains(' '));
+    if is_go && start < end {
+        format!("{}{{…}}{}", &text[..start], &text[end + 1..])
+    } else {
+        text.to_owned()
+    }
+}
+
 const ALLOCATED: [&str; 4] = ["clusterIP", "clusterIPs", "nodePort", "healthCheckNodePort"];
 
 /// An object without what is never the same twice.
@@ -232,6 +248,11 @@ fn normal(object: &Value, sent: &Value, uid: Option<&str>) -> Value {
         ] {
             metadata.remove(field);
         }
+    }
+    let mut sent = sent.clone();
+    if let Some(metadata) = sent["metadata"].as_object_mut() {
+        metadata.remove("creationTimestamp");
+        metadata.remove("managedFields");
     }
     let sent = sent.to_string();
     scrub(&mut object, "", &sent, uid);

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde_json::{Value, json};
 
 use super::template::{self, Options, warnings as template_warnings};
-use super::{MetaCheck, Strategy, at_mut, copy_field, default_at, text, workload};
+use super::{MetaCheck, Strategy, at_mut, copy_field, default_at, items_mut, text, workload};
 use crate::meta;
 use crate::validation::{
     At, Errors, SelectorOptions, dns_label, domain_prefixed_path, has_invalid_values, internal,
@@ -262,6 +262,15 @@ fn validate_generated_selector(object: &Value, prefixed_labels: bool, errors: &m
     }
 }
 
+/// A job without labels has those of its pods.
+fn adopt_labels(object: &mut Value) {
+    let labels = object["spec"]["template"]["metadata"]["labels"].clone();
+    let own = object["metadata"]["labels"].as_object();
+    if labels.is_object() && own.is_none_or(serde_json::Map::is_empty) {
+        meta::set(object, "labels", labels);
+    }
+}
+
 /// A job that waits may still be changed.
 fn is_waiting(job: &Value) -> bool {
     let status = &job["status"];
@@ -307,7 +316,7 @@ fn validate_template_update(object: &Value, old: &Value, errors: &mut Errors) {
             continue;
         }
         let new = template["spec"][name].as_array().into_iter().flatten();
-        let kept = before["spec"][name].as_array_mut().into_iter().flatten();
+        let kept = items_mut(&mut before, &["spec", name]);
         for (kept, new) in kept
             .zip(new)
             .filter(|(kept, new)| kept["name"] == new["name"])
@@ -362,14 +371,6 @@ impl Strategy for Job {
         if let Some(spec) = at_mut(object, &["spec"]) {
             default_spec(spec);
         }
-        let labels = object["spec"]["template"]["metadata"]["labels"].clone();
-        if labels.is_object()
-            && object["metadata"]["labels"]
-                .as_object()
-                .is_none_or(serde_json::Map::is_empty)
-        {
-            object["metadata"]["labels"] = labels;
-        }
     }
 
     fn prepare_create(&self, object: &mut Value) {
@@ -377,6 +378,7 @@ impl Strategy for Job {
             map.remove("status");
         }
         if object["spec"]["manualSelector"] == true {
+            adopt_labels(object);
             return;
         }
         // Pods are found by the job's own uid, under the new and the legacy label names.
@@ -388,6 +390,12 @@ impl Strategy for Job {
             }
         }
         default_at(object, &["spec", "selector", "matchLabels", LABELS[0]], uid);
+        adopt_labels(object);
+    }
+
+    fn prepare_update(&self, object: &mut Value, old: &Value) {
+        copy_field(object, old, "status");
+        adopt_labels(object);
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {

@@ -47,11 +47,15 @@ impl Strategy for Pod {
     fn prepare_status_update(&self, object: &mut Value, old: &Value) {
         copy_field(object, old, "spec");
         copy_field(&mut object["metadata"], &old["metadata"], "ownerReferences");
-        let status = &mut object["status"];
-        if status["qosClass"].as_str().is_none_or(str::is_empty) {
-            copy_field(status, &old["status"], "qosClass");
+        let status = meta::child(object, "status");
+        let class = status.get("qosClass").and_then(Value::as_str);
+        if class.is_none_or(str::is_empty) {
+            status.insert("qosClass".into(), old["status"]["qosClass"].clone());
         }
-        keep_observed_generations(status, &old["status"]);
+        // Accepted claims of node resources are behind a gate that is closed.
+        status.remove("nodeAllocatableResourceClaimStatuses");
+        agree_on_address(status);
+        keep_observed_generations(&mut object["status"], &old["status"]);
     }
 
     fn prepare_subresource_update(&self, subresource: &str, object: &mut Value, old: &Value) {
@@ -360,6 +364,24 @@ fn unused_apparmor_annotations(object: &Value) -> Vec<String> {
             (adopted || useless).then(|| format!("metadata.annotations[{key}]: {APPARMOR_FIELD}"))
         })
         .collect()
+}
+
+/// The address of a pod is the first of its addresses: what is said in one field holds for the other.
+fn agree_on_address(status: &mut Map<String, Value>) {
+    let address = status.get("podIP").and_then(Value::as_str).unwrap_or_default();
+    let first = status.get("podIPs").and_then(|ips| ips[0]["ip"].as_str());
+    match (address, first) {
+        ("", None) => {}
+        ("", Some(first)) => {
+            let first = first.to_owned();
+            status.insert("podIP".into(), first.into());
+        }
+        (address, first) if first != Some(address) => {
+            let addresses = json!([{"ip": address}]);
+            status.insert("podIPs".into(), addresses);
+        }
+        _ => {}
+    }
 }
 
 /// Conditions and status keep the generation they were about, unless the writer says another.

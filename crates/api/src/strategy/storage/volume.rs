@@ -14,7 +14,7 @@ use crate::strategy::template::volume::{
 use crate::strategy::template::warnings::node_selector_term;
 use crate::strategy::{MetaCheck, Strategy, copy_field};
 use crate::validation::{
-    At, Errors, dns_label, dns_subdomain, internal_diff, label_value, no_backsteps,
+    At, Errors, dns_label, dns_subdomain, internal, internal_diff, label_value, no_backsteps,
     positive_quantity, resource,
 };
 
@@ -253,9 +253,12 @@ fn validate_immutable(object: &Value, old: &Value, errors: &mut Errors) {
     if !affinity(old).is_null()
         && with_stable_keys(affinity(object), &affinity(old)) != affinity(object)
     {
-        errors.invalid(
+        errors.invalid_as(
             "nodeAffinity",
-            &affinity(object),
+            &internal(
+                "io.k8s.api.core.v1.VolumeNodeAffinity",
+                &affinity(object),
+            ),
             "field is immutable, except for updating from beta label to GA",
         );
     }

@@ -14,6 +14,7 @@ pub(in crate::strategy) fn default_spec(spec: &mut Value) {
     if !spec.is_object() {
         return;
     }
+    drop_disabled(spec);
     for (one, other) in [
         ("serviceAccountName", "serviceAccount"),
         ("serviceAccount", "serviceAccountName"),
@@ -26,10 +27,9 @@ pub(in crate::strategy) fn default_spec(spec: &mut Value) {
             default_at(spec, &[other], name);
         }
     }
-    let host_network = spec["hostNetwork"] == true;
     for list in CONTAINER_LISTS {
         for container in items_mut(spec, &[list]) {
-            default_container(container, host_network && list != "ephemeralContainers");
+            default_container(container);
         }
     }
     for volume in items_mut(spec, &["volumes"]) {
@@ -37,6 +37,30 @@ pub(in crate::strategy) fn default_spec(spec: &mut Value) {
     }
     round_up(at_mut(spec, &["overhead"]));
     round_up_resources(spec);
+}
+
+/// Removes fields whose feature gates are closed, so that no stored pod has them.
+fn drop_disabled(spec: &mut Value) {
+    if let Some(map) = spec.as_object_mut() {
+        map.remove("schedulingGroup");
+    }
+    for list in CONTAINER_LISTS {
+        for container in items_mut(spec, &[list]) {
+            let lifecycle = at_mut(container, &["lifecycle"]).and_then(Value::as_object_mut);
+            let was_set = lifecycle.is_some_and(|l| l.remove("stopSignal").is_some());
+            if was_set && container["lifecycle"] == json!({}) {
+                container["lifecycle"].take();
+            }
+        }
+    }
+    for volume in items_mut(spec, &["volumes"]) {
+        for source in items_mut(volume, &["projected", "sources"]) {
+            if let Some(map) = source.as_object_mut() {
+                map.remove("clusterTrustBundle");
+                map.remove("podCertificate");
+            }
+        }
+    }
 }
 
 /// Defaults of the pod template at `path`.
@@ -48,9 +72,17 @@ pub(in crate::strategy) fn default_template(object: &mut Value, path: &[&str]) {
 
 /// Defaults of pods that their templates do not have.
 pub(in crate::strategy) fn default_pod(spec: &mut Value) {
+    let host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
     for list in ["containers", "initContainers"] {
         for container in items_mut(spec, &[list]) {
-            let limits = container["resources"]["limits"].as_object().cloned();
+            if host_network {
+                for port in items_mut(container, &["ports"]) {
+                    let number = port["containerPort"].clone();
+                    default_at(port, &["hostPort"], number);
+                }
+            }
+            let limits = at_mut(container, &["resources", "limits"]);
+            let limits = limits.and_then(|l| l.as_object().cloned());
             for (name, limit) in limits.into_iter().flatten() {
                 default_at(container, &["resources", "requests", &name], limit);
             }
@@ -66,7 +98,7 @@ fn is_pod_level(name: &str) -> bool {
 
 /// A pod that says what it needs as a whole says it of everything that its containers ask for.
 fn default_pod_resources(spec: &mut Value) {
-    if !spec["resources"].is_object() {
+    if !spec.get("resources").is_some_and(Value::is_object) {
         return;
     }
     let has = |spec: &Value, kind: &str| {
@@ -117,15 +149,9 @@ fn round_up_resources(holder: &mut Value) {
     }
 }
 
-fn default_container(container: &mut Value, host_network: bool) {
+fn default_container(container: &mut Value) {
     default_pull_policy(container, "image", "imagePullPolicy");
     round_up_resources(container);
-    if host_network {
-        for port in items_mut(container, &["ports"]) {
-            let number = port["containerPort"].clone();
-            default_at(port, &["hostPort"], number);
-        }
-    }
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if container[probe]["grpc"].is_object() {
             default_at(container, &[probe, "grpc", "service"], "");
@@ -145,9 +171,11 @@ fn default_pull_policy(holder: &mut Value, image: &str, policy: &str) {
     }
 }
 
+const MAX_REPOSITORY: usize = 255;
+
 /// The tag of an image reference: `latest` when it has neither tag nor digest, nothing when it is no reference at all.
 fn tag(image: &str) -> Option<&str> {
-    if image.contains('@') {
+    if image.contains('@') || image.len() > MAX_REPOSITORY {
         return None;
     }
     let name = image.rsplit('/').next().unwrap_or_default();

@@ -22,6 +22,8 @@ use crate::validation::{self, At, Errors, label_selector, labels, selector_match
 
 pub(super) use defaults::{default_pod, default_spec, default_template};
 pub(super) use options::Options;
+pub(super) use resources::validate_overhead;
+pub(super) use spec::PREEMPTION;
 
 pub(super) struct PodTemplate;
 
@@ -59,6 +61,9 @@ impl Strategy for PodTemplate {
 
 pub(super) const CONTAINER_LISTS: [&str; 3] =
     ["initContainers", "containers", "ephemeralContainers"];
+
+/// The type of selectors.
+pub(super) const SELECTOR: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector";
 
 /// All containers of a pod spec.
 pub(super) fn containers_of(spec: &Value) -> impl Iterator<Item = &Value> {
@@ -118,7 +123,7 @@ pub(super) fn validate_selected(spec: &At<'_, '_>, selector: &Value, errors: &mu
     let template = spec.field("template");
     let metadata = template.field("metadata");
     let labels = metadata.field("labels");
-    if !selector_matches(selector, labels.value()) {
+    if selector.is_null() || !selector_matches(selector, labels.value()) {
         errors.invalid(
             &labels,
             labels.value(),
@@ -143,11 +148,12 @@ pub(super) fn validate_always_running(template: &At<'_, '_>, kind: &str, errors:
 pub(super) fn validate_workload(spec: &At<'_, '_>, options: &Options, errors: &mut Errors) {
     let selector = spec.field("selector");
     if !validate_selector(spec, "deployment", errors) {
-        errors.bad(&selector, "invalid label selector");
+        let shown = validation::api(SELECTOR, selector.value());
+        errors.invalid_as(&selector, &shown, "invalid label selector");
         return;
     }
     let template = spec.field("template");
-    if selector.is_set() && !selector_is_empty(selector.value()) {
+    if !selector.is_set() || !selector_is_empty(selector.value()) {
         validate_selected(spec, selector.value(), errors);
     }
     validate(&template, options, errors);

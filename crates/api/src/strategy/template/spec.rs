@@ -13,7 +13,7 @@ const MAX_NAMESERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
 const MAX_SEARCH_CHARACTERS: usize = 2048;
 const MAX_HOSTNAME_OVERRIDE: usize = 64;
-const PREEMPTION: &[&str] = &["PreemptLowerPriority", "Never"];
+pub(in crate::strategy) const PREEMPTION: &[&str] = &["PreemptLowerPriority", "Never"];
 
 /// Validates a pod spec. `metadata` is a pod's; templates have none that counts.
 pub(in crate::strategy) fn validate(
