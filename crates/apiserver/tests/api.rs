@@ -340,7 +340,8 @@ async fn quotas_are_charged_before_anything_is_stored() {
     let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"count/configmaps": "2"}}});
     api.post("/api/v1/namespaces/n/resourcequotas", quota).await;
     // As the controller says once it has counted.
-    let counted = json!({"status": {"hard": {"count/configmaps": "2"}, "used": {"count/configmaps": "0"}}});
+    let counted =
+        json!({"status": {"hard": {"count/configmaps": "2"}, "used": {"count/configmaps": "0"}}});
     let path = "/api/v1/namespaces/n/resourcequotas/q/status";
     let (status, answer) = api.patch(path, "merge-patch", counted).await;
     assert_eq!(status, StatusCode::OK, "{answer}");
