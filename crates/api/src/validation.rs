@@ -124,6 +124,19 @@ impl Errors {
     }
 }
 
+/// Whether a value is what an absent one would be.
+#[must_use]
+pub fn is_empty_value(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(b) => !b,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(s) => s.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}
+
 fn render(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
@@ -214,6 +227,34 @@ pub fn path_segment(value: &str) -> Problems {
         }
     }
     problems
+}
+
+/// `domain/path`, as keys of extra user attributes are.
+pub fn domain_prefixed_path(errors: &mut Errors, field: &str, value: &str) {
+    if value.is_empty() {
+        return errors.required(field, "");
+    }
+    let Some((host, path)) = value
+        .split_once('/')
+        .filter(|(host, path)| !host.is_empty() && !path.is_empty())
+    else {
+        return errors.invalid(
+            field,
+            &value.into(),
+            "must be a domain-prefixed path (such as \"acme.io/foo\")",
+        );
+    };
+    for problem in dns_subdomain(host) {
+        errors.invalid(field, &host.into(), &problem);
+    }
+    let fits = |c: char| c.is_ascii_alphanumeric() || "/-._~%!$&'()*+,;=:".contains(c);
+    if !path.chars().all(fits) {
+        errors.invalid(
+            field,
+            &path.into(),
+            "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')",
+        );
+    }
 }
 
 /// `[prefix/]name`, as label keys, taints, finalizers and resource names are.

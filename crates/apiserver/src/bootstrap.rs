@@ -333,16 +333,18 @@ async fn extension_configuration(server: &Arc<Server>) -> Result<(), Error> {
     );
     if let Some(pem) = &server.config.requestheader_ca_pem {
         data.insert("requestheader-client-ca-file".into(), pem.clone().into());
+        let proxy = &server.config.authentication.front_proxy;
         for (key, list) in [
-            ("requestheader-allowed-names", "[\"front-proxy-client\"]"),
-            ("requestheader-username-headers", "[\"X-Remote-User\"]"),
-            ("requestheader-group-headers", "[\"X-Remote-Group\"]"),
+            ("requestheader-allowed-names", &proxy.allowed_names),
+            ("requestheader-username-headers", &proxy.username_headers),
+            ("requestheader-uid-headers", &proxy.uid_headers),
+            ("requestheader-group-headers", &proxy.group_headers),
             (
                 "requestheader-extra-headers-prefix",
-                "[\"X-Remote-Extra-\"]",
+                &proxy.extra_header_prefixes,
             ),
         ] {
-            data.insert(key.into(), list.into());
+            data.insert(key.into(), json!(list).to_string().into());
         }
     }
     let map = json!({"metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"}, "data": data});

@@ -1,5 +1,10 @@
 //! kube-apiserver alone: `fluyt kube-apiserver`, with upstream's flags.
 
+mod audit;
+mod authentication;
+mod authorization;
+mod flow_control;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +19,11 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::REGISTRY;
 use crate::dial::Direct;
 use crate::{Config, Encryption, Features, Limits, MediaType, Server, ServiceNetwork, Storage};
+
+use audit::AuditArgs;
+use authentication::AuthenticationArgs;
+use authorization::AuthorizationArgs;
+use flow_control::FlowControlArgs;
 
 /// Flags of kube-apiserver.
 #[derive(clap::Args, Debug)]
@@ -68,11 +78,17 @@ pub struct Args {
     tls_cert_file: PathBuf,
     #[arg(long)]
     tls_private_key_file: PathBuf,
-    /// P-256 key in PKCS #8 that signs and verifies service-account tokens.
+    /// RSA, P-256 or P-384 key that signs service-account tokens, and verifies them unless other keys do.
     #[arg(long)]
     service_account_signing_key_file: PathBuf,
-    #[arg(long, default_value = "https://kubernetes.default.svc.cluster.local")]
-    service_account_issuer: String,
+    #[command(flatten)]
+    authentication: AuthenticationArgs,
+    #[command(flatten)]
+    authorization: AuthorizationArgs,
+    #[command(flatten)]
+    audit: AuditArgs,
+    #[command(flatten)]
+    flow_control: FlowControlArgs,
     /// Defaults to the issuer.
     #[arg(long, value_delimiter = ',')]
     api_audiences: Vec<String>,
@@ -86,8 +102,6 @@ pub struct Args {
     proxy_client_cert_file: Option<PathBuf>,
     #[arg(long)]
     proxy_client_key_file: Option<PathBuf>,
-    #[arg(long)]
-    requestheader_client_ca_file: Option<PathBuf>,
     #[command(flatten)]
     limits: Limits,
     /// Name=bool, separated by commas.
@@ -193,10 +207,15 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let store = store(&args).await?;
     let storage = storage(&args, &shutdown).await?;
     let audiences = if args.api_audiences.is_empty() {
-        vec![args.service_account_issuer.clone()]
+        vec![args.authentication.issuer()]
     } else {
         args.api_audiences
     };
+    let mut authentication = args.authentication.settings()?;
+    let authorization = args.authorization.settings()?;
+    if authorization.allows_everything() {
+        AuthenticationArgs::without_anonymous(&mut authentication);
+    }
     let mut disable_admission_plugins = args.disable_admission_plugins.clone();
     disable_admission_plugins.retain(|p| !args.enable_admission_plugins.contains(p));
     let config = Config {
@@ -214,7 +233,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         tls_certificate_pem: read(&args.tls_cert_file)?,
         tls_key_pem: read(&args.tls_private_key_file)?,
         service_account_key_pem: read(&args.service_account_signing_key_file)?,
-        service_account_issuer: args.service_account_issuer,
+        service_account_issuer: args.authentication.issuer(),
         api_audiences: audiences,
         kubelet_client: pair(
             args.kubelet_client_certificate.as_ref(),
@@ -230,10 +249,15 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             args.proxy_client_key_file.as_ref(),
         )?,
         requestheader_ca_pem: args
+            .authentication
             .requestheader_client_ca_file
             .as_deref()
             .map(read)
             .transpose()?,
+        authentication,
+        authorization,
+        audit: args.audit.settings()?,
+        flow_control: args.flow_control.settings()?,
         features: Features::parse(&args.feature_gates)?,
         limits: args.limits,
         shutdown,

@@ -6,7 +6,7 @@ use crate::Server;
 use crate::http::{Body, text};
 use crate::request::Query;
 
-/// Whether a path is about health; such paths need no credentials.
+/// Whether a path is about health.
 pub(crate) fn is_health(path: &str) -> bool {
     matches!(
         path.trim_start_matches('/').split('/').next(),

@@ -1,5 +1,6 @@
 //! TLS listeners.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
 /// Longest headers of a request, in bytes.
 const MAX_HEADERS: u32 = 1 << 20;
 
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAddress(pub SocketAddr);
+
 impl Server {
     /// Serves one listener until shutdown, then lets requests in flight finish.
     ///
@@ -38,9 +43,9 @@ impl Server {
         let acceptor = TlsAcceptor::from(Arc::new(self.server_tls()?));
         let (done_sender, mut done) = tokio::sync::mpsc::channel::<()>(1);
         loop {
-            let stream = tokio::select! {
+            let (stream, address) = tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                    Ok(accepted) => accepted,
                     Err(error) => {
                         // Out of descriptors, most likely: let some close.
                         tracing::warn!(%error, "cannot accept a connection");
@@ -52,7 +57,7 @@ impl Server {
             };
             let (server, acceptor, guard) = (self.clone(), acceptor.clone(), done_sender.clone());
             tokio::spawn(async move {
-                server.connection(stream, acceptor).await;
+                server.connection(stream, address, acceptor).await;
                 drop(guard);
             });
         }
@@ -65,7 +70,12 @@ impl Server {
         Ok(())
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, acceptor: TlsAcceptor) {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        acceptor: TlsAcceptor,
+    ) {
         let _ = stream.set_nodelay(true);
         let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
@@ -73,7 +83,7 @@ impl Server {
             Err(_) => return,
         };
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let peer = PeerCertificates(chain.iter().map(|c| c.clone().into_owned()).collect());
+        let peer = PeerCertificates::new(chain.iter().map(|c| c.clone().into_owned()).collect());
         let shutdown = self.shutdown.clone();
         let limits = self.config.limits.clone();
         // The client shall connect anew, to whichever server there is.
@@ -82,6 +92,7 @@ impl Server {
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
             let (server, peer) = (self.clone(), peer.clone());
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(PeerAddress(address));
             if request.version() == hyper::Version::HTTP_2 && chance.says_goodbye() {
                 leaving.cancel();
             }

@@ -69,6 +69,12 @@ impl Query {
         self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
     }
 
+    /// Whether a boolean option is there and set.
+    #[must_use]
+    pub fn flag_is_true(&self, name: &str) -> bool {
+        matches!(self.get(name), Some("true" | "1" | "True"))
+    }
+
     /// `true`, `1` or just present.
     #[must_use]
     pub fn flag(&self, name: &str) -> bool {

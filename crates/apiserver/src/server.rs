@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use ::http::header::CACHE_CONTROL;
-use ::http::request::Parts;
 use ::http::{HeaderValue, Request, Response};
-use fluyt_api::{Error, Reason};
+use fluyt_api::Error;
 use fluyt_etcd::DynStore;
 use fluyt_pki::TokenKeys;
 use futures::FutureExt as _;
@@ -21,11 +20,13 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::authn::{Authenticator, ClientCertificates};
-use crate::authz::{Authorizer, Question};
+use crate::authn::jwt::AuthenticationConfiguration;
+use crate::authn::{self, Authenticator, ClientCertificates};
+use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
 use crate::cache::Caches;
-use crate::dial::Dialer;
+use crate::dial::{Dialer, Direct};
 use crate::features::Features;
+use crate::flowcontrol::{self, FlowControl};
 use crate::handlers::{self, Call};
 use crate::http::{self, Body, BoxError, Wanted};
 use crate::limits::{self, Limits};
@@ -35,8 +36,8 @@ use crate::request::RequestInfo;
 use crate::storage::Storage;
 use crate::user::User;
 use crate::{
-    admission, aggregator, bootstrap, compactor, custom, discovery, endpoint_reconciler, health,
-    identity, openapi, webhook,
+    admission, aggregator, audit, bootstrap, compactor, custom, discovery, endpoint_reconciler,
+    health, identity, openapi, reload, webhook,
 };
 
 /// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
@@ -63,6 +64,10 @@ pub struct Config {
     /// The certificate with which the server calls aggregated servers, and its authority.
     pub proxy_client: Option<(String, String)>,
     pub requestheader_ca_pem: Option<String>,
+    pub authentication: authn::Settings,
+    pub authorization: authz::Settings,
+    pub audit: audit::Settings,
+    pub flow_control: flowcontrol::Settings,
     pub features: Features,
     pub limits: Limits,
     /// Admission plugins that are on by default and shall not be, by upstream's names.
@@ -70,7 +75,48 @@ pub struct Config {
     pub shutdown: CancellationToken,
 }
 
+/// The PEM texts that no server can do without.
+pub struct Credentials {
+    /// Verifies client certificates.
+    pub client_ca_pem: String,
+    pub tls_certificate_pem: String,
+    pub tls_key_pem: String,
+    pub service_account_key_pem: String,
+}
+
 impl Config {
+    /// A server on loopback; everything that is not said is upstream's default.
+    #[must_use]
+    pub fn new(store: DynStore, credentials: Credentials, shutdown: CancellationToken) -> Self {
+        let issuer = "https://kubernetes.default.svc";
+        Self {
+            store,
+            storage: Storage::default(),
+            shares_store: false,
+            dialer: Arc::new(Direct),
+            advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
+            service_network: ServiceNetwork::default(),
+            client_ca_pem: credentials.client_ca_pem,
+            tls_certificate_pem: credentials.tls_certificate_pem,
+            tls_key_pem: credentials.tls_key_pem,
+            service_account_key_pem: credentials.service_account_key_pem,
+            service_account_issuer: issuer.into(),
+            api_audiences: vec![issuer.into()],
+            kubelet_client: None,
+            kubelet_ca_pem: None,
+            proxy_client: None,
+            requestheader_ca_pem: None,
+            authentication: authn::Settings::default(),
+            authorization: authz::Settings::default(),
+            audit: audit::Settings::default(),
+            flow_control: flowcontrol::Settings::default(),
+            features: Features::default(),
+            limits: Limits::default(),
+            disable_admission_plugins: Vec::new(),
+            shutdown,
+        }
+    }
+
     /// Address and port, for discovery.
     #[must_use]
     pub fn external_address(&self) -> String {
@@ -91,6 +137,8 @@ pub struct Server {
     /// For targets whose certificates nobody vouches for (`https:` proxies, `insecureSkipTLSVerify`).
     pub(crate) insecure_tls: Arc<ClientConfig>,
     pub(crate) metrics: Arc<Metrics>,
+    auditor: Arc<audit::Auditor>,
+    pub(crate) flow_control: FlowControl,
     pub(crate) shutdown: CancellationToken,
     /// What aggregated servers say they serve.
     pub(crate) aggregated: aggregator::Discovered,
@@ -105,15 +153,22 @@ impl Server {
     /// When a key or certificate is malformed or the store cannot be read.
     pub async fn start(config: Config) -> anyhow::Result<Arc<Self>> {
         let caches = Caches::new(config.store.clone(), config.storage.clone());
-        let tokens = Arc::new(TokenKeys::load(&config.service_account_key_pem)?);
-        let certificates = ClientCertificates::new(roots(&config.client_ca_pem)?)?;
+        let keys = TokenKeys::load(&config.service_account_key_pem)?;
+        let tokens = Arc::new(keys.verified_by(&config.authentication.service_account_keys)?);
+        let front_proxies = config.requestheader_ca_pem.as_deref().unwrap_or_default();
+        let trusted = authn::Trusted {
+            clients: ClientCertificates::new(roots(&config.client_ca_pem)?)?,
+            front_proxies: ClientCertificates::new(roots(front_proxies)?)?,
+            tokens: tokens.clone(),
+        };
         let authenticator = Authenticator::new(
             caches.clone(),
-            certificates,
-            tokens.clone(),
-            config.service_account_issuer.clone(),
+            trusted,
+            &config.service_account_issuer,
             config.api_audiences.clone(),
-        );
+            &config.authentication,
+            config.shutdown.clone(),
+        )?;
         let kubelet_tls = client_tls(
             config.kubelet_ca_pem.as_deref(),
             config.kubelet_client.as_ref(),
@@ -124,7 +179,7 @@ impl Server {
             config.dialer.clone(),
             config.proxy_client.clone(),
         ));
-        let authorizer = Arc::new(Authorizer::new(caches.clone()));
+        let authorizer = Arc::new(Authorizer::new(caches.clone(), &config.authorization)?);
         let shared = admission::Shared {
             caches: caches.clone(),
             authorizer: authorizer.clone(),
@@ -145,6 +200,8 @@ impl Server {
             kubelet_tls,
             insecure_tls,
             metrics: caches.metrics.clone(),
+            auditor: audit::Auditor::new(&config.audit, &config.shutdown)?,
+            flow_control: FlowControl::new(caches.clone(), config.flow_control),
             shutdown: stopped_after(&config),
             aggregated: aggregator::Discovered::default(),
             ready: AtomicBool::new(false),
@@ -156,6 +213,11 @@ impl Server {
         tokio::spawn(async move { feeding.run(shutdown).await });
         server.caches.consistent().await?;
         bootstrap::run(&server).await?;
+        server.follow_configuration()?;
+        if server.flow_control.is_enabled() {
+            flowcontrol::bootstrap(&server).await?;
+            tokio::spawn(flowcontrol::run(server.clone()));
+        }
         tokio::spawn(aggregator::register(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
         tokio::spawn(custom::run(server.clone()));
@@ -195,7 +257,8 @@ impl Server {
         }
     }
 
-    /// The way of a request: panics are caught, then it is read, authenticated, authorized, and handled.
+    /// The way of a request: panics are caught, it is read, goes through [`Server::filtered`] to its handler, and the
+    /// answer is brought into the client's format.
     pub async fn handle<B>(self: &Arc<Self>, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
@@ -203,6 +266,12 @@ impl Server {
     {
         let started = Instant::now();
         let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let id = request.headers().get("audit-id").cloned();
+        let id = id.unwrap_or_else(new_audit_id);
+        if self.auditor.is_active() {
+            let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
+            request.extensions_mut().insert(audit::AuditId(text));
+        }
         if self.config.features != Features::default() {
             request.extensions_mut().insert(self.config.features);
         }
@@ -236,9 +305,7 @@ impl Server {
             response = wanted.compress(response).await;
         }
         let headers = response.headers_mut();
-        if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
-            headers.insert("audit-id", id);
-        }
+        headers.insert("audit-id", id);
         // What is the state of the cluster is nobody's to keep, unless it says so.
         headers
             .entry(CACHE_CONTROL)
@@ -256,7 +323,7 @@ impl Server {
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
         let limit = self.config.limits.timeout_of(&info)?;
-        let answer = self.authenticated(info, request);
+        let answer = self.filtered(info, request);
         match limit {
             None => answer.await,
             Some(limit) => tokio::time::timeout(limit, answer)
@@ -265,118 +332,112 @@ impl Server {
         }
     }
 
-    async fn authenticated(
+    /// The steps between reading a request and handling it.
+    async fn filtered(
         self: Arc<Self>,
         info: RequestInfo,
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
-        if health::is_health(&info.path) {
-            return health::answer(&self, &info.path, &info.query)
-                .await
-                .ok_or_else(Error::no_route);
-        }
-        let (parts, body) = request.into_parts();
-        let user = self.authenticator.authenticate(&parts).await?;
-        let user = self.impersonated(user, &parts)?;
-        self.authorize(&user, &info)?;
-        self.dispatch(info, user, Request::from_parts(parts, body))
-            .await
-    }
-
-    /// Who the request wants to be taken for, if the user may impersonate.
-    fn impersonated(&self, user: User, parts: &Parts) -> Result<User, Error> {
-        let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok());
-        let Some(name) = header("impersonate-user") else {
-            return Ok(user);
-        };
-        let groups: Vec<String> = parts
-            .headers
-            .get_all("impersonate-group")
-            .iter()
-            .filter_map(|v| v.to_str().ok().map(Into::into))
-            .collect();
-        let check = |group: &str, resource: &str, namespace: &str, name: &str| {
-            let question = Question {
-                verb: "impersonate".into(),
-                group: group.into(),
-                resource: resource.into(),
-                namespace: namespace.into(),
-                name: name.into(),
-                ..Question::default()
-            };
-            match self.authorizer.allows(&user, &question) {
-                Some(_) => Ok(()),
-                None => Err(Error::forbidden(
-                    group,
-                    resource,
-                    name,
-                    question.refusal(&user),
-                )),
+        let (mut parts, body) = request.into_parts();
+        let question = Question::of(&info);
+        let user = match self.authenticator.authenticate(&mut parts).await {
+            Ok(user) => user,
+            Err(error) => {
+                let refused = self.auditor.refused(&info, &parts, &question, &error);
+                refused.await;
+                return Err(error);
             }
         };
-        let account = name
-            .strip_prefix("system:serviceaccount:")
-            .and_then(|rest| rest.split_once(':'));
-        match account {
-            Some((namespace, account)) => check("", "serviceaccounts", namespace, account)?,
-            None => check("", "users", "", name)?,
-        }
-        for group in &groups {
-            check("", "groups", "", group)?;
-        }
-        let mut impersonated = match account {
-            Some((namespace, account)) if groups.is_empty() => {
-                User::service_account(namespace, account, "")
-            }
-            _ => User {
-                name: name.to_owned(),
-                groups,
-                ..User::default()
-            },
-        };
-        let basic = if name == "system:anonymous" {
-            crate::user::UNAUTHENTICATED
-        } else {
-            crate::user::AUTHENTICATED
-        };
-        if !impersonated.is_in(basic) {
-            impersonated.groups.push(basic.to_owned());
-        }
-        Ok(impersonated)
+        let exchange = self.auditor.begin(&info, &mut parts, &user, &question);
+        exchange.received().await?;
+        let request = Request::from_parts(parts, body);
+        let audited: BoxFuture<'_, _> =
+            Box::pin(self.audited(info, user, question, request, exchange.record().clone()));
+        let answer = audited.await;
+        exchange.finish(answer).await
     }
 
-    fn authorize(&self, user: &User, info: &RequestInfo) -> Result<(), Error> {
-        let question = match &info.target {
-            Some(target) => Question {
-                verb: info.verb.into(),
-                group: target.group.clone(),
-                resource: target.plural.clone(),
-                subresource: target.subresource.clone(),
-                namespace: target.namespace.clone(),
-                name: info.authorized_name(),
-                path: String::new(),
-            },
-            None => Question {
-                verb: info.verb.into(),
-                path: info.path.clone(),
-                ..Question::default()
-            },
+    /// The steps that are on record.
+    async fn audited(
+        self: Arc<Self>,
+        info: RequestInfo,
+        user: User,
+        question: Question,
+        request: Request<Body>,
+        record: audit::Record,
+    ) -> Result<Response<Body>, Error> {
+        let (mut parts, body) = request.into_parts();
+        let headers = &mut parts.headers;
+        let impersonated = authn::impersonate(&self.authorizer, &user, headers, &question).await?;
+        let user = match impersonated {
+            Some(impersonated) => {
+                record.impersonated(&impersonated);
+                impersonated.user
+            }
+            None => user,
         };
-        if self.authorizer.allows(user, &question).is_some() {
-            return Ok(());
+        let arriving = self.flow_control.admit(&info, &user, &question, &parts.uri);
+        let admission = match arriving.await {
+            Ok(admission) => admission,
+            Err(refusal) => return Ok(refusal),
+        };
+        let is_list = info.verb == "list";
+        let request = Request::from_parts(parts, body);
+        let served = match self.authorize(&user, &question, &record).await {
+            Ok(()) => self.dispatch(info, user, request).await,
+            Err(error) => Err(error),
+        };
+        let response = served.unwrap_or_else(|error| http::error(&error));
+        Ok(admission.finish(response, is_list))
+    }
+
+    async fn authorize(
+        &self,
+        user: &User,
+        question: &Question,
+        record: &audit::Record,
+    ) -> Result<(), Error> {
+        let decision = self.authorizer.decide(user, question).await;
+        let word = if decision.allows() { "allow" } else { "forbid" };
+        record.annotate("authorization.k8s.io/decision", word);
+        record.annotate("authorization.k8s.io/reason", &decision.reason);
+        decision.into_result(user, question).map(drop)
+    }
+
+    /// Configuration files that take effect when they change. One that is wrong changes nothing.
+    fn follow_configuration(self: &Arc<Self>) -> anyhow::Result<()> {
+        let install = |what: &'static str, installed: anyhow::Result<()>| match installed {
+            Ok(()) => tracing::info!("the {what} configuration was reloaded"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "the {what} configuration was not reloaded");
+            }
+        };
+        if let Some(path) = &self.config.authentication.config_file {
+            let server = Arc::downgrade(self);
+            reload::spawn(path.clone(), self.shutdown.clone(), move |text| {
+                let Some(server) = server.upgrade() else {
+                    return;
+                };
+                let own = [server.config.service_account_issuer.clone()];
+                let parsed = AuthenticationConfiguration::parse(&text, &own);
+                let installed = parsed.and_then(|c| server.authenticator.install(c));
+                install("authentication", installed);
+            })?;
         }
-        Err(match &info.target {
-            Some(target) => Error::forbidden(
-                &target.group,
-                &target.plural,
-                &question.name,
-                question.refusal(user),
-            ),
-            None => Error::new(
-                Reason::Forbidden,
-                format!("forbidden: {}", question.refusal(user)),
-            ),
-        })
+        if let Some(path) = &self.config.authorization.config_file {
+            let server = Arc::downgrade(self);
+            reload::spawn(path.clone(), self.shutdown.clone(), move |text| {
+                let Some(server) = server.upgrade() else {
+                    return;
+                };
+                let abac = server.config.authorization.policies.as_ref();
+                let parsed = AuthorizationConfiguration::parse(&text, abac);
+                let installed = parsed.and_then(|modes| server.authorizer.install(&modes));
+                install("authorization", installed);
+            })?;
+        }
+        Ok(())
     }
 
     async fn dispatch(
@@ -425,6 +486,11 @@ impl Server {
         user: User,
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
+        if health::is_health(&info.path) {
+            return health::answer(&self, &info.path, &info.query)
+                .await
+                .ok_or_else(Error::no_route);
+        }
         if let Some(response) = discovery::handle(&self, &info.path, request.headers()) {
             return Ok(response);
         }
@@ -433,10 +499,16 @@ impl Server {
             return Ok(response);
         }
         let ok = ::http::StatusCode::OK;
+        if let Some(dump) = self.flow_control.debug(&info) {
+            return Ok(http::text(ok, dump));
+        }
         match info.path.as_str() {
             "/version" | "/version/" => Ok(http::json(ok, &version())),
-            "/metrics" => Ok(http::text(ok, self.metrics.render(&self.caches))),
-            "/openid/v1/jwks" => Ok(http::json(ok, &self.tokens.jwks())),
+            "/metrics" => Ok(http::text(ok, self.render_metrics())),
+            "/openid/v1/jwks" => {
+                let set = serde_json::to_vec(&self.tokens.jwks()).unwrap_or_default();
+                Ok(http::bytes(ok, "application/jwk-set+json", set))
+            }
             "/.well-known/openid-configuration" => Ok(http::json(ok, &self.openid_configuration())),
             "/" => Ok(http::json(ok, &discovery::paths(&self))),
             "/statusz" => Ok(http::text(ok, self.statusz())),
@@ -455,6 +527,13 @@ impl Server {
         }
     }
 
+    fn render_metrics(&self) -> String {
+        let mut text = self.metrics.render(&self.caches);
+        self.auditor.render_metrics(&mut text);
+        self.flow_control.render_metrics(&mut text);
+        text
+    }
+
     /// How the server is, for people.
     fn statusz(&self) -> String {
         let up = self.started.elapsed().as_secs();
@@ -471,11 +550,20 @@ impl Server {
 
     fn openid_configuration(&self) -> serde_json::Value {
         let issuer = &self.config.service_account_issuer;
+        let own = || format!("https://{}/openid/v1/jwks", self.config.external_address());
+        let jwks_uri = self.config.authentication.jwks_uri.clone();
         json!({
-            "issuer": issuer, "jwks_uri": format!("{issuer}/openid/v1/jwks"), "response_types_supported": ["id_token"],
-            "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["ES256"],
+            "issuer": issuer, "jwks_uri": jwks_uri.unwrap_or_else(own),
+            "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": self.tokens.algorithms(),
         })
     }
+}
+
+/// The id of a request whose sender has not chosen one.
+fn new_audit_id() -> HeaderValue {
+    let id = uuid::Uuid::new_v4().to_string();
+    HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// When the server stops: some time after it was told to.
@@ -508,7 +596,7 @@ pub(crate) fn certificates(pem: &str) -> anyhow::Result<Vec<CertificateDer<'stat
     Ok(CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>()?)
 }
 
-fn roots(pem: &str) -> anyhow::Result<RootCertStore> {
+pub(crate) fn roots(pem: &str) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem)? {
         roots.add(certificate)?;
@@ -527,7 +615,7 @@ pub(crate) fn trusting(
 }
 
 /// Settings for outgoing TLS: verified against `ca` if given, with a client certificate if there is one.
-fn client_tls(
+pub(crate) fn client_tls(
     ca: Option<&str>,
     identity: Option<&(String, String)>,
 ) -> anyhow::Result<Arc<ClientConfig>> {

@@ -12,12 +12,14 @@ pub mod customresourcedefinition;
 mod daemonset;
 mod deployment;
 mod disruption;
+mod flowcontrol;
 mod job;
 mod namespace;
 mod networking;
 mod node;
 mod pod;
 mod replicaset;
+mod reviews;
 mod scheduling;
 mod service;
 mod statefulset;
@@ -164,8 +166,21 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
             &authorization::Binding
         }
+        ("authorization.k8s.io", "SubjectAccessReview") => {
+            &reviews::AccessReview(reviews::Scope::Subject)
+        }
+        ("authorization.k8s.io", "LocalSubjectAccessReview") => {
+            &reviews::AccessReview(reviews::Scope::Local)
+        }
+        ("authorization.k8s.io", "SelfSubjectAccessReview") => {
+            &reviews::AccessReview(reviews::Scope::Own)
+        }
         ("certificates.k8s.io", "CertificateSigningRequest") => {
             &certificates::CertificateSigningRequest
+        }
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => &flowcontrol::FlowSchema,
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => {
+            &flowcontrol::PriorityLevelConfiguration
         }
         ("scheduling.k8s.io", "PriorityClass") => &scheduling::PriorityClass,
         ("storage.k8s.io", "StorageClass") => &storage::StorageClass,

@@ -202,6 +202,26 @@ impl ResourceCache {
         self.state.lock().revision
     }
 
+    /// How many objects there are, and the average length of some of them.
+    #[must_use]
+    pub fn size_sample(&self, sample: usize) -> (u64, u64) {
+        let state = self.state.lock();
+        let lengths = state.entries.values().take(sample);
+        let (mut count, mut total) = (0, 0_u64);
+        for entry in lengths {
+            count += 1;
+            total += entry.json.len() as u64;
+        }
+        let average = total.checked_div(count).unwrap_or(0);
+        (state.entries.len() as u64, average)
+    }
+
+    /// How many watches are running.
+    #[must_use]
+    pub fn watchers(&self) -> usize {
+        self.state.lock().watchers.len()
+    }
+
     /// Loads everything anew. Watchers cannot be told what they missed, so they are ended.
     pub(super) fn replace(&self, entries: Vec<Entry>, revision: i64) {
         let mut state = self.state.lock();

@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
+use crate::audit::Record;
 use crate::features::Features;
 use crate::http::{Offer, content_type};
 use crate::request::Query;
@@ -138,7 +139,11 @@ pub fn object<'a>(
 ) -> Result<Decoded, Error> {
     let kind = kind.into();
     let (object, duplicates) = parse(parts, body, kind)?;
-    typed(object, duplicates, query, kind)
+    let decoded = typed(object, duplicates, query, kind)?;
+    if let Some(record) = parts.extensions.get::<Record>() {
+        record.request_object(&decoded.object);
+    }
+    Ok(decoded)
 }
 
 /// Decodes the protobuf form of an object of a kind.

@@ -75,6 +75,7 @@ async fn part(call: &mut Call) -> Result<Response<Body>, Error> {
         );
         match subresource.as_str() {
             "finalize" => {
+                object["metadata"] = wanted["metadata"].clone();
                 object["spec"]["finalizers"] = list_or_empty(&wanted["spec"]["finalizers"])
             }
             "ephemeralcontainers" => {
@@ -82,8 +83,11 @@ async fn part(call: &mut Call) -> Result<Response<Body>, Error> {
                     list_or_empty(&wanted["spec"]["ephemeralContainers"])
             }
             "resize" => resize(&mut object, &wanted),
-            // Approval: conditions only.
-            _ => object["status"]["conditions"] = stamped(&wanted["status"]["conditions"]),
+            // Approval: conditions, and metadata as with any update.
+            _ => {
+                object["metadata"] = wanted["metadata"].clone();
+                object["status"]["conditions"] = stamped(&wanted["status"]["conditions"]);
+            }
         }
         Ok(object)
     });
@@ -549,6 +553,10 @@ async fn token(call: &mut Call) -> Result<Response<Body>, Error> {
     };
     bind(call, &spec["boundObjectRef"], &mut claims).await?;
     let token = call.server.tokens.sign(&claims).map_err(Error::internal)?;
+    if let Some(id) = &claims.jti {
+        let key = "authentication.kubernetes.io/issued-credential-id";
+        call.record().annotate(key, format!("JTI={id}"));
+    }
     let expires = jiff::Timestamp::from_second(claims.exp).map_err(Error::internal)?;
     request["metadata"] = json!({"name": call.target.name, "namespace": call.target.namespace, "creationTimestamp": meta::now()});
     request["spec"]["audiences"] = audiences.into();

@@ -107,6 +107,7 @@ pub fn text(status: StatusCode, content: impl Into<Bytes>) -> Response<Body> {
 pub fn error(error: &Error) -> Response<Body> {
     let status = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json(status, &error.to_status());
+    response.extensions_mut().insert(error.clone());
     if error.retry_after_seconds > 0 {
         response
             .headers_mut()

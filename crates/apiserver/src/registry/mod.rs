@@ -17,6 +17,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 
 use crate::admission::{self, Attributes, Operation};
+use crate::audit::Record;
 use crate::cache::{Caches, Entry, REGISTRY, storage_resource};
 use crate::custom::{self, Converter};
 use crate::user::User;
@@ -58,6 +59,7 @@ pub struct WriteContext {
     /// Who comes to own the fields that change; nobody for writes of the server itself.
     pub writer: Option<Writer>,
     pub warnings: Warnings,
+    pub record: Record,
 }
 
 /// What the author of a request should know; shared by everything that works on the request.

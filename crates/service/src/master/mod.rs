@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
+use fluyt_apiserver::authn::Anonymous;
 use fluyt_apiserver::dial::Dialer;
 use fluyt_apiserver::{Encryption, Server, ServiceNetwork, Storage};
 use fluyt_etcd::DynStore;
@@ -213,10 +214,22 @@ fn server_config(
             keys.proxy_client.key_pem.clone(),
         )),
         requestheader_ca_pem: Some(keys.front_proxy_ca.certificate_pem().to_owned()),
+        authentication: authentication(),
+        authorization: fluyt_apiserver::authz::Settings::default(),
+        audit: fluyt_apiserver::audit::Settings::default(),
+        flow_control: fluyt_apiserver::flowcontrol::Settings::default(),
         features: fluyt_apiserver::Features::default(),
         limits: fluyt_apiserver::Limits::default(),
         disable_admission_plugins: Vec::new(),
         shutdown: shutdown.clone(),
+    }
+}
+
+/// Who has no credentials may only ask whether the master is well.
+fn authentication() -> fluyt_apiserver::authn::Settings {
+    fluyt_apiserver::authn::Settings {
+        anonymous: Anonymous::only(&["/healthz", "/livez", "/readyz"]),
+        ..fluyt_apiserver::authn::Settings::default()
     }
 }
 
