@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use crate::quantity::Quantity;
 use crate::schema::{Field, Kind, Schema, TypeId};
 
 /// Fills in defaults in every object that is present, and in those that a default makes present.
@@ -106,6 +107,7 @@ impl Walk<'_> {
                     self.value(item, value);
                 }
             }
+            (Kind::Quantity, value) if self.strip => canonicalise(value),
             _ => {}
         }
     }
@@ -116,6 +118,21 @@ fn is_empty(value: &Value) -> bool {
         Value::Array(items) => items.is_empty(),
         Value::Object(entries) => entries.is_empty(),
         _ => false,
+    }
+}
+
+/// Quantities are written in one way only.
+fn canonicalise(value: &mut Value) {
+    let quantity = match value {
+        Value::String(text) => text.parse::<Quantity>(),
+        Value::Number(number) => number.to_string().parse(),
+        _ => return,
+    };
+    if let Ok(quantity) = quantity {
+        let written = quantity.to_string();
+        if *value != *written {
+            *value = written.into();
+        }
     }
 }
 

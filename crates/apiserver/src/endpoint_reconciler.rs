@@ -23,9 +23,10 @@ fn prefix() -> String {
     format!("{REGISTRY}masterleases/")
 }
 
+/// Loopback is nobody's endpoint, since each pod has one of its own.
 fn address(server: &Server) -> Option<Ipv4Addr> {
     match server.config.advertise {
-        SocketAddr::V4(address) => Some(*address.ip()),
+        SocketAddr::V4(address) => Some(*address.ip()).filter(|ip| !ip.is_loopback()),
         SocketAddr::V6(_) => None,
     }
 }

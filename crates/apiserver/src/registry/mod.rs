@@ -9,7 +9,7 @@ mod write;
 use std::sync::Arc;
 
 use fluyt_api::resources::Resource;
-use fluyt_api::strategy::Strategy;
+use fluyt_api::strategy::{MetaCheck, Strategy};
 use fluyt_api::validation::{self, Errors};
 use fluyt_api::{Error, Reason, defaults, meta};
 use fluyt_etcd::{Compare, CompareOp, Keys, Op, OpResult, Range, Target, Txn};
@@ -257,9 +257,6 @@ impl Registry {
         strategy.validate(&object, &mut errors);
         custom::validate_definition(resource, &object, None, &mut errors);
         admission::validate_configuration(resource, &object, None, &mut errors);
-        for warning in strategy.warnings(&object, None) {
-            cx.warnings.add(warning);
-        }
         if !errors.is_empty() {
             return Err(Error::invalid(
                 resource.group,
@@ -267,6 +264,9 @@ impl Registry {
                 meta::name(&object),
                 errors.0,
             ));
+        }
+        for warning in strategy.warnings(&object, None) {
+            cx.warnings.add(warning);
         }
         self.admission.validate(&attributes, &object).await?;
         let allocation = self
@@ -381,7 +381,7 @@ impl Registry {
         check_uid(&object, old, at)?;
         set_namespace(&mut object, at)?;
         keep_system_metadata(&mut object, old);
-        if matches!(at.subresource, "" | "status") {
+        if !matches!(at.subresource, "binding" | "scale") {
             apply_defaults(resource, strategy, &mut object);
         }
         self.track(cx, at, old, &mut object);
@@ -389,8 +389,7 @@ impl Registry {
         match at.subresource {
             "status" => strategy.prepare_status_update(&mut object, old),
             "" => strategy.prepare_update(&mut object, old),
-            // Other subresources have changed just what they are for.
-            _ => {}
+            other => strategy.prepare_subresource_update(other, &mut object, old),
         }
         keep_system_metadata(&mut object, old);
         meta::set(&mut object, "managedFields", managed);
@@ -407,19 +406,7 @@ impl Registry {
             bump_generation(&mut object, old, strategy);
         }
         let mut errors = Errors::default();
-        validation::object_meta(
-            &mut errors,
-            &object,
-            resource.namespaced,
-            strategy.name_rule(),
-        );
-        validation::object_meta_update(&mut errors, &object, old);
-        if strategy.has_standard_finalizers() {
-            validation::standard_finalizers(&mut errors, &object);
-        }
-        for warning in strategy.warnings(&object, Some(old)) {
-            cx.warnings.add(warning);
-        }
+        validate_metadata(at, &object, old, &mut errors);
         match at.subresource {
             "" => {
                 strategy.validate_on_update(&object, old, &mut errors);
@@ -431,7 +418,7 @@ impl Registry {
                 strategy.validate_on_update(&object, old, &mut errors);
             }
             "status" => strategy.validate_status(&object, old, &mut errors),
-            _ => {}
+            other => strategy.validate_subresource(other, &object, old, &mut errors),
         }
         if !errors.is_empty() {
             return Err(Error::invalid(
@@ -440,6 +427,14 @@ impl Registry {
                 at.name,
                 errors.0,
             ));
+        }
+        let warnings = match at.subresource {
+            "" => strategy.warnings(&object, Some(old)),
+            "status" => strategy.status_warnings(&object),
+            _ => Vec::new(),
+        };
+        for warning in warnings {
+            cx.warnings.add(warning);
         }
         self.admission.validate(&attributes, &object).await?;
         let allocation = self
@@ -663,15 +658,20 @@ fn stamp_new(object: &mut Value, strategy: &dyn Strategy) {
 }
 
 fn keep_system_metadata(object: &mut Value, old: &Value) {
-    for field in [
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "generateName",
-    ] {
-        meta::set(object, field, old["metadata"][field].clone());
+    let kept = &old["metadata"];
+    for field in ["uid", "creationTimestamp", "generation"] {
+        meta::set(object, field, kept[field].clone());
+    }
+    if !kept["deletionTimestamp"].is_null() {
+        meta::set(
+            object,
+            "deletionTimestamp",
+            kept["deletionTimestamp"].clone(),
+        );
+    }
+    let grace = "deletionGracePeriodSeconds";
+    if object["metadata"][grace].is_null() {
+        meta::set(object, grace, kept[grace].clone());
     }
     meta::set(object, "selfLink", Value::Null);
 }
@@ -683,6 +683,29 @@ fn bump_generation(object: &mut Value, old: &Value, strategy: &dyn Strategy) {
     // Looking at a missing part must not leave it behind.
     if let Some(map) = object.as_object_mut() {
         map.retain(|_, v| !v.is_null());
+    }
+}
+
+/// Metadata in an update, as often as upstream looks at it: once for every kind, then as the kind says.
+fn validate_metadata(at: Location<'_>, object: &Value, old: &Value, errors: &mut Errors) {
+    let strategy = at.strategy();
+    let namespaced = at.resource.namespaced;
+    validation::object_meta(errors, object, namespaced, validation::path_segment);
+    validation::object_meta_update(errors, object, old);
+    let checks = match at.subresource {
+        "" => strategy.metadata_on_update(),
+        _ => &[MetaCheck::Update],
+    };
+    for check in checks {
+        match check {
+            MetaCheck::Update => validation::object_meta_update(errors, object, old),
+            MetaCheck::Whole => {
+                validation::object_meta(errors, object, namespaced, strategy.name_rule());
+            }
+        }
+        if strategy.has_standard_finalizers() {
+            validation::standard_finalizers(errors, object);
+        }
     }
 }
 

@@ -32,6 +32,15 @@ impl Api {
         Self::configured(|config, _| config.features = features).await
     }
 
+    /// Without some admission plugins.
+    pub async fn start_without(features: Features, plugins: &[&str]) -> Self {
+        Self::configured(|config, _| {
+            config.features = features;
+            config.disable_admission_plugins = plugins.iter().map(|p| (*p).to_owned()).collect();
+        })
+        .await
+    }
+
     /// A server whose configuration is changed first; the authority is the one that vouches for clients.
     pub async fn configured(change: impl FnOnce(&mut Config, &Authority)) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -66,6 +75,8 @@ impl Api {
             service_account_key_pem: TokenKeys::create().unwrap().private_pem().to_owned(),
         };
         let mut config = Config::new(store.clone(), credentials, CancellationToken::new());
+        // Of the range for documentation: nobody is to be reached there.
+        config.advertise = "192.0.2.1:6443".parse().unwrap();
         change(&mut config, &authority);
         let server = Server::start(config).await.unwrap();
         Self {
