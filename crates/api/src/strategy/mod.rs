@@ -162,9 +162,13 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("policy", "PodDisruptionBudget") => &disruption::PodDisruptionBudget,
         ("networking.k8s.io", "Ingress") => &networking::Ingress,
         ("networking.k8s.io", "NetworkPolicy") => &networking::NetworkPolicy,
-        ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => &authorization::Role,
-        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            &authorization::Binding
+        ("rbac.authorization.k8s.io", "Role") => &authorization::Role { namespaced: true },
+        ("rbac.authorization.k8s.io", "ClusterRole") => &authorization::Role { namespaced: false },
+        ("rbac.authorization.k8s.io", "RoleBinding") => {
+            &authorization::Binding { namespaced: true }
+        }
+        ("rbac.authorization.k8s.io", "ClusterRoleBinding") => {
+            &authorization::Binding { namespaced: false }
         }
         ("authorization.k8s.io", "SubjectAccessReview") => {
             &reviews::AccessReview(reviews::Scope::Subject)

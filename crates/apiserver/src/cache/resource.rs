@@ -206,7 +206,7 @@ impl ResourceCache {
             count += 1;
             total += entry.json.len() as u64;
         }
-        let average = if count == 0 { 0 } else { total / count };
+        let average = total.checked_div(count).unwrap_or_default();
         (state.entries.len() as u64, average)
     }
 
