@@ -75,6 +75,7 @@ async fn part(call: &mut Call) -> Result<Response<Body>, Error> {
         );
         match subresource.as_str() {
             "finalize" => {
+                object["metadata"] = wanted["metadata"].clone();
                 object["spec"]["finalizers"] = list_or_empty(&wanted["spec"]["finalizers"])
             }
             "ephemeralcontainers" => {
@@ -82,8 +83,11 @@ async fn part(call: &mut Call) -> Result<Response<Body>, Error> {
                     list_or_empty(&wanted["spec"]["ephemeralContainers"])
             }
             "resize" => resize(&mut object, &wanted),
-            // Approval: conditions only.
-            _ => object["status"]["conditions"] = stamped(&wanted["status"]["conditions"]),
+            // Approval: conditions, and metadata as with any update.
+            _ => {
+                object["metadata"] = wanted["metadata"].clone();
+                object["status"]["conditions"] = stamped(&wanted["status"]["conditions"]);
+            }
         }
         Ok(object)
     });
