@@ -299,12 +299,11 @@ async fn a_webhook_gets_batches_and_its_slowness_is_its_own() {
     gate.store(true, std::sync::atomic::Ordering::SeqCst);
     let event = || {
         let received = hook.received.lock();
-        let items = received
+        let mut items = received
             .iter()
             .flat_map(|(_, list)| list["items"].as_array().into_iter().flatten());
         items
-            .filter(|e| e["objectRef"]["name"] == "large")
-            .last()
+            .rfind(|e| e["objectRef"]["name"] == "large")
             .cloned()
     };
     let arrived = eventually(async || event().is_some()).await;
