@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use crate::quantity::Quantity;
 use crate::schema::{Field, Kind, Schema, TypeId};
 
 /// Fills in defaults in every object that is present, and in those that a default makes present.
@@ -11,6 +12,7 @@ pub fn apply(schema: &Schema, ty: TypeId, object: &mut Value) {
         schema,
         strip: false,
         fill: true,
+        stored: false,
     };
     walk.object(ty, object);
 }
@@ -22,6 +24,7 @@ pub fn strip_absent(schema: &Schema, ty: TypeId, object: &mut Value) {
         schema,
         strip: true,
         fill: false,
+        stored: false,
     };
     walk.object(ty, object);
 }
@@ -32,6 +35,19 @@ pub fn normalise(schema: &Schema, ty: TypeId, object: &mut Value) {
         schema,
         strip: true,
         fill: true,
+        stored: false,
+    };
+    walk.object(ty, object);
+}
+
+/// Both, and what a stored object does not tell apart: an empty list from none. Where a list must be, Go writes that as
+/// null.
+pub fn as_stored(schema: &Schema, ty: TypeId, object: &mut Value) {
+    let walk = Walk {
+        schema,
+        strip: true,
+        fill: true,
+        stored: true,
     };
     walk.object(ty, object);
 }
@@ -41,6 +57,7 @@ struct Walk<'s> {
     schema: &'s Schema,
     strip: bool,
     fill: bool,
+    stored: bool,
 }
 
 impl Walk<'_> {
@@ -56,7 +73,8 @@ impl Walk<'_> {
             let Some(field) = fields.next_if(|f| *f.name == **name) else {
                 return !self.strip || !value.is_null();
             };
-            if self.strip && field.is_absent(value) {
+            let nothing = self.stored && field.must_be_a_list() && is_empty(value);
+            if nothing || self.strip && field.is_absent(value) {
                 missing.push(field);
                 return false;
             }
@@ -70,6 +88,8 @@ impl Walk<'_> {
             if let Some(mut value) = field.when_absent() {
                 self.value(&field.kind, &mut value);
                 map.insert(field.name.to_string(), value);
+            } else if self.stored && field.must_be_a_list() {
+                map.insert(field.name.to_string(), Value::Null);
             }
         }
     }
@@ -87,12 +107,41 @@ impl Walk<'_> {
                     self.value(item, value);
                 }
             }
+            (Kind::Quantity, value) if self.strip => canonicalise(value),
             _ => {}
         }
     }
 }
 
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        _ => false,
+    }
+}
+
+/// Quantities are written in one way only.
+fn canonicalise(value: &mut Value) {
+    let quantity = match value {
+        Value::String(text) => text.parse::<Quantity>(),
+        Value::Number(number) => number.to_string().parse(),
+        _ => return,
+    };
+    if let Ok(quantity) = quantity {
+        let written = quantity.to_string();
+        if *value != *written {
+            *value = written.into();
+        }
+    }
+}
+
 impl Field {
+    fn must_be_a_list(&self) -> bool {
+        let always = self.required || self.default == Some(Value::Null);
+        always && matches!(self.kind, Kind::List(_) | Kind::Map(_))
+    }
+
     /// What an absent field means: its default, or what upstream writes of a value that it always holds.
     fn when_absent(&self) -> Option<Value> {
         if let Some(default) = &self.default {
@@ -143,6 +192,18 @@ mod tests {
         assert_eq!(pod["spec"]["dnsPolicy"], "ClusterFirst");
         assert_eq!(pod["spec"]["containers"][0]["ports"][0]["protocol"], "TCP");
         assert_eq!(pod["spec"]["containers"][0]["resources"], json!({}));
+    }
+
+    #[test]
+    fn where_a_list_must_be_none_is_null() {
+        let schema = Schema::builtin();
+        let slice = schema
+            .find("io.k8s.api.discovery.v1.EndpointSlice")
+            .unwrap();
+        for mut object in [json!({"endpoints": [], "ports": []}), json!({})] {
+            as_stored(schema, slice, &mut object);
+            assert!(object["endpoints"].is_null() && object.get("endpoints").is_some());
+        }
     }
 
     #[test]

@@ -233,11 +233,13 @@ impl Error {
     /// `causes` must not be empty.
     #[must_use]
     pub fn invalid(group: &str, kind: &str, name: &str, causes: Vec<Cause>) -> Self {
-        let mut described: Vec<String> = causes
-            .iter()
-            .map(|c| format!("{}: {}", c.field, c.message))
-            .collect();
-        described.dedup();
+        let mut described: Vec<String> = Vec::with_capacity(causes.len());
+        for cause in &causes {
+            let text = format!("{}: {}", cause.field, cause.message);
+            if !described.contains(&text) {
+                described.push(text);
+            }
+        }
         let list = match described.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),

@@ -97,6 +97,16 @@ impl Quantity {
         clamp(div_ceil(self.nanos, NANO / 1000))
     }
 
+    /// The amount with no more than three decimals, in the same notation.
+    #[must_use]
+    pub fn rounded_up_to_millis(self) -> Self {
+        let milli = NANO / 1000;
+        Self {
+            nanos: div_ceil(self.nanos, milli) * milli,
+            ..self
+        }
+    }
+
     /// The exact amount, in units of 10⁻⁹.
     #[must_use]
     pub fn nanos(&self) -> i128 {

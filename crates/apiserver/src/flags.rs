@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::REGISTRY;
 use crate::dial::Direct;
-use crate::{Config, Features, Server, ServiceNetwork};
+use crate::{Config, Encryption, Features, Limits, MediaType, Server, ServiceNetwork, Storage};
 
 use audit::AuditArgs;
 use authentication::AuthenticationArgs;
@@ -46,6 +46,15 @@ pub struct Args {
     /// Prefix of all keys in etcd.
     #[arg(long, default_value = "/registry")]
     etcd_prefix: String,
+    /// What built-in kinds are stored as.
+    #[arg(long, default_value = "application/vnd.kubernetes.protobuf")]
+    storage_media_type: MediaType,
+    /// File that says what is encrypted in the store, and with what.
+    #[arg(long)]
+    encryption_provider_config: Option<PathBuf>,
+    /// Take over changes of that file while the server runs.
+    #[arg(long, requires = "encryption_provider_config", num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    encryption_provider_config_automatic_reload: bool,
     #[arg(long, default_value = "0.0.0.0")]
     bind_address: IpAddr,
     #[arg(long, default_value_t = 6443)]
@@ -93,6 +102,8 @@ pub struct Args {
     proxy_client_cert_file: Option<PathBuf>,
     #[arg(long)]
     proxy_client_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    limits: Limits,
     /// Name=bool, separated by commas.
     #[arg(long, default_value = "")]
     feature_gates: String,
@@ -112,6 +123,31 @@ fn pair(
     }
 }
 
+/// What keys start with in the store.
+fn prefix(args: &Args) -> String {
+    if args.etcd_servers.is_empty() {
+        return REGISTRY.to_owned();
+    }
+    format!("/{}/", args.etcd_prefix.trim_matches('/'))
+}
+
+/// The form of objects in the store.
+async fn storage(args: &Args, shutdown: &CancellationToken) -> anyhow::Result<Storage> {
+    let encryption = match &args.encryption_provider_config {
+        None => Arc::default(),
+        Some(path) => {
+            let reload = args.encryption_provider_config_automatic_reload;
+            Encryption::load_file(path, &prefix(args), reload, shutdown.clone())
+                .await
+                .context("--encryption-provider-config")?
+        }
+    };
+    Ok(Storage {
+        media_type: args.storage_media_type,
+        encryption,
+    })
+}
+
 /// The store that the flags name.
 async fn store(args: &Args) -> anyhow::Result<DynStore> {
     if args.etcd_servers.is_empty() {
@@ -121,7 +157,7 @@ async fn store(args: &Args) -> anyhow::Result<DynStore> {
     config.ca_pem = args.etcd_cafile.as_deref().map(read).transpose()?;
     config.client_pem = pair(args.etcd_certfile.as_ref(), args.etcd_keyfile.as_ref())?;
     let store: DynStore = Arc::new(External::connect(config).await.context("--etcd-servers")?);
-    let prefix = format!("/{}/", args.etcd_prefix.trim_matches('/'));
+    let prefix = prefix(args);
     Ok(if prefix == REGISTRY {
         store
     } else {
@@ -169,6 +205,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         }
     });
     let store = store(&args).await?;
+    let storage = storage(&args, &shutdown).await?;
     let audiences = if args.api_audiences.is_empty() {
         vec![args.authentication.issuer()]
     } else {
@@ -184,6 +221,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let config = Config {
         disable_admission_plugins,
         store,
+        storage,
+        shares_store: !args.etcd_servers.is_empty(),
         dialer: Arc::new(Direct),
         advertise: SocketAddr::new(advertise, args.secure_port),
         service_network: ServiceNetwork {
@@ -220,6 +259,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         audit: args.audit.settings()?,
         flow_control: args.flow_control.settings()?,
         features: Features::parse(&args.feature_gates)?,
+        limits: args.limits,
         shutdown,
     };
     let server = Server::start(config).await?;

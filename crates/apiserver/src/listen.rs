@@ -15,6 +15,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::Server;
 use crate::authn::PeerCertificates;
@@ -24,7 +25,10 @@ use crate::server::certificates;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// So is one that does not send its request's headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
+
+/// Longest headers of a request, in bytes.
+const MAX_HEADERS: u32 = 1 << 20;
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]
@@ -81,10 +85,17 @@ impl Server {
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let peer = PeerCertificates::new(chain.iter().map(|c| c.clone().into_owned()).collect());
         let shutdown = self.shutdown.clone();
+        let limits = self.config.limits.clone();
+        // The client shall connect anew, to whichever server there is.
+        let goodbye = CancellationToken::new();
+        let (chance, leaving) = (limits.clone(), goodbye.clone());
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
             let (server, peer) = (self.clone(), peer.clone());
             request.extensions_mut().insert(peer);
             request.extensions_mut().insert(PeerAddress(address));
+            if request.version() == hyper::Version::HTTP_2 && chance.says_goodbye() {
+                leaving.cancel();
+            }
             async move { Ok::<_, std::convert::Infallible>(server.handle(request).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -95,13 +106,14 @@ impl Server {
         builder
             .http2()
             .timer(TokioTimer::new())
-            .max_concurrent_streams(250)
+            .max_concurrent_streams(limits.streams())
+            .max_header_list_size(MAX_HEADERS)
             .keep_alive_interval(Some(Duration::from_secs(30)));
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = shutdown.cancelled() => {
+            () = async { tokio::select! { () = shutdown.cancelled() => {}, () = goodbye.cancelled() => {} } } => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }

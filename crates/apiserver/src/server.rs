@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use ::http::header::CACHE_CONTROL;
 use ::http::{HeaderValue, Request, Response};
 use fluyt_api::Error;
 use fluyt_etcd::DynStore;
@@ -23,23 +24,29 @@ use crate::authn::jwt::AuthenticationConfiguration;
 use crate::authn::{self, Authenticator, ClientCertificates};
 use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
 use crate::cache::Caches;
-use crate::dial::Dialer;
+use crate::dial::{Dialer, Direct};
 use crate::features::Features;
 use crate::flowcontrol::{self, FlowControl};
 use crate::handlers::{self, Call};
 use crate::http::{self, Body, BoxError, Wanted};
-use crate::metrics::Metrics;
+use crate::limits::{self, Limits};
+use crate::metrics::{Labels, Metrics};
 use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
+use crate::storage::Storage;
 use crate::user::User;
 use crate::{
-    admission, aggregator, audit, bootstrap, compactor, custom, discovery, health, openapi, reload,
-    webhook,
+    admission, aggregator, audit, bootstrap, compactor, custom, discovery, endpoint_reconciler,
+    health, identity, openapi, reload, webhook,
 };
 
 /// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
 pub struct Config {
     pub store: DynStore,
+    /// What objects are in the store.
+    pub storage: Storage,
+    /// Other servers use the same store.
+    pub shares_store: bool,
     pub dialer: Arc<dyn Dialer>,
     /// The address that pods reach through the `kubernetes` service.
     pub advertise: SocketAddr,
@@ -62,12 +69,54 @@ pub struct Config {
     pub audit: audit::Settings,
     pub flow_control: flowcontrol::Settings,
     pub features: Features,
+    pub limits: Limits,
     /// Admission plugins that are on by default and shall not be, by upstream's names.
     pub disable_admission_plugins: Vec<String>,
     pub shutdown: CancellationToken,
 }
 
+/// The PEM texts that no server can do without.
+pub struct Credentials {
+    /// Verifies client certificates.
+    pub client_ca_pem: String,
+    pub tls_certificate_pem: String,
+    pub tls_key_pem: String,
+    pub service_account_key_pem: String,
+}
+
 impl Config {
+    /// A server on loopback; everything that is not said is upstream's default.
+    #[must_use]
+    pub fn new(store: DynStore, credentials: Credentials, shutdown: CancellationToken) -> Self {
+        let issuer = "https://kubernetes.default.svc";
+        Self {
+            store,
+            storage: Storage::default(),
+            shares_store: false,
+            dialer: Arc::new(Direct),
+            advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
+            service_network: ServiceNetwork::default(),
+            client_ca_pem: credentials.client_ca_pem,
+            tls_certificate_pem: credentials.tls_certificate_pem,
+            tls_key_pem: credentials.tls_key_pem,
+            service_account_key_pem: credentials.service_account_key_pem,
+            service_account_issuer: issuer.into(),
+            api_audiences: vec![issuer.into()],
+            kubelet_client: None,
+            kubelet_ca_pem: None,
+            proxy_client: None,
+            requestheader_ca_pem: None,
+            authentication: authn::Settings::default(),
+            authorization: authz::Settings::default(),
+            audit: audit::Settings::default(),
+            flow_control: flowcontrol::Settings::default(),
+            features: Features::default(),
+            limits: Limits::default(),
+            disable_admission_plugins: Vec::new(),
+            shutdown,
+        }
+    }
+
     /// Address and port, for discovery.
     #[must_use]
     pub fn external_address(&self) -> String {
@@ -87,13 +136,14 @@ pub struct Server {
     pub(crate) kubelet_tls: Arc<ClientConfig>,
     /// For targets whose certificates nobody vouches for (`https:` proxies, `insecureSkipTLSVerify`).
     pub(crate) insecure_tls: Arc<ClientConfig>,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
     auditor: Arc<audit::Auditor>,
     pub(crate) flow_control: FlowControl,
     pub(crate) shutdown: CancellationToken,
     /// What aggregated servers say they serve.
     pub(crate) aggregated: aggregator::Discovered,
     ready: AtomicBool,
+    started: Instant,
 }
 
 impl Server {
@@ -102,7 +152,7 @@ impl Server {
     /// # Errors
     /// When a key or certificate is malformed or the store cannot be read.
     pub async fn start(config: Config) -> anyhow::Result<Arc<Self>> {
-        let caches = Caches::new(config.store.clone());
+        let caches = Caches::new(config.store.clone(), config.storage.clone());
         let keys = TokenKeys::load(&config.service_account_key_pem)?;
         let tokens = Arc::new(keys.verified_by(&config.authentication.service_account_keys)?);
         let front_proxies = config.requestheader_ca_pem.as_deref().unwrap_or_default();
@@ -149,12 +199,13 @@ impl Server {
             dialer: config.dialer.clone(),
             kubelet_tls,
             insecure_tls,
-            metrics: Metrics::default(),
+            metrics: caches.metrics.clone(),
             auditor: audit::Auditor::new(&config.audit, &config.shutdown)?,
             flow_control: FlowControl::new(caches.clone(), config.flow_control),
-            shutdown: config.shutdown.clone(),
+            shutdown: stopped_after(&config),
             aggregated: aggregator::Discovered::default(),
             ready: AtomicBool::new(false),
+            started: Instant::now(),
             caches,
             config,
         });
@@ -170,6 +221,8 @@ impl Server {
         tokio::spawn(aggregator::register(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
         tokio::spawn(custom::run(server.clone()));
+        tokio::spawn(endpoint_reconciler::run(server.clone()));
+        tokio::spawn(identity::run(server.clone()));
         tokio::spawn(admission::watch_policies(server.clone()));
         let store = server.caches.store().clone();
         tokio::spawn(compactor::run(
@@ -187,7 +240,7 @@ impl Server {
     }
 
     pub(crate) fn is_shutting_down(&self) -> bool {
-        self.shutdown.is_cancelled()
+        self.config.shutdown.is_cancelled()
     }
 
     /// Client settings that trust a base64 PEM bundle.
@@ -228,11 +281,12 @@ impl Server {
             request.uri().path(),
             request.uri().query(),
         );
-        let labels = Metrics::labels(&info);
-        let wanted = Wanted::of(request.headers(), self.config.features);
+        let labels = Labels::of(&info, request.headers());
+        let in_flight = self.metrics.in_flight(labels.as_ref());
+        let wanted = Wanted::of(request.headers(), &info, self.config.features);
         let (converts, compresses) = (info.is_api(), info.is_compressible());
         // Boxed: the future of a whole request is large, and most of it is rarely needed.
-        let answer: BoxFuture<'static, _> = Box::pin(self.clone().filtered(info, request));
+        let answer: BoxFuture<'static, _> = Box::pin(self.clone().in_time(info, request));
         let answered = AssertUnwindSafe(answer).catch_unwind().await;
         let mut response = match answered {
             Ok(Ok(response)) => response,
@@ -250,10 +304,32 @@ impl Server {
         if compresses {
             response = wanted.compress(response).await;
         }
-        response.headers_mut().insert("audit-id", id);
+        let headers = response.headers_mut();
+        headers.insert("audit-id", id);
+        // What is the state of the cluster is nobody's to keep, unless it says so.
+        headers
+            .entry(CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-cache, private"));
+        drop(in_flight);
         self.metrics
             .observe(labels, response.status(), started.elapsed());
         response
+    }
+
+    /// Requests that are not as long as their clients want have a limit.
+    async fn in_time(
+        self: Arc<Self>,
+        info: RequestInfo,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        let limit = self.config.limits.timeout_of(&info)?;
+        let answer = self.filtered(info, request);
+        match limit {
+            None => answer.await,
+            Some(limit) => tokio::time::timeout(limit, answer)
+                .await
+                .unwrap_or_else(|_| Err(limits::timed_out())),
+        }
     }
 
     /// The steps between reading a request and handling it.
@@ -411,14 +487,15 @@ impl Server {
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
         if health::is_health(&info.path) {
-            let ready = self.is_ready().await;
-            return health::answer(&self, ready, &info.path, &info.query)
+            return health::answer(&self, &info.path, &info.query)
+                .await
                 .ok_or_else(Error::no_route);
         }
         if let Some(response) = discovery::handle(&self, &info.path, request.headers()) {
             return Ok(response);
         }
-        if let Some(response) = openapi::handle(&self.caches.served(), &info.path, &info.query) {
+        let (path, query) = (&info.path, &info.query);
+        if let Some(response) = openapi::handle(&self, path, query, request.headers()).await {
             return Ok(response);
         }
         let ok = ::http::StatusCode::OK;
@@ -433,13 +510,12 @@ impl Server {
                 Ok(http::bytes(ok, "application/jwk-set+json", set))
             }
             "/.well-known/openid-configuration" => Ok(http::json(ok, &self.openid_configuration())),
-            "/" => Ok(http::json(
-                ok,
-                &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"]}),
-            )),
+            "/" => Ok(http::json(ok, &discovery::paths(&self))),
+            "/statusz" => Ok(http::text(ok, self.statusz())),
             _ => {
                 // A group that another server serves: its discovery is its own.
-                let mut segments = info.path.trim_start_matches('/').split('/');
+                let path = info.path.trim_start_matches("/openapi/v3");
+                let mut segments = path.trim_start_matches('/').split('/');
                 if let (Some("apis"), Some(group), Some(version)) =
                     (segments.next(), segments.next(), segments.next())
                     && let Some(service) = aggregator::find(&self.caches, group, version)
@@ -452,10 +528,24 @@ impl Server {
     }
 
     fn render_metrics(&self) -> String {
-        let mut text = self.metrics.render();
+        let mut text = self.metrics.render(&self.caches);
         self.auditor.render_metrics(&mut text);
         self.flow_control.render_metrics(&mut text);
         text
+    }
+
+    /// How the server is, for people.
+    fn statusz(&self) -> String {
+        let up = self.started.elapsed().as_secs();
+        let started = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(up.cast_signed());
+        format!(
+            "\napiserver statusz\nWarning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.\n\nStarted: {}\nUp: {} hr {} min {} sec\nBinary version: {}\nEmulation version: 1.36\nPaths: /healthz /livez /metrics /readyz /statusz /version\n",
+            started.strftime("%a %b %e %H:%M:%S UTC %Y"),
+            up / 3600,
+            up / 60 % 60,
+            up % 60,
+            crate::VERSION.trim_start_matches('v'),
+        )
     }
 
     fn openid_configuration(&self) -> serde_json::Value {
@@ -476,12 +566,28 @@ fn new_audit_id() -> HeaderValue {
     HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
+/// When the server stops: some time after it was told to.
+fn stopped_after(config: &Config) -> CancellationToken {
+    let delay = config.limits.shutdown_delay_duration;
+    if delay.is_zero() {
+        return config.shutdown.clone();
+    }
+    let (told, stopped) = (config.shutdown.clone(), CancellationToken::new());
+    let stopping = stopped.clone();
+    tokio::spawn(async move {
+        told.cancelled().await;
+        tokio::time::sleep(delay).await;
+        stopping.cancel();
+    });
+    stopped
+}
+
 fn version() -> serde_json::Value {
     let mut numbers = crate::VERSION.trim_start_matches('v').split('.');
     json!({
         "major": numbers.next(), "minor": numbers.next(), "gitVersion": crate::VERSION, "gitCommit": "", "gitTreeState": "clean",
         "buildDate": "", "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",
-        "emulationMajor": "1", "emulationMinor": "36",
+        "emulationMajor": "1", "emulationMinor": "36", "minCompatibilityMajor": "1", "minCompatibilityMinor": "35",
     })
 }
 

@@ -380,7 +380,7 @@ async fn resize_containers(
     if differing.is_empty() && !under_way {
         return None;
     }
-    let outcome = resize::actuate(kubelet, pod, differing).await;
+    let outcome = resize::actuate(kubelet, differing).await;
     let error = outcome.err();
     let now = match kubelet.inspect(pod.uid()).await {
         Ok(now) => now,

@@ -1,12 +1,14 @@
-//! Kinds that carry data rather than a desired state: ConfigMap, Secret, ServiceAccount, Event, Lease, LimitRange,
-//! ResourceQuota, ControllerRevision.
+//! Kinds that carry data rather than a desired state: ConfigMap, Secret, ServiceAccount, ControllerRevision.
 
 use std::borrow::Cow;
 
-use serde_json::{Map, Value};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Value, json};
 
-use super::{Strategy, text};
-use crate::validation::{self, Errors};
+use super::{MetaCheck, Strategy, items_mut, text};
+use crate::meta;
+use crate::validation::{At, Errors, config_map_key};
 
 /// Upstream's limit for the data of one Secret or ConfigMap, in bytes.
 const MAX_DATA: usize = 1024 * 1024;
@@ -14,36 +16,38 @@ const MAX_DATA: usize = 1024 * 1024;
 pub(super) struct ConfigMap;
 
 impl Strategy for ConfigMap {
+    fn prepare_create(&self, _object: &mut Value) {}
+
+    fn prepare_update(&self, _object: &mut Value, _old: &Value) {}
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
+        let root = At::root(object);
+        let (data, binary) = (root.field("data"), root.field("binaryData"));
         let mut total = 0;
-        for part in ["data", "binaryData"] {
-            for (key, value) in object[part].as_object().into_iter().flatten() {
-                for problem in validation::config_map_key(key) {
-                    errors.invalid(&format!("{part}[{key}]"), &key.as_str().into(), &problem);
-                }
-                total += value.as_str().map_or(0, str::len);
+        for (key, value) in data.entries() {
+            validate_key(&value, key, errors);
+            if binary.get(key).is_string() {
+                let detail = "duplicate of key present in binaryData";
+                errors.invalid_text(&value, key, detail);
             }
+            total += value.str().len();
         }
-        for key in object["binaryData"]
-            .as_object()
-            .into_iter()
-            .flat_map(Map::keys)
-        {
-            if object["data"].get(key).is_some() {
-                errors.invalid(
-                    &format!("data[{key}]"),
-                    &key.as_str().into(),
-                    "duplicate of key present in binaryData",
-                );
-            }
+        for (key, value) in binary.entries() {
+            validate_key(&value, key, errors);
+            total += decoded_length(value.str());
         }
         if total > MAX_DATA {
-            errors.too_long("", MAX_DATA);
+            errors.too_long("[]", MAX_DATA);
         }
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
+    fn validate_on_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
         validate_immutable(object, old, &["data", "binaryData"], errors);
+        self.validate(object, errors);
+    }
+
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Update, MetaCheck::Whole]
     }
 
     fn generation_of(&self) -> &'static [&'static str] {
@@ -51,75 +55,155 @@ impl Strategy for ConfigMap {
     }
 }
 
+fn validate_key(at: &At<'_, '_>, key: &str, errors: &mut Errors) {
+    for problem in config_map_key(key) {
+        errors.invalid_text(at, key, &problem);
+    }
+}
+
+/// How many bytes base64 stands for.
+fn decoded_length(text: &str) -> usize {
+    let padding = text.bytes().rev().take_while(|b| *b == b'=').count();
+    (text.len() / 4 * 3).saturating_sub(padding)
+}
+
 fn validate_immutable(object: &Value, old: &Value, parts: &[&str], errors: &mut Errors) {
     if old["immutable"] != true {
         return;
     }
+    const DETAIL: &str = "field is immutable when `immutable` is set";
     if object["immutable"] != true {
-        errors.forbidden("immutable", "field is immutable when `immutable` is set");
+        errors.forbidden("immutable", DETAIL);
     }
-    for part in parts {
-        if object[*part] != old[*part] {
-            errors.forbidden(part, "field is immutable when `immutable` is set");
-        }
+    for part in parts.iter().filter(|part| object[**part] != old[**part]) {
+        errors.forbidden(part, DETAIL);
     }
 }
 
 pub(super) struct Secret;
 
+impl Secret {
+    /// Files of the Docker client, which are JSON objects.
+    fn validate_docker(data: &At<'_, '_>, key: &str, errors: &mut Errors) {
+        let file = data.key(key);
+        if !file.is_set() {
+            errors.required(&file, "");
+            return;
+        }
+        let bytes = BASE64.decode(file.str()).unwrap_or_default();
+        if let Some(problem) = not_an_object(&bytes) {
+            errors.invalid_text(&file, "<secret contents redacted>", &problem);
+        }
+    }
+}
+
+/// Why bytes are not a JSON object, in words of Go's.
+fn not_an_object(bytes: &[u8]) -> Option<String> {
+    let kind = match serde_json::from_slice(bytes) {
+        Ok(Value::Object(_) | Value::Null) => return None,
+        Ok(Value::Array(_)) => "array",
+        Ok(Value::String(_)) => "string",
+        Ok(Value::Number(_)) => "number",
+        Ok(Value::Bool(_)) => "bool",
+        Err(error) if error.is_eof() => return Some("unexpected end of JSON input".to_owned()),
+        Err(_) => {
+            let text = String::from_utf8_lossy(bytes);
+            let first = text.trim_start().chars().next().unwrap_or_default();
+            let detail = format!("invalid character '{first}' looking for beginning of value");
+            return Some(detail);
+        }
+    };
+    Some(format!(
+        "json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
+    ))
+}
+
 impl Strategy for Secret {
     fn default(&self, object: &mut Value) {
-        use base64::Engine as _;
         // `stringData` is write-only: it lands in `data`.
         let Some(Value::Object(strings)) =
             object.as_object_mut().and_then(|m| m.remove("stringData"))
         else {
             return;
         };
-        let data = crate::meta::child(object, "data");
+        let data = meta::child(object, "data");
         for (key, value) in strings {
-            let encoded = base64::engine::general_purpose::STANDARD
-                .encode(value.as_str().unwrap_or_default());
+            let encoded = BASE64.encode(value.as_str().unwrap_or_default());
             data.insert(key, encoded.into());
         }
     }
 
+    fn prepare_create(&self, _object: &mut Value) {}
+
+    fn prepare_update(&self, _object: &mut Value, _old: &Value) {}
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
+        let root = At::root(object);
+        let data = root.field("data");
         let mut total = 0;
-        for (key, value) in object["data"].as_object().into_iter().flatten() {
-            for problem in validation::config_map_key(key) {
-                errors.invalid(&format!("data[{key}]"), &key.as_str().into(), &problem);
-            }
-            total += value.as_str().map_or(0, str::len) / 4 * 3;
+        for (key, value) in data.entries() {
+            validate_key(&value, key, errors);
+            total += decoded_length(value.str());
         }
         if total > MAX_DATA {
-            errors.too_long("data", MAX_DATA);
+            errors.too_long(&data, MAX_DATA);
         }
-        let required: &[&str] = match object["type"].as_str().unwrap_or_default() {
-            "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
-            "kubernetes.io/dockercfg" => &[".dockercfg"],
-            "kubernetes.io/tls" => &["tls.crt", "tls.key"],
-            "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
-            _ => &[],
-        };
-        for key in required {
-            if object["data"].get(*key).is_none() {
-                errors.required(&format!("data[{key}]"), "");
+        let missing = |key: &str| !data.get(key).is_string();
+        match root.text("type") {
+            "kubernetes.io/service-account-token" => {
+                let name = "kubernetes.io/service-account.name";
+                if meta::annotation(object, name).is_none_or(str::is_empty) {
+                    errors.required(format_args!("metadata.annotations[{name}]"), "");
+                }
             }
-        }
-        if object["type"] == "kubernetes.io/service-account-token"
-            && crate::meta::annotation(object, "kubernetes.io/service-account.name").is_none()
-        {
-            errors.required(
-                "metadata.annotations[kubernetes.io/service-account.name]",
-                "",
-            );
+            "kubernetes.io/dockercfg" => Self::validate_docker(&data, ".dockercfg", errors),
+            "kubernetes.io/dockerconfigjson" => {
+                Self::validate_docker(&data, ".dockerconfigjson", errors);
+            }
+            "kubernetes.io/basic-auth" => {
+                if missing("username") && missing("password") {
+                    errors.required(data.key("username"), "");
+                    errors.required(data.key("password"), "");
+                }
+            }
+            "kubernetes.io/ssh-auth" => {
+                if data.text("ssh-privatekey").is_empty() {
+                    errors.required(data.key("ssh-privatekey"), "");
+                }
+            }
+            "kubernetes.io/tls" => {
+                for key in ["tls.crt", "tls.key"]
+                    .into_iter()
+                    .filter(|key| missing(key))
+                {
+                    errors.required(data.key(key), "");
+                }
+            }
+            _ => {}
         }
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
+    fn validate_on_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
         errors.immutable("type", &object["type"], &old["type"]);
         validate_immutable(object, old, &["data"], errors);
+        self.validate(object, errors);
+    }
+
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Update, MetaCheck::Whole]
+    }
+
+    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        if object["type"] != "kubernetes.io/tls" {
+            return Vec::new();
+        }
+        let part = |key: &str| {
+            let decoded = BASE64.decode(object["data"][key].as_str().unwrap_or_default());
+            String::from_utf8_lossy(&decoded.unwrap_or_default()).into_owned()
+        };
+        let warning =
+            unusable_certificate(&part("tls.crt")).or_else(|| unusable_key(&part("tls.key")));
+        warning.into_iter().collect()
     }
 
     fn generation_of(&self) -> &'static [&'static str] {
@@ -135,181 +219,86 @@ impl Strategy for Secret {
     }
 }
 
+/// The types of the blocks of a PEM file.
+fn pem_blocks(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        line.trim_end()
+            .strip_prefix("-----BEGIN ")?
+            .strip_suffix("-----")
+    })
+}
+
+/// Why there is no certificate in a file, in words of Go's.
+fn unusable_certificate(text: &str) -> Option<String> {
+    let found: Vec<&str> = pem_blocks(text).collect();
+    match found.as_slice() {
+        found if found.contains(&"CERTIFICATE") => None,
+        [] => Some("tls: failed to find any PEM data in certificate input".to_owned()),
+        [one] if one.ends_with("PRIVATE KEY") => Some(
+            "tls: failed to find certificate PEM data in certificate input, but did find a private key; PEM inputs may have been switched"
+                .to_owned(),
+        ),
+        found => Some(format!(
+            "tls: failed to find \"CERTIFICATE\" PEM block in certificate input after skipping PEM blocks of the following types: [{}]",
+            found.join(" ")
+        )),
+    }
+}
+
+/// Why there is no private key in a file, in words of Go's.
+fn unusable_key(text: &str) -> Option<String> {
+    let found: Vec<&str> = pem_blocks(text).collect();
+    match found.as_slice() {
+        found if found.iter().any(|block| block.ends_with("PRIVATE KEY")) => None,
+        [] => Some("tls: failed to find any PEM data in key input".to_owned()),
+        ["CERTIFICATE"] => Some(
+            "tls: found a certificate rather than a key in the PEM for the private key".to_owned(),
+        ),
+        found => Some(format!(
+            "tls: failed to find PEM block with type ending in \"PRIVATE KEY\" in key input after skipping PEM blocks of the following types: [{}]",
+            found.join(" ")
+        )),
+    }
+}
+
 pub(super) struct ServiceAccount;
 
+impl ServiceAccount {
+    /// Of references to secrets only names count.
+    fn narrow(object: &mut Value) {
+        for secret in items_mut(object, &["secrets"]) {
+            let name = secret["name"].take();
+            *secret = if name.is_null() {
+                json!({})
+            } else {
+                json!({"name": name})
+            };
+        }
+    }
+}
+
 impl Strategy for ServiceAccount {
-    fn generation_of(&self) -> &'static [&'static str] {
-        &[]
-    }
-}
-
-pub(super) struct Event;
-
-impl Strategy for Event {
-    fn generation_of(&self) -> &'static [&'static str] {
-        &[]
+    fn prepare_create(&self, object: &mut Value) {
+        Self::narrow(object);
     }
 
-    fn allow_create_on_update(&self) -> bool {
-        true
+    fn prepare_update(&self, object: &mut Value, _old: &Value) {
+        Self::narrow(object);
     }
 
-    fn selectable_fields(&self) -> &'static [&'static str] {
-        &[
-            "involvedObject.kind",
-            "involvedObject.namespace",
-            "involvedObject.name",
-            "involvedObject.uid",
-            "involvedObject.apiVersion",
-            "involvedObject.resourceVersion",
-            "involvedObject.fieldPath",
-            "regarding.kind",
-            "regarding.namespace",
-            "regarding.name",
-            "regarding.uid",
-            "reason",
-            "reportingComponent",
-            "reportingController",
-            "source",
-            "type",
-        ]
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Update, MetaCheck::Whole]
     }
 
-    fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {
-        Some(match field {
-            "involvedObject.kind" => text(object, "/involvedObject/kind"),
-            "involvedObject.namespace" => text(object, "/involvedObject/namespace"),
-            "involvedObject.name" => text(object, "/involvedObject/name"),
-            "involvedObject.uid" => text(object, "/involvedObject/uid"),
-            "involvedObject.apiVersion" => text(object, "/involvedObject/apiVersion"),
-            "involvedObject.resourceVersion" => text(object, "/involvedObject/resourceVersion"),
-            "involvedObject.fieldPath" => text(object, "/involvedObject/fieldPath"),
-            "regarding.kind" => text(object, "/involvedObject/kind"),
-            "regarding.namespace" => text(object, "/involvedObject/namespace"),
-            "regarding.name" => text(object, "/involvedObject/name"),
-            "regarding.uid" => text(object, "/involvedObject/uid"),
-            "reason" => text(object, "/reason"),
-            "reportingComponent" | "reportingController" => text(object, "/reportingComponent"),
-            "source" => text(object, "/source/component"),
-            "type" => text(object, "/type"),
-            _ => return None,
-        })
-    }
-}
-
-pub(super) struct Lease;
-
-impl Strategy for Lease {
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        let duration = &object["spec"]["leaseDurationSeconds"];
-        if duration.as_i64().is_some_and(|n| n <= 0) {
-            errors.invalid(
-                "spec.leaseDurationSeconds",
-                duration,
-                "must be greater than 0",
-            );
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let name = "kubernetes.io/enforce-mountable-secrets";
+        let has = |object: &Value| meta::annotation(object, name).is_some();
+        if !has(object) || old.is_some_and(has) {
+            return Vec::new();
         }
-        errors.non_negative("spec.leaseTransitions", &object["spec"]["leaseTransitions"]);
-    }
-
-    fn generation_of(&self) -> &'static [&'static str] {
-        &[]
-    }
-
-    fn allow_create_on_update(&self) -> bool {
-        true
-    }
-
-    fn allow_unconditional_update(&self) -> bool {
-        false
-    }
-}
-
-pub(super) struct LimitRange;
-
-impl Strategy for LimitRange {
-    fn default(&self, object: &mut Value) {
-        for item in object["spec"]["limits"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-        {
-            if item["type"] != "Container" {
-                continue;
-            }
-            // A container's default limit is its maximum, its default request the default limit, else its minimum.
-            for (target, sources) in [
-                ("default", ["max", "max"]),
-                ("defaultRequest", ["default", "min"]),
-            ] {
-                for source in sources {
-                    for (name, amount) in item[source].as_object().cloned().unwrap_or_default() {
-                        super::default_at(item, &[target, &name], amount);
-                    }
-                }
-            }
-        }
-    }
-
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        let parse = |v: &Value| {
-            v.as_str()
-                .and_then(|t| t.parse::<crate::quantity::Quantity>().ok())
-        };
-        for (i, item) in object["spec"]["limits"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .enumerate()
-        {
-            for (name, min) in item["min"].as_object().into_iter().flatten() {
-                if let (Some(low), Some(high)) = (parse(min), parse(&item["max"][name]))
-                    && low > high
-                {
-                    let detail = format!("min value {low} is greater than max value {high}");
-                    errors.invalid(&format!("spec.limits[{i}].min[{name}]"), min, &detail);
-                }
-            }
-        }
-    }
-
-    fn generation_of(&self) -> &'static [&'static str] {
-        &[]
-    }
-}
-
-pub(super) struct ResourceQuota;
-
-impl Strategy for ResourceQuota {
-    fn validate(&self, object: &Value, errors: &mut Errors) {
-        for (name, amount) in object["spec"]["hard"].as_object().into_iter().flatten() {
-            for problem in validation::qualified_name(name.trim_start_matches("count/")) {
-                errors.invalid(
-                    &format!("spec.hard[{name}]"),
-                    &name.as_str().into(),
-                    &problem,
-                );
-            }
-            if amount
-                .as_str()
-                .and_then(|a| a.parse::<crate::quantity::Quantity>().ok())
-                .is_some_and(|q| q.is_negative())
-            {
-                errors.invalid(
-                    &format!("spec.hard[{name}]"),
-                    amount,
-                    "must be greater than or equal to 0",
-                );
-            }
-        }
-    }
-
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        errors.immutable(
-            "spec.scopes",
-            &object["spec"]["scopes"],
-            &old["spec"]["scopes"],
-        );
+        vec![format!(
+            "metadata.annotations[{name}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"
+        )]
     }
 
     fn generation_of(&self) -> &'static [&'static str] {
@@ -320,15 +309,75 @@ impl Strategy for ResourceQuota {
 pub(super) struct ControllerRevision;
 
 impl Strategy for ControllerRevision {
+    fn prepare_create(&self, _object: &mut Value) {}
+
+    fn prepare_update(&self, _object: &mut Value, _old: &Value) {}
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        errors.non_negative("revision", &object["revision"]);
+        let root = At::root(object);
+        errors.non_negative(&root.field("revision"));
+        match object["data"] {
+            Value::Object(_) => {}
+            Value::Null => errors.required("data", "data is mandatory"),
+            _ => errors.required("data", "data must be a valid JSON object"),
+        }
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
+    fn validate_on_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
+        errors.non_negative(&At::root(object).field("revision"));
         errors.immutable("data", &object["data"], &old["data"]);
+    }
+
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Update, MetaCheck::Whole]
     }
 
     fn generation_of(&self) -> &'static [&'static str] {
         &[]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_stands_for_fewer_bytes() {
+        for bytes in ["", "a", "ab", "abc", "abcd"] {
+            assert_eq!(decoded_length(&BASE64.encode(bytes)), bytes.len());
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_object_is_told_in_words_of_go() {
+        assert_eq!(not_an_object(b"{}"), None);
+        assert_eq!(not_an_object(b"").unwrap(), "unexpected end of JSON input");
+        assert!(
+            not_an_object(b"x")
+                .unwrap()
+                .starts_with("invalid character 'x' looking")
+        );
+        assert!(
+            not_an_object(b"[]")
+                .unwrap()
+                .contains("cannot unmarshal array")
+        );
+    }
+
+    #[test]
+    fn switched_files_are_noticed() {
+        let key = "-----BEGIN RSA PRIVATE KEY-----\n-----END RSA PRIVATE KEY-----\n";
+        let certificate = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n";
+        assert!(
+            unusable_certificate(key)
+                .unwrap()
+                .ends_with("may have been switched")
+        );
+        assert!(
+            unusable_key(certificate)
+                .unwrap()
+                .starts_with("tls: found a certificate")
+        );
+        assert_eq!(unusable_certificate(certificate), None);
     }
 }

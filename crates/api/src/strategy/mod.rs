@@ -7,17 +7,20 @@ mod authorization;
 mod autoscaling;
 mod certificates;
 mod config;
+mod coordination;
 mod cronjob;
 pub mod customresourcedefinition;
 mod daemonset;
 mod deployment;
 mod disruption;
+mod event;
 mod flowcontrol;
 mod job;
 mod namespace;
 mod networking;
 mod node;
 mod pod;
+mod quota;
 mod replicaset;
 mod reviews;
 mod scheduling;
@@ -25,6 +28,7 @@ mod service;
 mod statefulset;
 mod storage;
 mod template;
+mod workload;
 
 use std::borrow::Cow;
 
@@ -62,6 +66,9 @@ pub trait Strategy: Sync + Send {
         keep_all_but_status(object, old);
     }
 
+    /// Normalises an update of another subresource that is a part of the object.
+    fn prepare_subresource_update(&self, _subresource: &str, _object: &mut Value, _old: &Value) {}
+
     /// Finalizers must be upstream's own or have a domain.
     fn has_standard_finalizers(&self) -> bool {
         true
@@ -69,6 +76,11 @@ pub trait Strategy: Sync + Send {
 
     /// What the author of a write should know, though it is done.
     fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What the author of a write of the status should know, though it is done.
+    fn status_warnings(&self, _object: &Value) -> Vec<String> {
         Vec::new()
     }
 
@@ -87,6 +99,21 @@ pub trait Strategy: Sync + Send {
 
     /// What an update of the `status` subresource has to satisfy.
     fn validate_status(&self, _object: &Value, _old: &Value, _errors: &mut Errors) {}
+
+    /// What an update of another subresource that is a part of the object has to satisfy.
+    fn validate_subresource(
+        &self,
+        _subresource: &str,
+        _object: &Value,
+        _old: &Value,
+        _errors: &mut Errors,
+    ) {
+    }
+
+    /// How often, and how, upstream looks at metadata in an update, besides what it does for every kind.
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Update]
+    }
 
     /// Parts whose change counts as a new `metadata.generation`; empty for kinds without one.
     fn generation_of(&self) -> &'static [&'static str] {
@@ -131,6 +158,15 @@ pub trait Strategy: Sync + Send {
     }
 }
 
+/// How metadata is validated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetaCheck {
+    /// What may not change.
+    Update,
+    /// All of it, as in a new object.
+    Whole,
+}
+
 /// The strategy of a kind.
 #[must_use]
 pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
@@ -143,10 +179,12 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("", "ConfigMap") => &config::ConfigMap,
         ("", "Secret") => &config::Secret,
         ("", "ServiceAccount") => &config::ServiceAccount,
-        ("" | "events.k8s.io", "Event") => &config::Event,
-        ("", "Endpoints") | ("discovery.k8s.io", "EndpointSlice") => &networking::Endpoints,
-        ("", "LimitRange") => &config::LimitRange,
-        ("", "ResourceQuota") => &config::ResourceQuota,
+        ("", "Event") => &event::Event::Core,
+        ("events.k8s.io", "Event") => &event::Event::Events,
+        ("", "Endpoints") => &networking::Endpoints,
+        ("discovery.k8s.io", "EndpointSlice") => &networking::EndpointSlice,
+        ("", "LimitRange") => &quota::LimitRange,
+        ("", "ResourceQuota") => &quota::ResourceQuota,
         ("", "PersistentVolume") => &storage::PersistentVolume,
         ("", "PersistentVolumeClaim") => &storage::PersistentVolumeClaim,
         ("", "ReplicationController") => &replicaset::ReplicationController,
@@ -161,6 +199,9 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("apiregistration.k8s.io", "APIService") => &apiservice::ApiService,
         ("policy", "PodDisruptionBudget") => &disruption::PodDisruptionBudget,
         ("networking.k8s.io", "Ingress") => &networking::Ingress,
+        ("networking.k8s.io", "IngressClass") => &networking::IngressClass,
+        ("networking.k8s.io", "IPAddress") => &networking::IpAddress,
+        ("networking.k8s.io", "ServiceCIDR") => &networking::ServiceCidr,
         ("networking.k8s.io", "NetworkPolicy") => &networking::NetworkPolicy,
         ("rbac.authorization.k8s.io", "Role") => &authorization::Role { namespaced: true },
         ("rbac.authorization.k8s.io", "ClusterRole") => &authorization::Role { namespaced: false },
@@ -187,8 +228,14 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
             &flowcontrol::PriorityLevelConfiguration
         }
         ("scheduling.k8s.io", "PriorityClass") => &scheduling::PriorityClass,
+        ("node.k8s.io", "RuntimeClass") => &scheduling::RuntimeClass,
         ("storage.k8s.io", "StorageClass") => &storage::StorageClass,
-        ("coordination.k8s.io", "Lease") => &config::Lease,
+        ("storage.k8s.io", "VolumeAttributesClass") => &storage::VolumeAttributesClass,
+        ("storage.k8s.io", "VolumeAttachment") => &storage::VolumeAttachment,
+        ("storage.k8s.io", "CSIDriver") => &storage::CsiDriver,
+        ("storage.k8s.io", "CSINode") => &storage::CsiNode,
+        ("storage.k8s.io", "CSIStorageCapacity") => &storage::CsiStorageCapacity,
+        ("coordination.k8s.io", "Lease") => &coordination::Lease,
         (
             "admissionregistration.k8s.io",
             "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",
@@ -249,6 +296,45 @@ pub(crate) fn keep_all_but_status(object: &mut Value, old: &Value) {
     *object = kept;
 }
 
+/// Keeps what metadata says of the object's life, as writes of its parts do.
+pub(crate) fn keep_metadata(object: &mut Value, old: &Value) {
+    let kept = &old["metadata"];
+    let metadata = meta::metadata(object);
+    for field in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "ownerReferences",
+        "labels",
+        "annotations",
+        "finalizers",
+    ] {
+        match kept.get(field) {
+            Some(value) => {
+                metadata.insert(field.to_owned(), value.clone());
+            }
+            None => {
+                metadata.remove(field);
+            }
+        }
+    }
+}
+
+/// What is at `path`, to be changed. Unlike with indexing, nothing is made of what is not there.
+pub(crate) fn at_mut<'v>(value: &'v mut Value, path: &[&str]) -> Option<&'v mut Value> {
+    path.iter().try_fold(value, |at, step| at.get_mut(*step))
+}
+
+/// The items of the list at `path`, to be changed.
+pub(crate) fn items_mut<'v>(
+    value: &'v mut Value,
+    path: &[&str],
+) -> impl Iterator<Item = &'v mut Value> + use<'v> {
+    at_mut(value, path)
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+}
+
 /// Inserts `value` at `path` when nothing is there.
 pub(crate) fn default_at(object: &mut Value, path: &[&str], value: impl Into<Value>) {
     let Some((last, parents)) = path.split_last() else {
@@ -263,7 +349,10 @@ pub(crate) fn default_at(object: &mut Value, path: &[&str], value: impl Into<Val
         Value::Object(map) => map,
         _ => return,
     };
-    map.entry(*last).or_insert_with(|| value.into());
+    let slot = map.entry(*last).or_insert(Value::Null);
+    if slot.is_null() {
+        *slot = value.into();
+    }
 }
 
 /// A string at `pointer` as a selectable field.

@@ -4,15 +4,25 @@ use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
-use super::{Strategy, copy_field, text};
+use super::{MetaCheck, Strategy, copy_field, text};
 use crate::meta;
-use crate::validation::{self, Problems};
+use crate::validation::{At, Errors, Problems, dns_label, qualified_name, standard_finalizer};
+
+/// What keeps a namespace until its content is gone.
+const FINALIZER: &str = "kubernetes";
 
 pub(super) struct Namespace;
 
+impl Namespace {
+    fn validate_finalizer(at: &At<'_, '_>, name: &str, errors: &mut Errors) {
+        errors.problems(at, qualified_name(name));
+        standard_finalizer(errors, at);
+    }
+}
+
 impl Strategy for Namespace {
     fn name_rule(&self) -> fn(&str) -> Problems {
-        validation::dns_label
+        dns_label
     }
 
     fn default(&self, object: &mut Value) {
@@ -28,12 +38,68 @@ impl Strategy for Namespace {
 
     fn prepare_create(&self, object: &mut Value) {
         object["status"] = json!({"phase": "Active"});
-        object["spec"] = json!({"finalizers": ["kubernetes"]});
+        let spec = meta::child(object, "spec");
+        let finalizers = spec.entry("finalizers").or_insert(Value::Null);
+        match finalizers.as_array_mut() {
+            Some(list) if list.iter().any(|f| f == FINALIZER) => {}
+            Some(list) => list.push(FINALIZER.into()),
+            None => *finalizers = json!([FINALIZER]),
+        }
     }
 
     fn prepare_update(&self, object: &mut Value, old: &Value) {
         copy_field(object, old, "spec");
         copy_field(object, old, "status");
+    }
+
+    fn prepare_status_update(&self, object: &mut Value, old: &Value) {
+        copy_field(object, old, "spec");
+    }
+
+    fn prepare_subresource_update(&self, _finalize: &str, object: &mut Value, old: &Value) {
+        copy_field(object, old, "status");
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Errors) {
+        let root = At::root(object);
+        let spec = root.field("spec");
+        let finalizers = spec.field("finalizers");
+        for finalizer in finalizers.items() {
+            // Errors name the list, not its item, and the name.
+            let place = spec.place("finalizers", finalizer.value());
+            Self::validate_finalizer(&place, finalizer.str(), errors);
+        }
+    }
+
+    fn validate_status(&self, object: &Value, _old: &Value, errors: &mut Errors) {
+        let phase = &object["status"]["phase"];
+        let (wanted, when) = if object["metadata"]["deletionTimestamp"].is_null() {
+            ("Active", "empty")
+        } else {
+            ("Terminating", "not empty")
+        };
+        if *phase != wanted {
+            let detail = format!("may only be '{wanted}' if `deletionTimestamp` is {when}");
+            errors.invalid_text("status.Phase", phase.as_str().unwrap_or_default(), &detail);
+        }
+    }
+
+    fn validate_subresource(
+        &self,
+        _finalize: &str,
+        object: &Value,
+        _old: &Value,
+        errors: &mut Errors,
+    ) {
+        let root = At::root(object);
+        let spec = root.field("spec");
+        for finalizer in spec.field("finalizers").items() {
+            Self::validate_finalizer(&finalizer, finalizer.str(), errors);
+        }
+    }
+
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Whole, MetaCheck::Update]
     }
 
     fn generation_of(&self) -> &'static [&'static str] {

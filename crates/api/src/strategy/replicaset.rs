@@ -2,36 +2,71 @@
 
 use std::borrow::Cow;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::{Strategy, template, text};
-use crate::validation::Errors;
+use super::template::{self, Options};
+use super::workload::{self, PartOf};
+use super::{Strategy, text};
+use crate::selector::LabelSelector;
+use crate::validation::{At, Errors};
+
+const COUNTS: &[&str] = &[
+    "replicas",
+    "fullyLabeledReplicas",
+    "readyReplicas",
+    "availableReplicas",
+    "observedGeneration",
+    "terminatingReplicas",
+];
+const OF_ALL: &str = "cannot be greater than status.replicas";
+const PARTS: &[PartOf] = &[
+    ("fullyLabeledReplicas", "replicas", OF_ALL),
+    ("readyReplicas", "replicas", OF_ALL),
+    ("availableReplicas", "replicas", OF_ALL),
+    (
+        "availableReplicas",
+        "readyReplicas",
+        "cannot be greater than readyReplicas",
+    ),
+];
 
 pub(super) struct ReplicaSet;
 
+impl ReplicaSet {
+    fn validate_with(object: &Value, options: &Options, errors: &mut Errors) {
+        let root = At::root(object);
+        let spec = root.field("spec");
+        errors.non_negative_fields(&spec, &["replicas", "minReadySeconds"]);
+        template::validate_workload(&spec, options, errors);
+    }
+}
+
 impl Strategy for ReplicaSet {
     fn default(&self, object: &mut Value) {
-        template::default_spec(&mut object["spec"]["template"]["spec"]);
+        template::default_template(object, &["spec", "template"]);
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        errors.non_negative("spec.replicas", &object["spec"]["replicas"]);
-        errors.non_negative("spec.minReadySeconds", &object["spec"]["minReadySeconds"]);
-        template::validate_selector(object, errors);
-        template::validate_template(
-            &object["spec"]["template"],
-            "spec.template",
-            &["Always"],
-            errors,
-        );
+        Self::validate_with(object, &Options::new(false), errors);
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
+    fn validate_on_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
+        let options = Options::for_update(false, &old["spec"]["template"]);
+        Self::validate_with(object, &options, errors);
         errors.immutable(
             "spec.selector",
             &object["spec"]["selector"],
             &old["spec"]["selector"],
         );
+    }
+
+    fn validate_status(&self, object: &Value, _old: &Value, errors: &mut Errors) {
+        let root = At::root(object);
+        workload::validate_counts(&root.field("status"), COUNTS, PARTS, errors);
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        workload::named_warnings(object, old)
     }
 
     fn selectable_fields(&self) -> &'static [&'static str] {
@@ -45,47 +80,72 @@ impl Strategy for ReplicaSet {
 
 pub(super) struct ReplicationController;
 
+impl ReplicationController {
+    fn validate_with(object: &Value, options: &Options, errors: &mut Errors) {
+        let root = At::root(object);
+        let spec = root.field("spec");
+        errors.non_negative(&spec.field("minReadySeconds"));
+        let selector = spec.field("selector");
+        if selector.is_empty() {
+            errors.required(&selector, "");
+        }
+        let replicas = spec.field("replicas");
+        if replicas.is_set() {
+            errors.non_negative(&replicas);
+        } else {
+            errors.required(&replicas, "");
+        }
+        let template = spec.field("template");
+        if !template.is_set() {
+            errors.required(&template, "");
+            return;
+        }
+        let metadata = template.field("metadata");
+        let labels = metadata.field("labels");
+        let selects = LabelSelector::from_match_labels(selector.map());
+        if !selector.is_empty() && !selects.matches(labels.map()) {
+            let detail = "`selector` does not match template `labels`";
+            errors.invalid(&labels, labels.value(), detail);
+        }
+        template::validate(&template, options, errors);
+        template::validate_always_running(&template, "ReplicationController", errors);
+    }
+}
+
 impl Strategy for ReplicationController {
     fn default(&self, object: &mut Value) {
-        template::default_spec(&mut object["spec"]["template"]["spec"]);
+        template::default_template(object, &["spec", "template"]);
         let labels = object["spec"]["template"]["metadata"]["labels"].clone();
         if labels.is_object() {
-            if object["spec"]["selector"]
-                .as_object()
-                .is_none_or(serde_json::Map::is_empty)
-            {
-                object["spec"]["selector"] = labels.clone();
-            }
-            if object["metadata"]["labels"]
-                .as_object()
-                .is_none_or(serde_json::Map::is_empty)
-            {
-                object["metadata"]["labels"] = labels;
+            for holder in ["spec", "metadata"] {
+                let field = if holder == "spec" {
+                    "selector"
+                } else {
+                    "labels"
+                };
+                if object[holder][field].as_object().is_none_or(Map::is_empty) {
+                    object[holder][field] = labels.clone();
+                }
             }
         }
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        errors.non_negative("spec.replicas", &object["spec"]["replicas"]);
-        let selector = object["spec"]["selector"].as_object();
-        if selector.is_none_or(serde_json::Map::is_empty) {
-            errors.required("spec.selector", "");
-        }
-        let labels = &object["spec"]["template"]["metadata"]["labels"];
-        if !crate::selector::LabelSelector::from_match_labels(selector).matches(labels.as_object())
-        {
-            errors.invalid(
-                "spec.template.metadata.labels",
-                labels,
-                "`selector` does not match template `labels`",
-            );
-        }
-        template::validate_template(
-            &object["spec"]["template"],
-            "spec.template",
-            &["Always"],
-            errors,
-        );
+        Self::validate_with(object, &Options::new(false), errors);
+    }
+
+    fn validate_on_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
+        let options = Options::for_update(false, &old["spec"]["template"]);
+        Self::validate_with(object, &options, errors);
+    }
+
+    fn validate_status(&self, object: &Value, _old: &Value, errors: &mut Errors) {
+        let root = At::root(object);
+        workload::validate_counts(&root.field("status"), COUNTS, PARTS, errors);
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        workload::named_warnings(object, old)
     }
 
     fn selectable_fields(&self) -> &'static [&'static str] {

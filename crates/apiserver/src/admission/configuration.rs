@@ -1,7 +1,7 @@
 //! Validation of what configures admission: webhooks and policies, with their expressions.
 
 use fluyt_api::resources::Resource;
-use fluyt_api::validation::{self, Errors};
+use fluyt_api::validation::{self, At, Errors};
 use fluyt_cel::{Environment, Type};
 use serde_json::Value;
 
@@ -135,7 +135,10 @@ fn webhooks(object: &Value, errors: &mut Errors) {
             errors.invalid(&format!("{at}.timeoutSeconds"), &timeout.into(), detail);
         }
         for selector in ["namespaceSelector", "objectSelector"] {
-            validation::label_selector(errors, &format!("{at}.{selector}"), &webhook[selector]);
+            validation::label_selector(
+                errors,
+                &At::named(&webhook[selector], &format!("{at}.{selector}")),
+            );
         }
         validation::webhook_client(
             errors,
@@ -257,8 +260,10 @@ fn policy(spec: &Value, errors: &mut Errors) -> Environment {
     for selector in ["namespaceSelector", "objectSelector"] {
         validation::label_selector(
             errors,
-            &format!("spec.matchConstraints.{selector}"),
-            &constraints[selector],
+            &At::named(
+                &constraints[selector],
+                &format!("spec.matchConstraints.{selector}"),
+            ),
         );
     }
     errors.one_of(

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use ::http::Response;
 use ::http::header::CONTENT_TYPE;
 use bytes::Bytes;
-use fluyt_api::{Error, protobuf, resources, schema::Schema};
+use fluyt_api::{Error, protobuf, resources};
 use http_body::Frame;
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
@@ -164,7 +164,7 @@ fn decoded(body: &[u8]) -> Option<Value> {
         .rsplit_once('/')
         .unwrap_or(("", envelope.api_version));
     let ty = resources::type_of(group, version, envelope.kind)?;
-    let mut object = protobuf::decode(Schema::builtin(), ty, envelope.raw).ok()?;
+    let mut object = protobuf::decode(ty, envelope.raw).ok()?;
     object["apiVersion"] = envelope.api_version.into();
     object["kind"] = envelope.kind.into();
     Some(object)

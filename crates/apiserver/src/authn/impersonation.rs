@@ -374,7 +374,7 @@ fn valid_extra(user: &User) -> Result<(), String> {
             return Err("impersonating the empty string key in extra is not allowed".into());
         }
         let mut errors = Errors::default();
-        fluyt_api::validation::domain_prefixed_path(&mut errors, "extra.key", key);
+        errors.domain_prefixed_path("extra.key", key);
         if let Some(all) = crate::validation::sentence(&errors) {
             return Err(format!(
                 "impersonating an invalid key in extra is not allowed: {all}"

@@ -107,15 +107,19 @@ fn duplicate(text: &str, path: &str) -> String {
     format!("line {line}: key \"{key}\" already set in map")
 }
 
+/// An object without the name that its URL has.
+pub(super) fn nameless(name: &str) -> Error {
+    Error::bad_request(format!(
+        "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+    ))
+}
+
 /// The object must be the one that the URL names.
 fn check_identity(call: &Call, object: &Value) -> Result<(), Error> {
     let at = call.location();
     let name = meta::name(object);
     if name.is_empty() {
-        return Err(Error::bad_request(format!(
-            "the name of the object ({} based on URL) was undeterminable: name must be provided",
-            at.name
-        )));
+        return Err(nameless(at.name));
     }
     let namespace = meta::namespace(object);
     if at.resource.namespaced && !namespace.is_empty() && namespace != at.namespace {

@@ -158,7 +158,7 @@ fn from_protobuf(body: &[u8], expected: Expected<'_>) -> Result<Value, Error> {
     // What is sent may be of another kind than the path's; that is told by its name, not by garbled fields.
     let ty = expected.ty.filter(|_| kind_sent == kind);
     let mut object = match ty {
-        Some(ty) => protobuf::decode(expected.schema, ty, envelope.raw).map_err(|why| {
+        Some(ty) => protobuf::decode(ty, envelope.raw).map_err(|why| {
             Error::bad_request(format!(
                 "{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"
             ))

@@ -40,94 +40,9 @@ pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
 /// A subresource that is a part of the object itself: reading gives the object, writing changes the part.
 async fn part(call: &mut Call) -> Result<Response<Body>, Error> {
     match call.info.verb {
-        "get" => return read::get(call).await,
-        "patch" if call.target.subresource == "status" => return write::patch(call).await,
-        "update" if call.target.subresource == "status" => return write::update(call).await,
-        _ => {}
-    }
-    let cx = call.write_context()?;
-    let body = responses::collect(call.take_body()).await?;
-    let patch = if call.info.verb == "patch" {
-        Some(write::Format::of(call)?)
-    } else {
-        None
-    };
-    let sent = match patch {
-        Some(_) => Value::Null,
-        None => decode::object(&call.parts, &body, &call.info.query, &*call.resource)?.object,
-    };
-    let (subresource, resource) = (call.target.subresource.clone(), call.resource.clone());
-    let query = call.info.query.clone();
-    let change: Change<'_> = Box::new(|current: &Value| {
-        let wanted = match patch {
-            Some(format) => {
-                let mut object = current.clone();
-                format.apply(&resource, &mut object, &body)?;
-                decode::typed(object, Vec::new(), &query, &*resource)?.object
-            }
-            None => sent.clone(),
-        };
-        let mut object = current.clone();
-        meta::set(
-            &mut object,
-            "resourceVersion",
-            wanted["metadata"]["resourceVersion"].clone(),
-        );
-        match subresource.as_str() {
-            "finalize" => {
-                object["metadata"] = wanted["metadata"].clone();
-                object["spec"]["finalizers"] = list_or_empty(&wanted["spec"]["finalizers"])
-            }
-            "ephemeralcontainers" => {
-                object["spec"]["ephemeralContainers"] =
-                    list_or_empty(&wanted["spec"]["ephemeralContainers"])
-            }
-            "resize" => resize(&mut object, &wanted),
-            // Approval: conditions, and metadata as with any update.
-            _ => {
-                object["metadata"] = wanted["metadata"].clone();
-                object["status"]["conditions"] = stamped(&wanted["status"]["conditions"]);
-            }
-        }
-        Ok(object)
-    });
-    let updated = call
-        .server
-        .registry
-        .update(&cx, call.location(), change)
-        .await?;
-    Ok(responses::json(StatusCode::OK, &updated))
-}
-
-fn list_or_empty(value: &Value) -> Value {
-    if value.is_array() {
-        value.clone()
-    } else {
-        json!([])
-    }
-}
-
-/// Conditions with the times that their sender left out.
-fn stamped(conditions: &Value) -> Value {
-    let mut conditions = list_or_empty(conditions);
-    for condition in conditions.as_array_mut().into_iter().flatten() {
-        for field in ["lastUpdateTime", "lastTransitionTime"] {
-            if !condition[field].is_string() {
-                condition[field] = meta::now().into();
-            }
-        }
-    }
-    conditions
-}
-
-fn resize(object: &mut Value, wanted: &Value) {
-    for list in ["containers", "initContainers"] {
-        let wanted = wanted["spec"][list].as_array().cloned().unwrap_or_default();
-        for container in object["spec"][list].as_array_mut().into_iter().flatten() {
-            if let Some(new) = wanted.iter().find(|w| w["name"] == container["name"]) {
-                container["resources"] = new["resources"].clone();
-            }
-        }
+        "get" => read::get(call).await,
+        "patch" => write::patch(call).await,
+        _ => write::update(call).await,
     }
 }
 

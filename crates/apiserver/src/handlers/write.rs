@@ -82,7 +82,7 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
         decode::object(&call.parts, &body, &call.info.query, &*call.resource)?;
     let at = call.location();
     if meta::name(&object).is_empty() {
-        return Err(Error::bad_request("name must be provided"));
+        return Err(apply::nameless(at.name));
     }
     if meta::name(&object) != at.name {
         return Err(Error::bad_request(format!(

@@ -4,15 +4,15 @@ mod delete;
 mod managed;
 mod names;
 mod service;
-mod stored;
+mod write;
 
 use std::sync::Arc;
 
 use fluyt_api::resources::Resource;
-use fluyt_api::strategy::Strategy;
+use fluyt_api::strategy::{MetaCheck, Strategy};
 use fluyt_api::validation::{self, Errors};
 use fluyt_api::{Error, Reason, defaults, meta};
-use fluyt_etcd::{Compare, CompareOp, Delete, Keys, Op, OpResult, Put, Range, Target, Txn};
+use fluyt_etcd::{Compare, CompareOp, Keys, Op, OpResult, Range, Target, Txn};
 use futures::future::BoxFuture;
 use serde_json::Value;
 
@@ -25,6 +25,7 @@ use crate::user::User;
 pub use delete::{DeleteOptions, Deleted};
 pub use managed::Writer;
 pub use service::ServiceNetwork;
+use write::Write;
 
 /// Attempts of an update without resourceVersion that keeps losing races.
 const ATTEMPTS: usize = 20;
@@ -170,17 +171,6 @@ impl Registry {
         Ok(Arc::new(converted))
     }
 
-    /// The stored form of an object: in its resource's stored version, with the revision left to the store.
-    async fn encode(&self, resource: &Resource, object: &Value) -> Result<Vec<u8>, Error> {
-        if resource.definition.is_none() {
-            return Ok(stored::encode(object));
-        }
-        let converted = self
-            .converter
-            .one(object.clone(), storage_resource(resource));
-        Ok(stored::encode(&converted.await?))
-    }
-
     /// Creates an object in its stored version.
     ///
     /// # Errors
@@ -267,9 +257,6 @@ impl Registry {
         strategy.validate(&object, &mut errors);
         custom::validate_definition(resource, &object, None, &mut errors);
         admission::validate_configuration(resource, &object, None, &mut errors);
-        for warning in strategy.warnings(&object, None) {
-            cx.warnings.add(warning);
-        }
         if !errors.is_empty() {
             return Err(Error::invalid(
                 resource.group,
@@ -277,6 +264,9 @@ impl Registry {
                 meta::name(&object),
                 errors.0,
             ));
+        }
+        for warning in strategy.warnings(&object, None) {
+            cx.warnings.add(warning);
         }
         self.admission.validate(&attributes, &object).await?;
         let allocation = self
@@ -300,20 +290,18 @@ impl Registry {
             };
         }
         let lease = self.lease_for(resource).await?;
-        let put = Put {
-            lease,
-            ..Put::new(store_key_bytes(&at), self.encode(resource, &object).await?)
-        };
+        let write = self.write(at, object, lease).await?;
         let txn = Txn {
             compares: vec![Compare {
                 keys: at.store_key(),
                 target: Target::Mod(0),
                 op: CompareOp::Equal,
             }],
-            success: vec![Op::Put(put)],
+            success: vec![write.op()],
             failure: Vec::new(),
         };
-        let result = self.caches.store().txn(txn).await.map_err(store_error)?;
+        let result = self.caches.commit("create", resource, txn).await;
+        let result = result.map_err(store_error)?;
         if !result.succeeded {
             return Err(Error::already_exists(
                 resource.group,
@@ -323,8 +311,7 @@ impl Registry {
         }
         self.settle(result.revision).await;
         drop(allocation);
-        meta::set(&mut object, "resourceVersion", result.revision.to_string());
-        Ok(object)
+        Ok(write.finish(result.revision))
     }
 
     /// Replaces an object by what `change` makes of the present one, retrying when another writer was faster and `change`
@@ -394,7 +381,7 @@ impl Registry {
         check_uid(&object, old, at)?;
         set_namespace(&mut object, at)?;
         keep_system_metadata(&mut object, old);
-        if matches!(at.subresource, "" | "status") {
+        if !matches!(at.subresource, "binding" | "scale") {
             apply_defaults(resource, strategy, &mut object);
         }
         self.track(cx, at, old, &mut object);
@@ -402,8 +389,7 @@ impl Registry {
         match at.subresource {
             "status" => strategy.prepare_status_update(&mut object, old),
             "" => strategy.prepare_update(&mut object, old),
-            // Other subresources have changed just what they are for.
-            _ => {}
+            other => strategy.prepare_subresource_update(other, &mut object, old),
         }
         keep_system_metadata(&mut object, old);
         meta::set(&mut object, "managedFields", managed);
@@ -420,19 +406,7 @@ impl Registry {
             bump_generation(&mut object, old, strategy);
         }
         let mut errors = Errors::default();
-        validation::object_meta(
-            &mut errors,
-            &object,
-            resource.namespaced,
-            strategy.name_rule(),
-        );
-        validation::object_meta_update(&mut errors, &object, old);
-        if strategy.has_standard_finalizers() {
-            validation::standard_finalizers(&mut errors, &object);
-        }
-        for warning in strategy.warnings(&object, Some(old)) {
-            cx.warnings.add(warning);
-        }
+        validate_metadata(at, &object, old, &mut errors);
         match at.subresource {
             "" => {
                 strategy.validate_on_update(&object, old, &mut errors);
@@ -444,7 +418,7 @@ impl Registry {
                 strategy.validate_on_update(&object, old, &mut errors);
             }
             "status" => strategy.validate_status(&object, old, &mut errors),
-            _ => {}
+            other => strategy.validate_subresource(other, &object, old, &mut errors),
         }
         if !errors.is_empty() {
             return Err(Error::invalid(
@@ -453,6 +427,14 @@ impl Registry {
                 at.name,
                 errors.0,
             ));
+        }
+        let warnings = match at.subresource {
+            "" => strategy.warnings(&object, Some(old)),
+            "status" => strategy.status_warnings(&object),
+            _ => Vec::new(),
+        };
+        for warning in warnings {
+            cx.warnings.add(warning);
         }
         self.admission.validate(&attributes, &object).await?;
         let allocation = self
@@ -466,30 +448,40 @@ impl Registry {
         );
         managed::forget_mere_times(&mut object, old);
         let remove = delete::is_finished(resource, &object);
-        if cx.dry_run || (&object == old && !remove) {
+        let unchanged = &object == old && !remove;
+        if cx.dry_run || (unchanged && !self.is_stale(at, current).await) {
             return Ok(Updated::Done(object));
         }
-        let op = if remove {
-            Op::Delete(Delete {
-                keys: at.store_key(),
-                prev_kv: false,
-            })
+        let write = if remove {
+            Write::removal(at, object)
         } else {
             let lease = self.lease_for(resource).await?;
-            Op::Put(Put {
-                lease,
-                ..Put::new(store_key_bytes(&at), self.encode(resource, &object).await?)
-            })
+            self.write(at, object, lease).await?
         };
-        match self.commit(at, current.revision, op).await? {
+        match self.commit(at, current.revision, write.op()).await? {
             Committed::At(revision) => {
                 self.settle(revision).await;
                 drop(allocation);
-                meta::set(&mut object, "resourceVersion", revision.to_string());
-                Ok(Updated::Done(object))
+                Ok(Updated::Done(write.finish(revision)))
             }
             Committed::Lost(newer) => Ok(Updated::Lost(newer)),
         }
+    }
+
+    /// Whether an object would be stored in another form now. Of what is encrypted only the store can tell: keys change
+    /// after the cache has read it.
+    async fn is_stale(&self, at: Location<'_>, current: &Entry) -> bool {
+        let stored_as = storage_resource(at.resource);
+        let storage = &self.caches.storage;
+        if current.stale || !storage.encryption.covers(stored_as) {
+            return current.stale;
+        }
+        let found = self.caches.store().range(Range::new(at.store_key())).await;
+        let Some(kv) = found.ok().and_then(|found| found.kvs.into_iter().next()) else {
+            return false;
+        };
+        let stored = storage.decode(stored_as, &kv.key, &kv.value).await;
+        stored.is_ok_and(|stored| stored.stale)
     }
 
     /// Waits until the caches show a write, so that its author's next request is judged by it. A cache that lags does
@@ -542,6 +534,10 @@ impl Registry {
 
     /// Runs `op` if the object is still at `revision`; otherwise tells what is there now.
     async fn commit(&self, at: Location<'_>, revision: i64, op: Op) -> Result<Committed, Error> {
+        let operation = match &op {
+            Op::Delete(_) => "delete",
+            _ => "update",
+        };
         let txn = Txn {
             compares: vec![Compare {
                 keys: at.store_key(),
@@ -551,7 +547,8 @@ impl Registry {
             success: vec![op],
             failure: vec![Op::Range(Range::new(at.store_key()))],
         };
-        let result = self.caches.store().txn(txn).await.map_err(store_error)?;
+        let result = self.caches.commit(operation, at.resource, txn).await;
+        let result = result.map_err(store_error)?;
         if result.succeeded {
             return Ok(Committed::At(result.revision));
         }
@@ -561,13 +558,11 @@ impl Registry {
         let Some(kv) = range.kvs.into_iter().next() else {
             return Ok(Committed::Lost(None));
         };
-        let entry = Entry::decode(
-            storage_resource(at.resource),
-            &at.key(),
-            kv.mod_revision,
-            &kv.value,
-        )
-        .map_err(Error::internal)?;
+        let entry = self
+            .caches
+            .entry(storage_resource(at.resource), &at.key(), &kv)
+            .await
+            .map_err(Error::internal)?;
         Ok(Committed::Lost(Some(Arc::new(entry))))
     }
 
@@ -602,12 +597,6 @@ enum Updated {
 enum Committed {
     At(i64),
     Lost(Option<Arc<Entry>>),
-}
-
-fn store_key_bytes(at: &Location<'_>) -> bytes::Bytes {
-    match at.store_key() {
-        Keys::One(key) | Keys::Range(key, _) => key,
-    }
 }
 
 fn store_error(error: fluyt_etcd::Error) -> Error {
@@ -669,15 +658,20 @@ fn stamp_new(object: &mut Value, strategy: &dyn Strategy) {
 }
 
 fn keep_system_metadata(object: &mut Value, old: &Value) {
-    for field in [
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "generateName",
-    ] {
-        meta::set(object, field, old["metadata"][field].clone());
+    let kept = &old["metadata"];
+    for field in ["uid", "creationTimestamp", "generation"] {
+        meta::set(object, field, kept[field].clone());
+    }
+    if !kept["deletionTimestamp"].is_null() {
+        meta::set(
+            object,
+            "deletionTimestamp",
+            kept["deletionTimestamp"].clone(),
+        );
+    }
+    let grace = "deletionGracePeriodSeconds";
+    if object["metadata"][grace].is_null() {
+        meta::set(object, grace, kept[grace].clone());
     }
     meta::set(object, "selfLink", Value::Null);
 }
@@ -689,6 +683,29 @@ fn bump_generation(object: &mut Value, old: &Value, strategy: &dyn Strategy) {
     // Looking at a missing part must not leave it behind.
     if let Some(map) = object.as_object_mut() {
         map.retain(|_, v| !v.is_null());
+    }
+}
+
+/// Metadata in an update, as often as upstream looks at it: once for every kind, then as the kind says.
+fn validate_metadata(at: Location<'_>, object: &Value, old: &Value, errors: &mut Errors) {
+    let strategy = at.strategy();
+    let namespaced = at.resource.namespaced;
+    validation::object_meta(errors, object, namespaced, validation::path_segment);
+    validation::object_meta_update(errors, object, old);
+    let checks = match at.subresource {
+        "" => strategy.metadata_on_update(),
+        _ => &[MetaCheck::Update],
+    };
+    for check in checks {
+        match check {
+            MetaCheck::Update => validation::object_meta_update(errors, object, old),
+            MetaCheck::Whole => {
+                validation::object_meta(errors, object, namespaced, strategy.name_rule());
+            }
+        }
+        if strategy.has_standard_finalizers() {
+            validation::standard_finalizers(errors, object);
+        }
     }
 }
 

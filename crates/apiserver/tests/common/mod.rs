@@ -6,8 +6,8 @@ pub mod service;
 
 use std::sync::Arc;
 
-use fluyt_apiserver::dial::Direct;
-use fluyt_apiserver::{Config, Features, MASTERS, Server, ServiceNetwork, User};
+use fluyt_apiserver::{Config, Credentials, Features, MASTERS, Server, Storage, User};
+use fluyt_etcd::DynStore;
 use fluyt_etcd::embedded::Embedded;
 use fluyt_pki::{Authority, Identity, TokenKeys, Usage};
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -19,7 +19,8 @@ pub struct Api {
     pub server: Arc<Server>,
     pub user: User,
     pub authority: Authority,
-    _directory: tempfile::TempDir,
+    pub store: DynStore,
+    _directory: Option<tempfile::TempDir>,
 }
 
 impl Api {
@@ -31,46 +32,59 @@ impl Api {
         Self::configured(|config, _| config.features = features).await
     }
 
+    /// Without some admission plugins.
+    pub async fn start_without(features: Features, plugins: &[&str]) -> Self {
+        Self::configured(|config, _| {
+            config.features = features;
+            config.disable_admission_plugins = plugins.iter().map(|p| (*p).to_owned()).collect();
+        })
+        .await
+    }
+
     /// A server whose configuration is changed first; the authority is the one that vouches for clients.
     pub async fn configured(change: impl FnOnce(&mut Config, &Authority)) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(directory.path()).unwrap());
+        Self {
+            _directory: Some(directory),
+            ..Self::configured_on(store, change).await
+        }
+    }
+
+    /// A server on a store that others may use as well.
+    pub async fn start_on(store: DynStore, storage: Storage, features: Features) -> Self {
+        Self::configured_on(store, |config, _| {
+            config.storage = storage;
+            config.features = features;
+        })
+        .await
+    }
+
+    async fn configured_on(store: DynStore, change: impl FnOnce(&mut Config, &Authority)) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let authority = Authority::create("test").unwrap();
         let identity = Identity {
             common_name: "kube-apiserver".into(),
             ..Identity::default()
         };
         let serving = authority.issue(&identity, Usage::Server, 1).unwrap();
-        let mut config = Config {
-            store: Arc::new(Embedded::open(directory.path()).unwrap()),
-            dialer: Arc::new(Direct),
-            advertise: "127.0.0.1:6443".parse().unwrap(),
-            service_network: ServiceNetwork::default(),
+        let credentials = Credentials {
             client_ca_pem: authority.certificate_pem().to_owned(),
             tls_certificate_pem: serving.certificate_pem,
             tls_key_pem: serving.key_pem,
             service_account_key_pem: TokenKeys::create().unwrap().private_pem().to_owned(),
-            service_account_issuer: "https://kubernetes.default.svc".into(),
-            api_audiences: vec!["https://kubernetes.default.svc".into()],
-            kubelet_client: None,
-            kubelet_ca_pem: None,
-            proxy_client: None,
-            requestheader_ca_pem: None,
-            authentication: fluyt_apiserver::authn::Settings::default(),
-            authorization: fluyt_apiserver::authz::Settings::default(),
-            audit: fluyt_apiserver::audit::Settings::default(),
-            flow_control: fluyt_apiserver::flowcontrol::Settings::default(),
-            features: Features::default(),
-            disable_admission_plugins: Vec::new(),
-            shutdown: CancellationToken::new(),
         };
+        let mut config = Config::new(store.clone(), credentials, CancellationToken::new());
+        // Of the range for documentation: nobody is to be reached there.
+        config.advertise = "192.0.2.1:6443".parse().unwrap();
         change(&mut config, &authority);
         let server = Server::start(config).await.unwrap();
         Self {
             server,
             authority,
             user: User::new("admin", &[MASTERS]),
-            _directory: directory,
+            store,
+            _directory: None,
         }
     }
 

@@ -100,11 +100,7 @@ pub fn restarts(differing: &[Differing<'_>]) -> Vec<String> {
 ///
 /// # Errors
 /// Why some of them could not be changed, for the pod's condition.
-pub async fn actuate(
-    kubelet: &Kubelet,
-    pod: &Pod,
-    differing: &[Differing<'_>],
-) -> Result<(), String> {
+pub async fn actuate(kubelet: &Kubelet, differing: &[Differing<'_>]) -> Result<(), String> {
     check_memory(kubelet, differing).await?;
     for change in differing.iter().filter(|change| !change.restarts()) {
         let mut wants = change.wants.clone();

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use ::http::Uri;
 use anyhow::{Context as _, bail};
-use fluyt_api::validation::{Errors, domain_prefixed_path};
+use fluyt_api::validation::Errors;
 use regex::Regex;
 use serde::Deserialize;
 
@@ -248,7 +248,7 @@ impl JwtAuthenticator {
             let at = format!("{at}.extra[{i}]");
             let field = format!("{at}.key");
             let key = extra.key.as_str();
-            domain_prefixed_path(errors, &field, key);
+            errors.domain_prefixed_path(&field, key);
             if key != key.to_lowercase() {
                 errors.invalid(&field, &key.into(), "must be lowercase");
             }

@@ -1,0 +1,510 @@
+//! Cases with answers: how they are made, written, read and compared.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::kinds::{Base, Kind};
+use crate::mutation::{self, Mutation};
+use crate::server::{Response, Server};
+use crate::{failed, prepare};
+
+/// Everything recorded of a kind.
+pub struct Recording {
+    pub kind: String,
+    pub cases: Vec<Case>,
+}
+
+/// A request and its answer.
+pub struct Case {
+    /// The name of the object that is changed.
+    pub base: String,
+    /// `create`, `update` or a subresource.
+    pub verb: String,
+    pub mutations: Vec<Mutation>,
+    pub answer: Answer,
+}
+
+/// What is compared of an answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    pub code: u16,
+    pub reason: String,
+    pub message: String,
+    /// `reason field: message`
+    pub causes: Vec<String>,
+    pub warnings: Vec<String>,
+    /// How the resulting object differs from what was sent, for created and updated ones: `pointer = value`.
+    pub result: Vec<String>,
+}
+
+impl Case {
+    /// What names the case in reports.
+    pub fn id(&self) -> String {
+        let mutations: Vec<String> = self
+            .mutations
+            .iter()
+            .map(|m| match &m.value {
+                Some(value) => {
+                    let text = value.to_string();
+                    let short: String = text.chars().take(60).collect();
+                    format!("{}={short}", m.at)
+                }
+                None => format!("{}-", m.at),
+            })
+            .collect();
+        format!("{} {} {}", self.base, self.verb, mutations.join(" "))
+            .trim_end()
+            .to_owned()
+    }
+
+    fn to_json(&self) -> Value {
+        let mutations: Vec<Value> = self
+            .mutations
+            .iter()
+            .map(|m| match &m.value {
+                Some(value) => json!([m.at, value]),
+                None => json!([m.at]),
+            })
+            .collect();
+        let mut case = json!({"base": self.base, "verb": self.verb, "do": mutations, "code": self.answer.code});
+        let answer = &self.answer;
+        for (name, text) in [("reason", &answer.reason), ("message", &answer.message)] {
+            if !text.is_empty() {
+                case[name] = text.as_str().into();
+            }
+        }
+        for (name, list) in [
+            ("causes", &answer.causes),
+            ("warnings", &answer.warnings),
+            ("result", &answer.result),
+        ] {
+            if !list.is_empty() {
+                case[name] = list.clone().into();
+            }
+        }
+        case
+    }
+
+    fn from_json(case: &Value) -> Self {
+        let text = |name: &str| case[name].as_str().unwrap_or_default().to_owned();
+        let list = |name: &str| -> Vec<String> {
+            let items = case[name].as_array().into_iter().flatten();
+            items.map(|i| i.as_str().unwrap().to_owned()).collect()
+        };
+        let mutation = |m: &Value| Mutation {
+            at: m[0].as_str().unwrap().to_owned(),
+            value: m.get(1).cloned(),
+        };
+        Self {
+            base: text("base"),
+            verb: text("verb"),
+            mutations: case["do"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(mutation)
+                .collect(),
+            answer: Answer {
+                code: u16::try_from(case["code"].as_u64().unwrap()).unwrap(),
+                reason: text("reason"),
+                message: text("message"),
+                causes: list("causes"),
+                warnings: list("warnings"),
+                result: list("result"),
+            },
+        }
+    }
+}
+
+impl Recording {
+    pub fn write(&self, folder: &Path) {
+        let lines: String = self
+            .cases
+            .iter()
+            .map(|c| format!("{}\n", c.to_json()))
+            .collect();
+        let path = folder.join(format!("recorded/{}.jsonl", self.kind));
+        std::fs::write(path, lines).unwrap();
+    }
+
+    pub fn read(folder: &Path, kind: &str) -> Option<Self> {
+        let path = folder.join(format!("recorded/{kind}.jsonl"));
+        let text = std::fs::read_to_string(path).ok()?;
+        let case = |line: &str| Case::from_json(&serde_json::from_str(line).unwrap());
+        Some(Self {
+            kind: kind.to_owned(),
+            cases: text.lines().map(case).collect(),
+        })
+    }
+}
+
+impl Answer {
+    /// What is compared of a response to `sent`.
+    fn of(response: &Response, sent: &Value) -> Self {
+        let uid = response.body["metadata"]["uid"].as_str().map(str::to_owned);
+        let uid = uid.or_else(|| sent["metadata"]["uid"].as_str().map(str::to_owned));
+        let clean =
+            |text: &str| without_go_objects(&first_line(&without_uid(text, uid.as_deref())));
+        let body = &response.body;
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let mut answer = Self {
+            code: response.code,
+            warnings: response.warnings.clone(),
+            ..Self::default()
+        };
+        if body["kind"] == "Status" {
+            answer.reason = text(&body["reason"]);
+            let causes = body["details"]["causes"].as_array().into_iter().flatten();
+            answer.causes = causes
+                .map(|c| {
+                    clean(&format!(
+                        "{} {}: {}",
+                        text(&c["reason"]),
+                        text(&c["field"]),
+                        text(&c["message"])
+                    ))
+                })
+                .collect();
+            // Of an invalid object, the message says the same.
+            if answer.causes.is_empty() {
+                answer.message = clean(&text(&body["message"]));
+            }
+        } else {
+            difference(
+                "",
+                &normal(sent, sent, None),
+                &normal(body, sent, uid.as_deref()),
+                &mut answer.result,
+            );
+        }
+        answer
+    }
+
+    /// What is not the same in two answers; `self` is upstream's.
+    pub fn differences(&self, ours: &Self) -> Vec<String> {
+        let mut differences = Vec::new();
+        if self.code != ours.code || self.reason != ours.reason || self.message != ours.message {
+            differences.push(format!(
+                "upstream {} {} {}, ours {} {} {}",
+                self.code, self.reason, self.message, ours.code, ours.reason, ours.message
+            ));
+        }
+        for (what, theirs, ours) in [
+            ("cause", &self.causes, &ours.causes),
+            ("warning", &self.warnings, &ours.warnings),
+            ("result", &self.result, &ours.result),
+        ] {
+            let missing: Vec<_> = theirs.iter().filter(|t| !ours.contains(t)).collect();
+            let added: Vec<_> = ours.iter().filter(|o| !theirs.contains(o)).collect();
+            differences.extend(missing.iter().map(|t| format!("{what} missing: {t}")));
+            differences.extend(added.iter().map(|o| format!("{what} added:   {o}")));
+            if missing.is_empty() && added.is_empty() && theirs != ours {
+                differences.push(format!(
+                    "{what}s in another order or number: {theirs:?}, ours {ours:?}"
+                ));
+            }
+        }
+        differences
+    }
+}
+
+fn without_uid(text: &str, uid: Option<&str>) -> String {
+    uid.filter(|u| !u.is_empty())
+        .map_or_else(|| text.to_owned(), |uid| text.replace(uid, "<uid>"))
+}
+
+/// Differences between objects of Go are not compared.
+fn first_line(text: &str) -> String {
+    text.split('\n').next().unwrap_or_default().to_owned()
+}
+
+/// Objects of Go's internal types are not compared, only that they are shown.
+fn without_go_objects(text: &str) -> String {
+    let (Some(start), Some(end)) = (text.find('{'), text.rfind('}')) else {
+        return text.to_owned();
+    };
+    let is_go = text[start..]
+        .match_indices("\":")
+        .filter_map(|(at, _)| text[start..start + at].rsplit('"').next())
+        .any(|name| name.starts_with(|c: char| c.is_ascii_uppercase()) && !name.contains(' '));
+    if is_go && start < end {
+        format!("{}{{…}}{}", &text[..start], &text[end + 1..])
+    } else {
+        text.to_owned()
+    }
+}
+
+const ALLOCATED: [&str; 4] = ["clusterIP", "clusterIPs", "nodePort", "healthCheckNodePort"];
+
+/// An object without what is never the same twice.
+fn normal(object: &Value, sent: &Value, uid: Option<&str>) -> Value {
+    let mut object = object.clone();
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        for field in [
+            "uid",
+            "creationTimestamp",
+            "resourceVersion",
+            "managedFields",
+        ] {
+            metadata.remove(field);
+        }
+    }
+    let mut sent = sent.clone();
+    if let Some(metadata) = sent["metadata"].as_object_mut() {
+        metadata.remove("creationTimestamp");
+        metadata.remove("managedFields");
+    }
+    let sent = sent.to_string();
+    scrub(&mut object, "", &sent, uid);
+    object
+}
+
+fn scrub(value: &mut Value, name: &str, sent: &str, uid: Option<&str>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                scrub(value, key, sent, uid);
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                scrub(item, name, sent, uid);
+            }
+        }
+        Value::String(text) => {
+            *text = without_uid(text, uid);
+            let is_time = text.len() >= 20 && text.parse::<jiff::Timestamp>().is_ok();
+            if is_time && !sent.contains(&**text) {
+                *text = "<time>".into();
+            } else if ALLOCATED.contains(&name) && !sent.contains(&format!("\"{text}\"")) {
+                *text = "<allocated>".into();
+            }
+        }
+        Value::Number(number) if ALLOCATED.contains(&name) => {
+            if !sent.contains(&format!("\"{name}\":{number}")) {
+                *value = "<allocated>".into();
+            }
+        }
+        _ => {}
+    }
+}
+
+/// How `new` differs from `old`.
+fn difference(at: &str, old: &Value, new: &Value, found: &mut Vec<String>) {
+    match (old, new) {
+        _ if old == new => {}
+        (Value::Object(before), Value::Object(after)) => {
+            for key in before.keys().filter(|k| !after.contains_key(*k)) {
+                found.push(format!("{at}/{key}-"));
+            }
+            for (key, value) in after {
+                let place = format!("{at}/{key}");
+                match before.get(key) {
+                    Some(old) => difference(&place, old, value, found),
+                    None => found.push(format!("{place} = {value}")),
+                }
+            }
+        }
+        (Value::Array(before), Value::Array(after)) if before.len() == after.len() => {
+            for (i, (old, new)) in before.iter().zip(after).enumerate() {
+                difference(&format!("{at}/{i}"), old, new, found);
+            }
+        }
+        _ => found.push(format!("{at} = {new}")),
+    }
+}
+
+/// Asks for one case; `present` is the object as it is stored, for updates.
+async fn ask(
+    server: &dyn Server,
+    kind: &Kind,
+    base: &Base,
+    present: &Value,
+    verb: &str,
+    mutations: &[Mutation],
+) -> Answer {
+    let is_create = verb == "create";
+    let mut sent = if is_create {
+        base.object.clone()
+    } else {
+        present.clone()
+    };
+    for mutation in mutations {
+        mutation.apply(&mut sent);
+    }
+    let path = match verb {
+        "create" => kind.path.clone(),
+        "update" => format!("{}/{}", kind.path, base.object_name()),
+        subresource => format!("{}/{}/{subresource}", kind.path, base.object_name()),
+    };
+    let method = if is_create { "POST" } else { "PUT" };
+    let response = server
+        .send(method, &format!("{path}?dryRun=All"), Some(&sent))
+        .await;
+    Answer::of(&response, &sent)
+}
+
+/// Creates the object of a base for good, and brings it where updates start from.
+async fn store(server: &dyn Server, kind: &Kind, base: &Base) -> Value {
+    let path = format!("{}/{}", kind.path, base.object_name());
+    let made = server.send("POST", &kind.path, Some(&base.object)).await;
+    assert!(made.code == 201, "{path}: {made:?}");
+    let mut present = made.body;
+    if base.status.is_object() {
+        present["status"] = base.status.clone();
+        let done = server
+            .send("PUT", &format!("{path}/status"), Some(&present))
+            .await;
+        assert!(done.code == 200, "{path}: {done:?}");
+        present = done.body;
+    }
+    for step in &base.then {
+        for mutation in step {
+            mutation.apply(&mut present);
+        }
+        let done = server.send("PUT", &path, Some(&present)).await;
+        assert!(done.code == 200, "{path}: {done:?}");
+        present = done.body;
+    }
+    present
+}
+
+async fn discard(server: &dyn Server, kind: &Kind, base: &Base) {
+    let path = format!("{}/{}", kind.path, base.object_name());
+    let found = server.send("GET", &path, None).await;
+    let mut object = found.body;
+    if object["metadata"]["finalizers"].is_array() {
+        object["metadata"]["finalizers"] = json!([]);
+        server.send("PUT", &path, Some(&object)).await;
+    }
+    let options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0, "propagationPolicy": "Background"});
+    let gone = server.send("DELETE", &path, Some(&options)).await;
+    assert!(gone.code < 300, "{path}: {gone:?}");
+}
+
+/// All changes to try of a base with one verb.
+fn generated(kind: &Kind, base: &Base, object: &Value, verb: &str) -> Vec<Vec<Mutation>> {
+    let within = match verb {
+        "create" | "update" => None,
+        "status" => Some("/status"),
+        _ => Some("/spec"),
+    };
+    let mut all: Vec<Vec<Mutation>> =
+        mutation::all(kind.schema(), kind.ty, object, base.add, within)
+            .into_iter()
+            .map(|m| vec![m])
+            .collect();
+    if matches!(verb, "create" | "update") {
+        // Status is another endpoint's.
+        all.retain(|m| !m[0].at.starts_with("/status/"));
+    }
+    all
+}
+
+/// Makes all cases of a kind and asks `server` for the answers.
+pub async fn record(server: &dyn Server, kind: &Kind) -> Recording {
+    prepare(server, kind).await;
+    let mut cases = Vec::new();
+    for base in &kind.bases {
+        let mut todo = vec![("create".to_owned(), Vec::new())];
+        let creates = generated(kind, base, &base.object, "create");
+        todo.extend(creates.into_iter().map(|m| ("create".to_owned(), m)));
+        todo.extend(
+            base.cases
+                .iter()
+                .filter(|(verb, _)| verb == "create")
+                .cloned(),
+        );
+        run(server, kind, base, &Value::Null, todo, &mut cases).await;
+        if base.updates.is_empty() {
+            continue;
+        }
+        let present = store(server, kind, base).await;
+        let mut todo = Vec::new();
+        for verb in &base.updates {
+            let changes = generated(kind, base, &present, verb);
+            todo.extend(changes.into_iter().map(|m| (verb.clone(), m)));
+        }
+        todo.extend(
+            base.cases
+                .iter()
+                .filter(|(verb, _)| verb != "create")
+                .cloned(),
+        );
+        run(server, kind, base, &present, todo, &mut cases).await;
+        discard(server, kind, base).await;
+    }
+    Recording {
+        kind: kind.name.clone(),
+        cases,
+    }
+}
+
+async fn run(
+    server: &dyn Server,
+    kind: &Kind,
+    base: &Base,
+    present: &Value,
+    todo: Vec<(String, Vec<Mutation>)>,
+    cases: &mut Vec<Case>,
+) {
+    for (verb, mutations) in todo {
+        let answer = ask(server, kind, base, present, &verb, &mutations).await;
+        if answer.code == 0 {
+            continue;
+        }
+        cases.push(Case {
+            base: base.name.clone(),
+            verb,
+            mutations,
+            answer,
+        });
+    }
+}
+
+/// Asks `server` for the recorded cases.
+pub async fn replay(server: &dyn Server, kind: &Kind, recorded: &Recording) -> Vec<Answer> {
+    prepare(server, kind).await;
+    let mut answers = Vec::new();
+    let mut rest = recorded.cases.as_slice();
+    for base in &kind.bases {
+        let of_base = rest.iter().take_while(|c| c.base == base.name).count();
+        let (own, others) = rest.split_at(of_base);
+        rest = others;
+        let creates = own.iter().take_while(|c| c.verb == "create").count();
+        for case in &own[..creates] {
+            answers.push(
+                ask(
+                    server,
+                    kind,
+                    base,
+                    &Value::Null,
+                    &case.verb,
+                    &case.mutations,
+                )
+                .await,
+            );
+        }
+        if creates == own.len() {
+            continue;
+        }
+        let first = &answers[answers.len() - creates];
+        if failed(first) {
+            // Without the object, all its updates differ.
+            answers.extend(own[creates..].iter().map(|_| Answer::default()));
+            continue;
+        }
+        let present = store(server, kind, base).await;
+        for case in &own[creates..] {
+            answers.push(ask(server, kind, base, &present, &case.verb, &case.mutations).await);
+        }
+        discard(server, kind, base).await;
+    }
+    assert!(
+        rest.is_empty(),
+        "{} has cases of unknown objects",
+        recorded.kind
+    );
+    answers
+}
