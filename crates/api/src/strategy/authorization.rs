@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::Strategy;
-use crate::validation::{self, Errors, Problems};
+use crate::validation::{self, At, Errors, Problems};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
@@ -32,8 +32,8 @@ impl Strategy for Role {
                 "at least one clusterRoleSelector required if aggregationRule is non-nil",
             );
         }
-        for (i, selector) in list(&aggregation["clusterRoleSelectors"]).enumerate() {
-            validation::label_selector(errors, &format!("{at}[{i}]"), selector);
+        for selector in At::named(&aggregation["clusterRoleSelectors"], at).items() {
+            validation::label_selector(errors, &selector);
         }
     }
 
@@ -140,7 +140,11 @@ impl Strategy for Binding {
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
         if object["roleRef"] != old["roleRef"] {
-            errors.invalid("roleRef", &object["roleRef"], "cannot change roleRef");
+            let role = &object["roleRef"];
+            let shown = serde_json::json!({
+                "APIGroup": role["apiGroup"], "Kind": role["kind"], "Name": role["name"],
+            });
+            errors.invalid("roleRef", &shown, "cannot change roleRef");
         }
     }
 
