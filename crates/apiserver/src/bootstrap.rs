@@ -46,6 +46,7 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
         let class = json!({"metadata": {"name": name}, "value": value, "description": description});
         create(server, "scheduling.k8s.io", "priorityclasses", "", class).await?;
     }
+    default_service_cidr(server).await?;
     kubernetes_service(server).await?;
     extension_configuration(server).await
 }
@@ -247,6 +248,34 @@ fn parse_binding(line: &str) -> Value {
         .collect();
     binding["subjects"] = subjects.into();
     binding
+}
+
+/// The range that services' addresses are from, as an object.
+async fn default_service_cidr(server: &Arc<Server>) -> Result<(), Error> {
+    let (group, plural) = ("networking.k8s.io", "servicecidrs");
+    let range = server.config.service_network.cluster_ips.to_string();
+    let object = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [range]}});
+    create(server, group, plural, "", object).await?;
+    let at = Location {
+        resource: resources::find(group, "v1", plural).ok_or_else(Error::no_route)?,
+        namespace: "",
+        name: "kubernetes",
+        subresource: "status",
+    };
+    let ready: Change<'_> = Box::new(|current: &Value| {
+        let mut updated = current.clone();
+        if updated["status"]["conditions"][0].is_null() {
+            updated["status"] = json!({"conditions": [{
+                "type": "Ready", "status": "True", "lastTransitionTime": meta::now(),
+                "reason": "", "message": "Kubernetes default Service CIDR is ready"}]});
+        }
+        Ok(updated)
+    });
+    server
+        .registry
+        .update(&context(), at, ready)
+        .await
+        .map(drop)
 }
 
 /// The service under which pods find this server, and its endpoints.

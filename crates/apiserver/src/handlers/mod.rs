@@ -8,6 +8,7 @@ mod read;
 mod reviews;
 mod shape;
 mod subresources;
+mod transport;
 mod websocket;
 mod write;
 

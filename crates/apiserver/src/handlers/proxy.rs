@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Call;
+use super::transport::Proxied;
 use crate::dial::connect_tls;
 use crate::http::Body;
 use crate::registry::Location;
@@ -36,9 +37,7 @@ pub(super) async fn handle(call: Call) -> Result<Response<Body>, Error> {
         ("pods", "exec") => stream(call, "exec").await,
         ("pods", "attach") => stream(call, "attach").await,
         ("pods", "portforward") => stream(call, "portForward").await,
-        ("pods", "proxy") => pod_proxy(call).await,
-        ("services", "proxy") => service_proxy(call).await,
-        ("nodes", "proxy") => node_proxy(call).await,
+        (_, "proxy") => through_proxy(call).await,
         _ => Err(Error::no_route()),
     }
 }
@@ -259,6 +258,23 @@ async fn stream(call: Call, operation: &str) -> Result<Response<Body>, Error> {
     to_kubelet(call, &node, method, &path).await
 }
 
+/// An answer of what a pod, service or node serves, with links that work from here.
+async fn through_proxy(mut call: Call) -> Result<Response<Body>, Error> {
+    let path = call.parts.uri.path();
+    let prefix = path.strip_suffix(&call.target.rest).unwrap_or(path);
+    let prefix = prefix.trim_end_matches('/').to_owned();
+    if let Ok(uri) = path.parse() {
+        call.parts.headers.insert("x-forwarded-uri", uri);
+    }
+    let (host, answer) = match call.resource.plural {
+        "pods" => pod_proxy(call).await?,
+        "services" => service_proxy(call).await?,
+        _ => return node_proxy(call).await,
+    };
+    let host = host.to_string();
+    Ok(Proxied { prefix, host }.answer(answer))
+}
+
 async fn node_proxy(call: Call) -> Result<Response<Body>, Error> {
     let node = call
         .target
@@ -321,7 +337,7 @@ fn split_target(target: &str) -> (&str, &str, &str) {
     }
 }
 
-async fn pod_proxy(call: Call) -> Result<Response<Body>, Error> {
+async fn pod_proxy(call: Call) -> Result<(SocketAddr, Response<Body>), Error> {
     let (scheme, name, port) = split_target(&call.target.name);
     let pod = pod(&call, name).await?;
     let port = if port.is_empty() {
@@ -343,10 +359,11 @@ async fn pod_proxy(call: Call) -> Result<Response<Body>, Error> {
     })?;
     let port = u16::try_from(port).map_err(|_| Error::bad_request("invalid pod port"))?;
     let scheme = scheme.to_owned();
-    to_backend(call, &scheme, SocketAddr::new(address, port)).await
+    let address = SocketAddr::new(address, port);
+    Ok((address, to_backend(call, &scheme, address).await?))
 }
 
-async fn service_proxy(call: Call) -> Result<Response<Body>, Error> {
+async fn service_proxy(call: Call) -> Result<(SocketAddr, Response<Body>), Error> {
     let (scheme, name, port) = split_target(&call.target.name);
     let backend =
         crate::aggregator::resolve(&call.server.caches, &call.target.namespace, name, port);
@@ -357,7 +374,7 @@ async fn service_proxy(call: Call) -> Result<Response<Body>, Error> {
         )
     })?;
     let scheme = scheme.to_owned();
-    to_backend(call, &scheme, address).await
+    Ok((address, to_backend(call, &scheme, address).await?))
 }
 
 async fn to_backend(

@@ -534,9 +534,11 @@ async fn bind(call: &Call, reference: &Value, claims: &mut Claims) -> Result<(),
                 .as_str()
                 .filter(|n| !n.is_empty())
             {
+                let nodes = resources::find("", "v1", "nodes").ok_or_else(Error::no_route)?;
+                let found = call.server.caches.of(nodes).get(node);
                 claims.kubernetes.node = Some(NamedReference {
                     name: node.to_owned(),
-                    uid: String::new(),
+                    uid: found.map_or_else(String::new, |n| meta::uid(&n.object()).to_owned()),
                 });
             }
             claims.kubernetes.pod = Some(bound);
