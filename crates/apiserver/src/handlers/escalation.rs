@@ -124,8 +124,13 @@ fn check_held(call: &Call, object: &Value, wanted: &[Rule]) -> Result<(), Error>
         list.join("\n")
     );
     if !errors.is_empty() {
-        let errors = errors.join(" ").replace("role.rbac", "roles.rbac");
-        why = format!("{why}; resolution errors: [{errors}]");
+        // Upstream names the resource of the request there.
+        let named = |error: &String| match error.split_once('.') {
+            Some((_, rest)) => format!("{}.{rest}", call.resource.plural),
+            None => error.clone(),
+        };
+        let errors: Vec<String> = errors.iter().map(named).collect();
+        why = format!("{why}; resolution errors: [{}]", errors.join(" "));
     }
     Err(forbidden(call, object, &why))
 }
