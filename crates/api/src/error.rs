@@ -324,7 +324,7 @@ impl Error {
         if self.retry_after_seconds > 0 {
             details.insert("retryAfterSeconds".into(), self.retry_after_seconds.into());
         }
-        if !details.is_empty() {
+        if !details.is_empty() || self.reason == Reason::Forbidden {
             status["details"] = details.into();
         }
         status

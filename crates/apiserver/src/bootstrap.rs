@@ -373,7 +373,9 @@ async fn extension_configuration(server: &Arc<Server>) -> Result<(), Error> {
                 &proxy.extra_header_prefixes,
             ),
         ] {
-            data.insert(key.into(), json!(list).to_string().into());
+            if key != "requestheader-uid-headers" || !list.is_empty() {
+                data.insert(key.into(), json!(list).to_string().into());
+            }
         }
     }
     let map = json!({"metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"}, "data": data});

@@ -376,13 +376,14 @@ impl Server {
     ) -> Result<Response<Body>, Error> {
         let (mut parts, body) = request.into_parts();
         let headers = &mut parts.headers;
-        let impersonated = authn::impersonate(&self.authorizer, &user, headers, &question).await?;
-        let user = match impersonated {
-            Some(impersonated) => {
+        let impersonation = authn::impersonate(&self.authorizer, &user, headers, &question);
+        let user = match impersonation.await {
+            Ok(Some(impersonated)) => {
                 record.impersonated(&impersonated);
                 impersonated.user
             }
-            None => user,
+            Ok(None) => user,
+            Err(error) => return Ok(http::refusal(&error)),
         };
         let arriving = self.flow_control.admit(&info, &user, &question, &parts.uri);
         let admission = match arriving.await {
@@ -393,7 +394,7 @@ impl Server {
         let request = Request::from_parts(parts, body);
         let served = match self.authorize(&user, &question, &record).await {
             Ok(()) => self.dispatch(info, user, request).await,
-            Err(error) => Err(error),
+            Err(error) => Ok(http::refusal(&error)),
         };
         let response = served.unwrap_or_else(|error| http::error(&error));
         Ok(admission.finish(response, is_list))
@@ -514,10 +515,13 @@ impl Server {
             "/version" | "/version/" => Ok(http::json(ok, &version(&self.config.served))),
             "/metrics" => Ok(http::text(ok, self.render_metrics())),
             "/openid/v1/jwks" => {
-                let set = serde_json::to_vec(&self.tokens.jwks()).unwrap_or_default();
-                Ok(http::bytes(ok, "application/jwk-set+json", set))
+                let set = json!(self.tokens.jwks());
+                Ok(http::public("application/jwk-set+json", &set))
             }
-            "/.well-known/openid-configuration" => Ok(http::json(ok, &self.openid_configuration())),
+            "/.well-known/openid-configuration" => {
+                let configuration = self.openid_configuration();
+                Ok(http::public("application/json", &configuration))
+            }
             "/" => Ok(http::json(ok, &discovery::paths(&self))),
             "/statusz" => Ok(http::text(ok, self.statusz())),
             _ => {

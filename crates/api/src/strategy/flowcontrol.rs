@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Strategy, default_at};
 use crate::flowcontrol::{EXEMPT, FLOW_SCHEMAS, PRIORITY_LEVELS, can_deal};
@@ -88,7 +88,7 @@ fn validate_schema(name: &str, spec: &Value, errors: &mut Errors) {
     if method.is_object() && !["ByNamespace", "ByUser"].contains(&text(method, "type")) {
         errors.not_supported(
             "spec.distinguisherMethod.type",
-            method,
+            &json!({"Type": method["type"]}),
             &["ByNamespace", "ByUser"],
         );
     }
@@ -324,6 +324,7 @@ impl Strategy for PriorityLevelConfiguration {
                     errors.forbidden("spec.limited", "must be nil if the type is not Limited");
                 }
                 validate_shares(&spec["exempt"], "spec.exempt", errors);
+                validate_lendable(&spec["exempt"], "spec.exempt", errors);
             }
             "Limited" => {
                 if spec["exempt"].is_object() {
@@ -366,6 +367,9 @@ fn validate_shares(level: &Value, at: &str, errors: &mut Errors) {
             "must be a non-negative integer",
         );
     }
+}
+
+fn validate_lendable(level: &Value, at: &str, errors: &mut Errors) {
     let lendable = &level["lendablePercent"];
     if lendable.as_i64().is_some_and(|n| !(0..=100).contains(&n)) {
         errors.invalid(
@@ -378,6 +382,8 @@ fn validate_shares(level: &Value, at: &str, errors: &mut Errors) {
 
 fn validate_limited(limited: &Value, errors: &mut Errors) {
     validate_shares(limited, "spec.limited", errors);
+    validate_response(&limited["limitResponse"], errors);
+    validate_lendable(limited, "spec.limited", errors);
     let borrowing = &limited["borrowingLimitPercent"];
     if borrowing.as_i64().is_some_and(|n| n < 0) {
         errors.invalid(
@@ -386,7 +392,9 @@ fn validate_limited(limited: &Value, errors: &mut Errors) {
             "if specified, must be a non-negative integer",
         );
     }
-    let response = &limited["limitResponse"];
+}
+
+fn validate_response(response: &Value, errors: &mut Errors) {
     let (field, queuing) = ("spec.limited.limitResponse.queuing", &response["queuing"]);
     match text(response, "type") {
         "Reject" if queuing.is_object() => errors.forbidden(
@@ -443,7 +451,6 @@ fn validate_queuing(queuing: &Value, at: &str, errors: &mut Errors) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn problems(strategy: &dyn Strategy, object: &Value) -> Vec<String> {
         let mut errors = Errors::default();

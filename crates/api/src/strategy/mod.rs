@@ -203,9 +203,13 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("networking.k8s.io", "IPAddress") => &networking::IpAddress,
         ("networking.k8s.io", "ServiceCIDR") => &networking::ServiceCidr,
         ("networking.k8s.io", "NetworkPolicy") => &networking::NetworkPolicy,
-        ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => &authorization::Role,
-        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            &authorization::Binding
+        ("rbac.authorization.k8s.io", "Role") => &authorization::Role { namespaced: true },
+        ("rbac.authorization.k8s.io", "ClusterRole") => &authorization::Role { namespaced: false },
+        ("rbac.authorization.k8s.io", "RoleBinding") => {
+            &authorization::Binding { namespaced: true }
+        }
+        ("rbac.authorization.k8s.io", "ClusterRoleBinding") => {
+            &authorization::Binding { namespaced: false }
         }
         ("authorization.k8s.io", "SubjectAccessReview") => {
             &reviews::AccessReview(reviews::Scope::Subject)

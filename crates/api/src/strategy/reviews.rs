@@ -1,6 +1,6 @@
 //! Access reviews: questions, which are never stored.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Strategy;
 use crate::validation::{self, Errors};
@@ -25,7 +25,7 @@ impl Strategy for AccessReview {
         if resource.is_object() && path.is_object() {
             errors.invalid(
                 "spec.nonResourceAttributes",
-                path,
+                &shown_path(path),
                 "cannot be specified in combination with resourceAttributes",
             );
         }
@@ -64,12 +64,18 @@ impl Strategy for AccessReview {
             if path.is_object() {
                 errors.invalid(
                     "spec.nonResourceAttributes",
-                    path,
+                    &shown_path(path),
                     "disallowed on this kind of request",
                 );
             }
         }
     }
+}
+
+/// Upstream shows its internal type.
+fn shown_path(path: &Value) -> Value {
+    let text = |field: &str| path[field].as_str().unwrap_or_default();
+    json!({"Path": text("path"), "Verb": text("verb")})
 }
 
 impl AccessReview {
@@ -147,7 +153,6 @@ fn validate_selector(attributes: &Value, name: &str, errors: &mut Errors) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn problems(scope: Scope, object: &Value) -> Vec<String> {
         let mut errors = Errors::default();

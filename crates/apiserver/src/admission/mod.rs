@@ -219,7 +219,7 @@ impl Chain {
             Box::new(certificates::SubjectRestriction),
             Box::new(default_ingress_class::DefaultIngressClass),
             Box::new(pod_topology_labels::PodTopologyLabels),
-            Box::new(node_restriction::NodeRestriction),
+            Box::new(node_restriction::NodeRestriction(shared.clone())),
             Box::new(policy::Mutating::new(shared.clone())),
             Box::new(webhook::Mutating::new(shared.clone())),
             Box::new(policy::Validating::new(shared.clone())),

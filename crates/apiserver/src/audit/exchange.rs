@@ -116,7 +116,7 @@ fn emit_later(record: Record, stage: Stage) {
 }
 
 /// The fields of a status that are recorded.
-fn bounded(status: &Value) -> Value {
+pub(super) fn bounded(status: &Value) -> Value {
     let mut bounded = json!({"metadata": {}});
     for field in ["status", "message", "reason", "details", "code"] {
         if !status[field].is_null() {

@@ -32,6 +32,7 @@ pub use webhook::WebhookSettings;
 
 use backend::Backend;
 use event::{Event, Stage};
+use exchange::bounded;
 use policy::{Level, Scope};
 
 /// What is audited, and where it goes. Without a policy nothing is.
@@ -113,7 +114,11 @@ impl Auditor {
         }
         let event = Event::of(info, parts, None, question, scope.level);
         let record = Record::new(self.clone(), scope, event);
-        record.failed_authentication(&parts.headers, error.code);
+        let status = error.to_status();
+        record.response_status(bounded(&status));
+        if record.wants_response() {
+            record.response_object(status);
+        }
         record.emit(Stage::ResponseStarted).await;
     }
 

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use ::http::HeaderMap;
-use ::http::header::AUTHORIZATION;
 use fluyt_api::meta;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -130,20 +128,6 @@ impl Record {
         self.change(|scope, event| {
             event.response_object = Some(without_managed_fields(scope, object));
         });
-    }
-
-    pub(super) fn failed_authentication(&self, headers: &HeaderMap, code: u16) {
-        let scheme = headers
-            .get(AUTHORIZATION)
-            .and_then(|v| v.to_str().ok())
-            .and_then(|v| v.split(' ').next())
-            .map(str::to_lowercase)
-            .filter(|s| s == "bearer" || s == "basic");
-        let message = match scheme {
-            Some(scheme) => format!("Authentication failed, attempted: {scheme}"),
-            None => "Authentication failed, no credentials provided".to_owned(),
-        };
-        self.response_status(json!({"metadata": {}, "message": message, "code": code}));
     }
 
     /// Hands the record as it is now to the back ends; whether they have taken it.

@@ -177,11 +177,16 @@ impl Authenticator {
     /// # Errors
     /// Why nobody vouches for it.
     pub async fn token(&self, token: &str, audiences: &[String]) -> Result<Authenticated, String> {
+        // Tokens that name no audience of this kind are for this server.
+        let ours = self.audiences.iter().filter(|a| audiences.contains(a));
+        let ours: Vec<String> = ours.cloned().collect();
         let local = |user: User| Authenticated {
             user,
-            audiences: audiences.to_vec(),
+            audiences: ours.clone(),
         };
-        if let Some(user) = self.token_file.as_ref().and_then(|file| file.user(token)) {
+        if !ours.is_empty()
+            && let Some(user) = self.token_file.as_ref().and_then(|file| file.user(token))
+        {
             return Ok(with_group(local(user.clone())));
         }
         let mut errors = Vec::new();
@@ -191,14 +196,17 @@ impl Authenticator {
             None => {}
         }
         if self.bootstrap_tokens
+            && !ours.is_empty()
             && let Some(user) = bootstrap_token::user(&self.caches, token)
         {
             return Ok(with_group(local(user)));
         }
-        match self.issuers.authenticate(token, audiences).await {
-            Some(Ok(found)) => return Ok(with_group(found)),
-            Some(Err(why)) => errors.push(why),
-            None => {}
+        if !ours.is_empty() {
+            match self.issuers.authenticate(token).await {
+                Some(Ok(user)) => return Ok(with_group(local(user))),
+                Some(Err(why)) => errors.push(why),
+                None => {}
+            }
         }
         if let Some(webhook) = &self.webhook {
             match webhook.authenticate(token, audiences).await {

@@ -210,10 +210,11 @@ impl Authorizer {
         all
     }
 
-    /// What RBAC grants to a user in a namespace: what they may grant to others.
+    /// What RBAC grants to a user in a namespace, which is what they may grant to others, and what is wrong with their
+    /// bindings.
     #[must_use]
-    pub fn granted(&self, user: &User, namespace: &str) -> Vec<Arc<Rule>> {
-        self.rbac.rules(user, namespace).0
+    pub fn granted(&self, user: &User, namespace: &str) -> (Vec<Arc<Rule>>, Vec<String>) {
+        self.rbac.rules(user, namespace)
     }
 
     /// The rules of a role that a binding refers to.

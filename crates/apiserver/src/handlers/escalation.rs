@@ -60,7 +60,7 @@ fn check_role(call: &Call, object: &Value, old: Option<&Value>) -> Result<(), Er
     if aggregates(object) || old.is_some_and(aggregates) {
         // It gathers whatever others grant.
         let everything: Vec<Rule> = Rule::everything().iter().map(|r| (**r).clone()).collect();
-        if !missing(call, &everything).is_empty() {
+        if !missing(call, &everything).0.is_empty() {
             let why = "must have cluster-admin privileges to use the aggregationRule";
             return Err(forbidden(call, object, why));
         }
@@ -97,31 +97,41 @@ fn check_binding(call: &Call, object: &Value) -> Result<(), Error> {
     let authorizer = &call.server.authorizer;
     let rules = authorizer
         .rules_of(text("kind"), &call.target.namespace, text("name"))
-        .ok_or_else(|| Error::not_found(GROUP, plural, text("name")))?;
+        .ok_or_else(|| Error::not_found(GROUP, call.resource.plural, text("name")))?;
     let rules: Vec<Rule> = rules.iter().map(|r| (**r).clone()).collect();
     check_held(call, object, &rules)
 }
 
-fn missing(call: &Call, wanted: &[Rule]) -> Vec<Rule> {
-    let held = call
+/// What the author lacks, and what is wrong with their bindings.
+fn missing(call: &Call, wanted: &[Rule]) -> (Vec<Rule>, Vec<String>) {
+    let (held, errors) = call
         .server
         .authorizer
         .granted(&call.user, &call.target.namespace);
-    rules_cover(&held, wanted)
+    (rules_cover(&held, wanted), errors)
 }
 
 fn check_held(call: &Call, object: &Value, wanted: &[Rule]) -> Result<(), Error> {
-    let missing = missing(call, wanted);
+    let (missing, errors) = missing(call, wanted);
     if missing.is_empty() {
         return Ok(());
     }
     let list: Vec<String> = describe(missing).into_iter().collect();
-    let why = format!(
+    let mut why = format!(
         "user {:?} (groups={}) is attempting to grant RBAC permissions not currently held:\n{}",
         call.user.name,
         quoted(&call.user.groups),
         list.join("\n")
     );
+    if !errors.is_empty() {
+        // Upstream names the resource of the request there.
+        let named = |error: &String| match error.split_once('.') {
+            Some((_, rest)) => format!("{}.{rest}", call.resource.plural),
+            None => error.clone(),
+        };
+        let errors: Vec<String> = errors.iter().map(named).collect();
+        why = format!("{why}; resolution errors: [{}]", errors.join(" "));
+    }
     Err(forbidden(call, object, &why))
 }
 

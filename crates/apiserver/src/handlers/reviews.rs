@@ -52,7 +52,11 @@ pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
             access(&call, spec, &subject(spec)).await
         }
         "SelfSubjectAccessReview" => access(&call, spec, &call.user).await,
-        "SelfSubjectRulesReview" => rules(&call, spec)?,
+        "SelfSubjectRulesReview" => {
+            let found = rules(&call, spec)?;
+            review["spec"] = json!({});
+            found
+        }
         "SelfSubjectReview" => json!({"userInfo": user_info(&call.user)}),
         "TokenReview" => token(&call, spec).await?,
         _ => {
@@ -183,11 +187,11 @@ async fn token(call: &Call, spec: &Value) -> Result<Value, Error> {
     Ok(match authenticator.token(text, audiences).await {
         Ok(found) => {
             let mut status = json!({"authenticated": true, "user": user_info(&found.user)});
-            if !found.audiences.is_empty() && !wanted.is_empty() {
+            if !found.audiences.is_empty() {
                 status["audiences"] = json!(found.audiences);
             }
             status
         }
-        Err(error) => json!({"authenticated": false, "user": {}, "error": error}),
+        Err(error) => json!({"user": {}, "error": error}),
     })
 }

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 
 use bytes::Bytes;
 use fluyt_api::{Error, Reason};
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -113,11 +113,27 @@ pub fn error(error: &Error) -> Response<Body> {
             .headers_mut()
             .insert(RETRY_AFTER, error.retry_after_seconds.into());
     }
-    if error.reason == Reason::Unauthorized {
-        response
-            .headers_mut()
-            .insert("www-authenticate", HeaderValue::from_static("Bearer"));
-    }
+    response
+}
+
+/// The `Status` response of who may not.
+#[must_use]
+pub fn refusal(refused: &Error) -> Response<Body> {
+    let mut response = error(refused);
+    let nosniff = HeaderValue::from_static("nosniff");
+    response
+        .headers_mut()
+        .insert("x-content-type-options", nosniff);
+    response
+}
+
+/// A JSON response that everybody may keep for an hour.
+#[must_use]
+pub fn public(content_type: &'static str, value: &Value) -> Response<Body> {
+    let content = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = bytes(StatusCode::OK, content_type, content);
+    let hour = HeaderValue::from_static("public, max-age=3600");
+    response.headers_mut().insert(CACHE_CONTROL, hour);
     response
 }
 

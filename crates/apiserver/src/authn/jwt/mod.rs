@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
-use super::Authenticated;
+use crate::user::User;
 
 pub use claims::Mapping;
 pub use config::{
@@ -59,25 +59,13 @@ impl Issuers {
     }
 
     /// The user of a token; `None` when it is of no issuer known here.
-    pub async fn authenticate(
-        &self,
-        token: &str,
-        audiences: &[String],
-    ) -> Option<Result<Authenticated, String>> {
+    pub async fn authenticate(&self, token: &str) -> Option<Result<User, String>> {
         let verifiers = self.verifiers.read().clone();
         if verifiers.is_empty() {
             return None;
         }
         let issuer = issuer::untrusted_issuer(token)?;
         let verifier = verifiers.iter().find(|v| v.is_of(&issuer))?;
-        Some(
-            verifier
-                .authenticate(token)
-                .await
-                .map(|user| Authenticated {
-                    user,
-                    audiences: audiences.to_vec(),
-                }),
-        )
+        Some(verifier.authenticate(token).await)
     }
 }
