@@ -119,6 +119,8 @@ impl Field {
             Kind::Object(_) if self.by_value => Some(Value::Object(serde_json::Map::new())),
             Kind::Int32 | Kind::Int64 if self.required => Some(0.into()),
             Kind::Bool if self.required => Some(false.into()),
+            Kind::String if self.required => Some("".into()),
+            Kind::List(_) | Kind::Map(_) if self.required => Some(Value::Null),
             _ => None,
         }
     }

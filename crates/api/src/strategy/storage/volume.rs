@@ -57,7 +57,10 @@ const KINDS: &[Kind] = &[
         need_of_reference(&at.field("secretRef"), &["name", "namespace"], e);
     }),
     kind("fc", fibre_channel),
-    kind("flexVolume", flex),
+    Kind {
+        when_second: "",
+        ..kind("flexVolume", flex)
+    },
     kind("azureFile", |at, _, e| {
         need(at, &["secretName", "shareName"], e);
         let namespace = at.field("secretNamespace");
