@@ -48,7 +48,9 @@ impl Walk<'_> {
     /// Fields and keys are both in order of name, so that one pass over each will do.
     fn object(self, ty: TypeId, object: &mut Value) {
         let Value::Object(map) = object else { return };
-        let mut fields = self.schema.get(ty).fields.iter().peekable();
+        let described = self.schema.get(ty);
+        let of_api = described.name.starts_with("io.k8s.api.");
+        let mut fields = described.fields.iter().peekable();
         let mut missing: Vec<&Field> = Vec::new();
         map.retain(|name, value| {
             while let Some(field) = fields.next_if(|f| *f.name < **name) {
@@ -57,7 +59,7 @@ impl Walk<'_> {
             let Some(field) = fields.next_if(|f| *f.name == **name) else {
                 return !self.strip || !value.is_null();
             };
-            if self.strip && field.is_absent(value) {
+            if self.strip && (field.is_absent(value) || stored_empty(value, of_api)) {
                 missing.push(field);
                 return false;
             }
@@ -92,6 +94,11 @@ impl Walk<'_> {
             _ => {}
         }
     }
+}
+
+/// Upstream stores objects of the API's own groups as protobuf, where an empty list and none are the same.
+fn stored_empty(value: &Value, of_api: bool) -> bool {
+    of_api && value.as_array().is_some_and(Vec::is_empty)
 }
 
 /// Quantities are written in one way only.

@@ -13,7 +13,11 @@ const MAX_STABILIZATION: i64 = 3600;
 pub(super) struct HorizontalPodAutoscaler;
 
 /// What a metric is about: its type, the field with the details, and how those are validated.
-type Source = (&'static str, &'static str, fn(&At<'_, '_>, &Options, &mut Errors));
+type Source = (
+    &'static str,
+    &'static str,
+    fn(&At<'_, '_>, &Options, &mut Errors),
+);
 
 /// In the order in which upstream looks at them.
 const SOURCES: [Source; 5] = [
@@ -70,7 +74,13 @@ const SOURCES: [Source; 5] = [
     }),
 ];
 
-const TYPES: &[&str] = &["ContainerResource", "External", "Object", "Pods", "Resource"];
+const TYPES: &[&str] = &[
+    "ContainerResource",
+    "External",
+    "Object",
+    "Pods",
+    "Resource",
+];
 
 /// How the API version of a reference to another object is looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -325,7 +335,11 @@ impl Strategy for HorizontalPodAutoscaler {
 
     fn validate_on_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
         let root = At::root(object);
-        validate_spec(&root.field("spec"), &Options::new(object, Some(old)), errors);
+        validate_spec(
+            &root.field("spec"),
+            &Options::new(object, Some(old)),
+            errors,
+        );
     }
 
     fn validate_status(&self, object: &Value, _old: &Value, errors: &mut Errors) {

@@ -122,9 +122,14 @@ fn stamp(object: &mut Value, old: &Value) {
     let now = meta::now();
     for condition in items_mut(object, &["status", "conditions"]) {
         default_at(condition, &["lastUpdateTime"], now.as_str());
-        let same = |c: &&Value| c["type"] == condition["type"] && c["status"] == condition["status"];
-        let before = conditions(old).find(same).map(|c| c["lastTransitionTime"].clone());
-        let since = before.filter(Value::is_string).unwrap_or_else(|| now.as_str().into());
+        let same =
+            |c: &&Value| c["type"] == condition["type"] && c["status"] == condition["status"];
+        let before = conditions(old)
+            .find(same)
+            .map(|c| c["lastTransitionTime"].clone());
+        let since = before
+            .filter(Value::is_string)
+            .unwrap_or_else(|| now.as_str().into());
         default_at(condition, &["lastTransitionTime"], since);
     }
 }
@@ -160,7 +165,11 @@ fn validate_usages(usages: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors
 }
 
 fn validate_conditions(at: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors) {
-    let types = |old: &Value| conditions(old).map(|c| c["type"].clone()).collect::<Vec<_>>();
+    let types = |old: &Value| {
+        conditions(old)
+            .map(|c| c["type"].clone())
+            .collect::<Vec<_>>()
+    };
     let before = old.map(types).unwrap_or_default();
     let had = |ty: &str| before.iter().any(|t| t == ty);
     let were_exclusive = !(had(APPROVED) && had(DENIED));
@@ -172,16 +181,28 @@ fn validate_conditions(at: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors
             errors.required(&ty, "");
         }
         let always_true = [APPROVED, DENIED, FAILED].contains(&ty.str());
-        let known: &[&str] = if always_true { &["True"] } else { &["False", "True", "Unknown"] };
+        let known: &[&str] = if always_true {
+            &["True"]
+        } else {
+            &["False", "True", "Unknown"]
+        };
         errors.one_of_required(&status, known);
         let before = &at.list()[..i];
-        let other = if ty.str() == APPROVED { DENIED } else { APPROVED };
+        let other = if ty.str() == APPROVED {
+            DENIED
+        } else {
+            APPROVED
+        };
         let decides = ty.str() == APPROVED || ty.str() == DENIED;
         if were_exclusive && decides && before.iter().any(|c| c["type"] == other) {
             let detail = "Approved and Denied conditions are mutually exclusive";
             errors.invalid_text(at, ty.str(), detail);
         }
-        if !had_duplicates && before.iter().any(|c| c.get("type") == condition.value().get("type")) {
+        if !had_duplicates
+            && before
+                .iter()
+                .any(|c| c.get("type") == condition.value().get("type"))
+        {
             errors.duplicate_as(&ty, &quote(ty.str()));
         }
     }
@@ -190,12 +211,16 @@ fn validate_conditions(at: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors
 /// Why bytes are no certificates.
 fn certificate_problem(text: &str) -> Option<String> {
     let starts = text.lines().filter_map(|line| {
-        line.trim_end().strip_prefix("-----BEGIN ")?.strip_suffix("-----")
+        line.trim_end()
+            .strip_prefix("-----BEGIN ")?
+            .strip_suffix("-----")
     });
     let types: Vec<&str> = starts.collect();
     if let Some(other) = types.iter().find(|ty| **ty != "CERTIFICATE") {
         let found = quote(other);
-        return Some(format!("only CERTIFICATE PEM blocks are allowed, found {found}"));
+        return Some(format!(
+            "only CERTIFICATE PEM blocks are allowed, found {found}"
+        ));
     }
     types
         .is_empty()
@@ -203,7 +228,9 @@ fn certificate_problem(text: &str) -> Option<String> {
 }
 
 fn decoded(value: &Value) -> String {
-    let bytes = BASE64.decode(value.as_str().unwrap_or_default()).unwrap_or_default();
+    let bytes = BASE64
+        .decode(value.as_str().unwrap_or_default())
+        .unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -317,7 +344,10 @@ impl Strategy for CertificateSigningRequest {
     }
 
     fn validate_status(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        let allowed = Allowed { certificate: true, ..Allowed::default() };
+        let allowed = Allowed {
+            certificate: true,
+            ..Allowed::default()
+        };
         validate_change(object, old, allowed, errors);
     }
 
@@ -328,7 +358,10 @@ impl Strategy for CertificateSigningRequest {
         old: &Value,
         errors: &mut Errors,
     ) {
-        let allowed = Allowed { approval: true, ..Allowed::default() };
+        let allowed = Allowed {
+            approval: true,
+            ..Allowed::default()
+        };
         validate_change(object, old, allowed, errors);
     }
 

@@ -16,10 +16,7 @@ impl PodDisruptionBudget {
         let spec = root.field("spec");
         let bounds = ["minAvailable", "maxUnavailable"].map(|field| spec.field(field));
         if bounds.iter().all(At::is_set) {
-            let shown = internal(
-                "io.k8s.api.policy.v1.PodDisruptionBudgetSpec",
-                spec.value(),
-            );
+            let shown = internal("io.k8s.api.policy.v1.PodDisruptionBudgetSpec", spec.value());
             let detail = "minAvailable and maxUnavailable cannot be both set";
             errors.invalid_as(&spec, &shown, detail);
         }

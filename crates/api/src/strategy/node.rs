@@ -29,7 +29,9 @@ fn validate_taints(taints: &At<'_, '_>, errors: &mut Errors) {
         }
         validate_taint_effect(&taint.field("effect"), errors);
         let same = |other: &Value| {
-            ["key", "effect"].iter().all(|field| other.get(field) == taint.value().get(field))
+            ["key", "effect"]
+                .iter()
+                .all(|field| other.get(field) == taint.value().get(field))
         };
         if taints.list()[..i].iter().any(same) {
             let shown = internal("io.k8s.api.core.v1.Taint", taint.value());
@@ -105,7 +107,10 @@ fn validate(node: &At<'_, '_>, errors: &mut Errors) {
 
 fn validate_families(ranges: &At<'_, '_>, errors: &mut Errors) {
     let texts: Vec<&str> = ranges.list().iter().filter_map(Value::as_str).collect();
-    let parsed: Vec<_> = texts.iter().map(|text| ip::Cidr::parse_sloppy(text)).collect();
+    let parsed: Vec<_> = texts
+        .iter()
+        .map(|text| ip::Cidr::parse_sloppy(text))
+        .collect();
     if let Some(i) = parsed.iter().position(Option::is_none) {
         let detail = format!(
             "invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{i}]: <nil> (invalid CIDR address: {})",
@@ -114,11 +119,18 @@ fn validate_families(ranges: &At<'_, '_>, errors: &mut Errors) {
         errors.internal(ranges, &detail);
     }
     let families = |six: bool| {
-        parsed.iter().flatten().filter(|c| c.network().is_ipv6() == six).count()
+        parsed
+            .iter()
+            .flatten()
+            .filter(|c| c.network().is_ipv6() == six)
+            .count()
     };
     let is_dual = families(true) > 0 && families(false) > 0 && parsed.iter().all(Option::is_some);
     if !is_dual || texts.len() > 2 {
-        errors.bad(ranges, "may specify no more than one CIDR for each IP family");
+        errors.bad(
+            ranges,
+            "may specify no more than one CIDR for each IP family",
+        );
     }
 }
 
@@ -158,12 +170,19 @@ fn validate_update(node: &At<'_, '_>, old: &Value, errors: &mut Errors) {
     let before = before.field("spec");
     let (was, now) = (before.field("podCIDRs"), spec.field("podCIDRs"));
     let changed = if was.list().len() == now.list().len() {
-        was.list().iter().zip(now.list()).filter(|(was, now)| was != now).count()
+        was.list()
+            .iter()
+            .zip(now.list())
+            .filter(|(was, now)| was != now)
+            .count()
     } else {
         usize::from(!was.is_empty())
     };
     for _ in 0..changed {
-        errors.forbidden(&now, "node updates may not change podCIDR except from \"\" to valid");
+        errors.forbidden(
+            &now,
+            "node updates may not change podCIDR except from \"\" to valid",
+        );
     }
     let provider = before.text("providerID");
     if !provider.is_empty() && provider != spec.text("providerID") {
@@ -193,8 +212,15 @@ fn agree_on_range(object: &mut Value) {
     let Some(spec) = at_mut(object, &["spec"]).and_then(Value::as_object_mut) else {
         return;
     };
-    let range = spec.get("podCIDR").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let first = spec.get("podCIDRs").and_then(|ranges| ranges[0].as_str()).map(str::to_owned);
+    let range = spec
+        .get("podCIDR")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
+    let first = spec
+        .get("podCIDRs")
+        .and_then(|ranges| ranges[0].as_str())
+        .map(str::to_owned);
     match first {
         Some(first) if range.is_empty() => {
             spec.insert("podCIDR".into(), first.into());
@@ -265,8 +291,7 @@ impl Strategy for Node {
             warnings.push("spec.configSource: the feature is removed".to_owned());
         }
         if !spec.field("externalID").is_empty() {
-            let warning =
-                "spec.externalID: this field is deprecated, and is unused by Kubernetes";
+            let warning = "spec.externalID: this field is deprecated, and is unused by Kubernetes";
             warnings.push(warning.to_owned());
         }
         for range in spec.field("podCIDRs").items() {

@@ -30,9 +30,7 @@ pub use names::*;
 pub use numbers::{int_or_percent, is_percent, percent_at_most_100};
 pub use paths::{descending_path, no_backsteps, non_reserved_path};
 pub use ports::{PROTOCOLS, port_name, port_number, port_number_or_name, port_range};
-pub use quantity::{
-    non_negative_quantity, positive_quantity, positive_quantity_as, quantity_of,
-};
+pub use quantity::{non_negative_quantity, positive_quantity, positive_quantity_as, quantity_of};
 pub use render::{api, go_json, internal, quote};
 pub use selector::{
     SelectorOptions, has_invalid_values, label_key, label_selector, label_selector_with, labels,

@@ -21,7 +21,10 @@ impl Plugin for Priority {
         attributes: &Attributes<'_>,
         pod: &mut Value,
     ) -> Result<(), Error> {
-        if let Some(old) = attributes.old.filter(|_| attributes.is("pods", Operation::Update)) {
+        if let Some(old) = attributes
+            .old
+            .filter(|_| attributes.is("pods", Operation::Update))
+        {
             // What creation has found stays, whether the update has it or not.
             for field in ["priority", "preemptionPolicy"] {
                 let kept = &old["spec"][field];

@@ -224,9 +224,9 @@ async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
 /// What users of an old API are told.
 fn deprecation(resource: &fluyt_api::resources::Resource) -> Option<&'static str> {
     match (resource.group, resource.kind) {
-        ("", "Endpoints") => Some(
-            "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
-        ),
+        ("", "Endpoints") => {
+            Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+        }
         ("", "ComponentStatus") => Some("v1 ComponentStatus is deprecated in v1.19+"),
         _ => None,
     }

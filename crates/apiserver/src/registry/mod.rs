@@ -662,7 +662,11 @@ fn keep_system_metadata(object: &mut Value, old: &Value) {
         meta::set(object, field, kept[field].clone());
     }
     if !kept["deletionTimestamp"].is_null() {
-        meta::set(object, "deletionTimestamp", kept["deletionTimestamp"].clone());
+        meta::set(
+            object,
+            "deletionTimestamp",
+            kept["deletionTimestamp"].clone(),
+        );
     }
     let grace = "deletionGracePeriodSeconds";
     if object["metadata"][grace].is_null() {
@@ -674,10 +678,6 @@ fn keep_system_metadata(object: &mut Value, old: &Value) {
 fn bump_generation(object: &mut Value, old: &Value, strategy: &dyn Strategy) {
     if strategy.changes_generation(object, old) {
         meta::set(object, "generation", meta::generation(old) + 1);
-    }
-    // Looking at a missing part must not leave it behind.
-    if let Some(map) = object.as_object_mut() {
-        map.retain(|_, v| !v.is_null());
     }
 }
 

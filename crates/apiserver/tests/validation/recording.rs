@@ -281,7 +281,9 @@ fn first_line(text: &str) -> String {
 
 /// Generated names end in something that is never the same twice.
 fn without_suffix(text: &str, sent: &Value) -> String {
-    let prefix = sent["metadata"]["generateName"].as_str().unwrap_or_default();
+    let prefix = sent["metadata"]["generateName"]
+        .as_str()
+        .unwrap_or_default();
     let generated = format!("\"{prefix}");
     match text.find(&generated).filter(|_| !prefix.is_empty()) {
         Some(at) => {
@@ -459,7 +461,9 @@ async fn discard(server: &dyn Server, kind: &Kind, base: &Base) {
         // Nobody else says that nothing is left in it.
         let mut left = server.send("GET", &path, None).await.body;
         left["spec"]["finalizers"] = json!([]);
-        let done = server.send("PUT", &format!("{path}/finalize"), Some(&left)).await;
+        let done = server
+            .send("PUT", &format!("{path}/finalize"), Some(&left))
+            .await;
         assert!(done.code == 200, "{path}: {done:?}");
     }
 }

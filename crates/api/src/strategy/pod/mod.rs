@@ -368,7 +368,10 @@ fn unused_apparmor_annotations(object: &Value) -> Vec<String> {
 
 /// The address of a pod is the first of its addresses: what is said in one field holds for the other.
 fn agree_on_address(status: &mut Map<String, Value>) {
-    let address = status.get("podIP").and_then(Value::as_str).unwrap_or_default();
+    let address = status
+        .get("podIP")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let first = status.get("podIPs").and_then(|ips| ips[0]["ip"].as_str());
     match (address, first) {
         ("", None) => {}

@@ -258,10 +258,7 @@ fn validate_immutable(object: &Value, old: &Value, errors: &mut Errors) {
     {
         errors.invalid_as(
             "nodeAffinity",
-            &internal(
-                "io.k8s.api.core.v1.VolumeNodeAffinity",
-                &affinity(object),
-            ),
+            &shown_affinity(&affinity(object)),
             "field is immutable, except for updating from beta label to GA",
         );
     }
@@ -309,6 +306,13 @@ fn with_stable_keys(new: Value, old: &Value) -> Value {
         }
     }
     result
+}
+
+fn shown_affinity(affinity: &Value) -> String {
+    if affinity.is_null() {
+        return "null".to_owned();
+    }
+    internal("io.k8s.api.core.v1.VolumeNodeAffinity", affinity)
 }
 
 fn has_invalid_labels(old: &Value) -> bool {
@@ -460,7 +464,7 @@ impl Strategy for PersistentVolume {
     }
 
     fn metadata_on_update(&self) -> &'static [MetaCheck] {
-        &[MetaCheck::Whole]
+        &[MetaCheck::Whole, MetaCheck::Whole]
     }
 
     fn generation_of(&self) -> &'static [&'static str] {

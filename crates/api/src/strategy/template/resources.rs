@@ -21,7 +21,11 @@ pub(super) fn validate_container(at: &At<'_, '_>, context: &Context<'_>, errors:
 }
 
 /// What the sandbox of a pod takes besides its containers: validated like limits.
-pub(in crate::strategy) fn validate_overhead(at: &At<'_, '_>, options: &Options, errors: &mut Errors) {
+pub(in crate::strategy) fn validate_overhead(
+    at: &At<'_, '_>,
+    options: &Options,
+    errors: &mut Errors,
+) {
     let limits = at.place("limits", at.value());
     validate_lists(
         at,
