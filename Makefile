@@ -16,6 +16,7 @@ help:
 	@echo 'make quickstart       build, start the service, create the cluster "demo", deploy the sample application'
 	@echo 'make quickstart-down  remove every trace of it'
 	@echo 'make test             everything that a change must pass'
+	@echo 'make nightly          the long forms of tests: the store for minutes each'
 	@echo 'make bench            the figures of README, on the release build'
 	@echo 'make bench-store      the store beside etcd (ETCD=/path/to/etcd)'
 
@@ -62,6 +63,12 @@ test: test-deps
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) build --bin fluyt
 	$(CARGO) nextest run --workspace
+
+# 100,000 operations beside a real etcd, 300 crashes, 100 histories, a minute for everything that decodes bytes from outside.
+.PHONY: nightly
+nightly: test-deps
+	TMPDIR=/dev/shm FLUYT_DIFFERENTIAL_SEEDS=155 FLUYT_CRASH_ROUNDS=300 FLUYT_LINEARIZABILITY_ROUNDS=100 \
+		FLUYT_FUZZ_SECONDS=60 $(CARGO) nextest run --profile nightly -p fluyt-etcd
 
 .PHONY: bench
 bench: release $(CACHE)/bin/kubectl

@@ -12,6 +12,7 @@ pub fn apply(schema: &Schema, ty: TypeId, object: &mut Value) {
         schema,
         strip: false,
         fill: true,
+        stored: false,
     };
     walk.object(ty, object);
 }
@@ -23,6 +24,7 @@ pub fn strip_absent(schema: &Schema, ty: TypeId, object: &mut Value) {
         schema,
         strip: true,
         fill: false,
+        stored: false,
     };
     walk.object(ty, object);
 }
@@ -33,6 +35,19 @@ pub fn normalise(schema: &Schema, ty: TypeId, object: &mut Value) {
         schema,
         strip: true,
         fill: true,
+        stored: false,
+    };
+    walk.object(ty, object);
+}
+
+/// Both, and what a stored object does not tell apart: an empty list from none. Where a list must be, Go writes that as
+/// null.
+pub fn as_stored(schema: &Schema, ty: TypeId, object: &mut Value) {
+    let walk = Walk {
+        schema,
+        strip: true,
+        fill: true,
+        stored: true,
     };
     walk.object(ty, object);
 }
@@ -42,6 +57,7 @@ struct Walk<'s> {
     schema: &'s Schema,
     strip: bool,
     fill: bool,
+    stored: bool,
 }
 
 impl Walk<'_> {
@@ -59,7 +75,8 @@ impl Walk<'_> {
             let Some(field) = fields.next_if(|f| *f.name == **name) else {
                 return !self.strip || !value.is_null();
             };
-            if self.strip && (field.is_absent(value) || stored_empty(value, of_api)) {
+            let nothing = self.stored && field.must_be_a_list() && is_empty(value);
+            if nothing || self.strip && (field.is_absent(value) || stored_empty(value, of_api)) {
                 missing.push(field);
                 return false;
             }
@@ -73,6 +90,8 @@ impl Walk<'_> {
             if let Some(mut value) = field.when_absent() {
                 self.value(&field.kind, &mut value);
                 map.insert(field.name.to_string(), value);
+            } else if self.stored && field.must_be_a_list() {
+                map.insert(field.name.to_string(), Value::Null);
             }
         }
     }
@@ -101,6 +120,14 @@ fn stored_empty(value: &Value, of_api: bool) -> bool {
     of_api && value.as_array().is_some_and(Vec::is_empty)
 }
 
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        _ => false,
+    }
+}
+
 /// Quantities are written in one way only.
 fn canonicalise(value: &mut Value) {
     let quantity = match value {
@@ -117,6 +144,11 @@ fn canonicalise(value: &mut Value) {
 }
 
 impl Field {
+    fn must_be_a_list(&self) -> bool {
+        let always = self.required || self.default == Some(Value::Null);
+        always && matches!(self.kind, Kind::List(_) | Kind::Map(_))
+    }
+
     /// What an absent field means: its default, or what upstream writes of a value that it always holds.
     fn when_absent(&self) -> Option<Value> {
         if let Some(default) = &self.default {
@@ -169,6 +201,18 @@ mod tests {
         assert_eq!(pod["spec"]["dnsPolicy"], "ClusterFirst");
         assert_eq!(pod["spec"]["containers"][0]["ports"][0]["protocol"], "TCP");
         assert_eq!(pod["spec"]["containers"][0]["resources"], json!({}));
+    }
+
+    #[test]
+    fn where_a_list_must_be_none_is_null() {
+        let schema = Schema::builtin();
+        let slice = schema
+            .find("io.k8s.api.discovery.v1.EndpointSlice")
+            .unwrap();
+        for mut object in [json!({"endpoints": [], "ports": []}), json!({})] {
+            as_stored(schema, slice, &mut object);
+            assert!(object["endpoints"].is_null() && object.get("endpoints").is_some());
+        }
     }
 
     #[test]

@@ -7,6 +7,10 @@ pub mod custom;
 pub mod decode;
 pub mod defaults;
 pub mod error;
+pub mod flowcontrol;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod fuzz;
 pub mod managedfields;
 pub mod meta;
 pub mod patch;

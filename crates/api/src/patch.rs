@@ -170,11 +170,13 @@ fn merge_field(
             match field {
                 Some(field) => merge_keyed_list(schema, field, items, patch),
                 None => {
-                    for item in patch {
-                        if !items.contains(&item) {
-                            items.push(item);
+                    let before = items.clone();
+                    for item in &patch {
+                        if !items.contains(item) {
+                            items.push(item.clone());
                         }
                     }
+                    merged_order(items, &before, &patch, None);
                     Ok(())
                 }
             }
@@ -244,6 +246,7 @@ fn merge_keyed_list(
             .collect();
         return Ok(());
     }
+    let (before, named) = (items.clone(), patch.clone());
     for item in patch {
         let Value::Object(mut item) = item else {
             return Err(format!("list {} must hold objects", field.name));
@@ -269,15 +272,50 @@ fn merge_keyed_list(
             }
         }
     }
+    merged_order(items, &before, &named, Some(key));
     Ok(())
+}
+
+/// What an item of a list is known by: its merge key, or itself.
+fn identity(item: &Value, key: Option<&str>) -> Value {
+    match key {
+        Some(key) => item.get(key).cloned().unwrap_or(Value::Null),
+        None => item.clone(),
+    }
+}
+
+/// The order of a merged list: the items that the patch names in the patch's order, each of the others before the next
+/// of these that it was before already, and what is left at the end.
+fn merged_order(items: &mut Vec<Value>, before: &[Value], patch: &[Value], key: Option<&str>) {
+    let identities =
+        |list: &[Value]| -> Vec<Value> { list.iter().map(|item| identity(item, key)).collect() };
+    let (before, patch) = (identities(before), identities(patch));
+    let place = |list: &[Value], item: &Value| {
+        let identity = identity(item, key);
+        list.iter().position(|other| *other == identity)
+    };
+    let all = std::mem::take(items);
+    let (mut named, others): (Vec<Value>, Vec<Value>) = all
+        .into_iter()
+        .partition(|item| place(&patch, item).is_some());
+    named.sort_by_key(|item| place(&patch, item));
+    let mut named = named.into_iter().peekable();
+    for other in others {
+        let own = place(&before, &other);
+        while let Some(next) = named.next_if(|next| {
+            let of_next = place(&before, next);
+            !matches!((own, of_next), (Some(own), Some(of_next)) if own < of_next)
+        }) {
+            items.push(next);
+        }
+        items.push(other);
+    }
+    items.extend(named);
 }
 
 /// Puts the items that `order` names into that order; others keep their place relative to their predecessor.
 fn apply_order(items: &mut [Value], order: &[Value], key: Option<&str>) {
-    let identity = |v: &Value| match key {
-        Some(key) => v.get(key).cloned().unwrap_or(Value::Null),
-        None => v.clone(),
-    };
+    let identity = |v: &Value| identity(v, key);
     let wanted: Vec<Value> = order.iter().map(identity).collect();
     let rank = |item: &Value| wanted.iter().position(|w| *w == identity(item));
     let mut named: Vec<Value> = items
@@ -345,6 +383,22 @@ mod tests {
             deleted["spec"]["containers"],
             json!([{"name": "b", "image": "1"}])
         );
+    }
+
+    #[test]
+    fn what_a_patch_adds_comes_before_what_it_does_not_name() {
+        let pod = json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}});
+        let patched = strategic(
+            pod,
+            json!({"spec": {"containers": [{"name": "new"}, {"name": "c"}, {"name": "last"}]}}),
+        );
+        let names: Vec<&str> = patched["spec"]["containers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|c| c["name"].as_str())
+            .collect();
+        assert_eq!(names, ["new", "a", "b", "c", "last"]);
     }
 
     #[test]

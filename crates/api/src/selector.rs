@@ -40,6 +40,12 @@ impl LabelSelector {
         !self.nothing && self.requirements.is_empty()
     }
 
+    /// What labels have to satisfy.
+    #[must_use]
+    pub fn requirements(&self) -> &[Requirement] {
+        &self.requirements
+    }
+
     /// Parses `a=b,c!=d,e in (f,g),h notin (i),j,!k,l>1`.
     ///
     /// # Errors

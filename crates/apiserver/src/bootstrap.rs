@@ -1,13 +1,14 @@
 //! What an API server keeps in place: the system namespaces, the default roles and priority classes, the `kubernetes`
 //! service and its endpoints, and the configuration that extension servers read.
 
-use std::net::SocketAddr;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use fluyt_api::{Error, Reason, meta, resources};
 use serde_json::{Map, Value, json};
 
 use crate::Server;
+use crate::endpoint_reconciler;
 use crate::registry::{Change, Location, WriteContext};
 use crate::user::{MASTERS, User};
 
@@ -49,7 +50,7 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
     extension_configuration(server).await
 }
 
-fn context() -> WriteContext {
+pub(crate) fn context() -> WriteContext {
     WriteContext {
         user: User::new("system:apiserver", &[MASTERS]),
         ..WriteContext::default()
@@ -262,36 +263,40 @@ async fn kubernetes_service(server: &Arc<Server>) -> Result<(), Error> {
             {"name": "https", "protocol": "TCP", "port": 443, "targetPort": config.advertise.port()}]},
     });
     create(server, "", "services", "default", service).await?;
-    let SocketAddr::V4(advertise) = config.advertise else {
-        return Ok(());
-    };
-    if advertise.ip().is_loopback() {
-        // Endpoints cannot be there, since each pod has a loopback of its own.
-        return Ok(());
-    }
-    let ports = json!([{"name": "https", "port": advertise.port(), "protocol": "TCP"}]);
+    endpoint_reconciler::reconcile(server).await
+}
+
+/// Says under which addresses the servers of this cluster are reached.
+pub(crate) async fn publish_endpoints(
+    server: &Arc<Server>,
+    addresses: &[Ipv4Addr],
+) -> Result<(), Error> {
+    let ports = json!([
+        {"name": "https", "port": server.config.advertise.port(), "protocol": "TCP"},
+    ]);
+    let ips: Vec<Value> = addresses
+        .iter()
+        .map(|ip| json!({"ip": ip.to_string()}))
+        .collect();
     let endpoints = json!({
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": advertise.ip().to_string()}], "ports": ports}],
+        "subsets": [{"addresses": ips, "ports": ports}],
     });
+    let ready: Vec<Value> = addresses
+        .iter()
+        .map(|ip| json!({"addresses": [ip.to_string()], "conditions": {"ready": true}}))
+        .collect();
     let slice = json!({
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": "IPv4", "ports": ports,
-        "endpoints": [{"addresses": [advertise.ip().to_string()], "conditions": {"ready": true}}],
+        "addressType": "IPv4", "ports": ports, "endpoints": ready,
     });
     replace(server, "", "endpoints", endpoints, &["subsets"]).await?;
-    replace(
-        server,
-        "discovery.k8s.io",
-        "endpointslices",
-        slice,
-        &["ports", "endpoints"],
-    )
-    .await
+    let (group, plural) = ("discovery.k8s.io", "endpointslices");
+    replace(server, group, plural, slice, &["ports", "endpoints"]).await
 }
 
 /// Creates an object in `default` or sets the given parts of it.
-async fn replace(
+pub(crate) async fn replace(
     server: &Arc<Server>,
     group: &str,
     plural: &str,
@@ -328,16 +333,18 @@ async fn extension_configuration(server: &Arc<Server>) -> Result<(), Error> {
     );
     if let Some(pem) = &server.config.requestheader_ca_pem {
         data.insert("requestheader-client-ca-file".into(), pem.clone().into());
+        let proxy = &server.config.authentication.front_proxy;
         for (key, list) in [
-            ("requestheader-allowed-names", "[\"front-proxy-client\"]"),
-            ("requestheader-username-headers", "[\"X-Remote-User\"]"),
-            ("requestheader-group-headers", "[\"X-Remote-Group\"]"),
+            ("requestheader-allowed-names", &proxy.allowed_names),
+            ("requestheader-username-headers", &proxy.username_headers),
+            ("requestheader-uid-headers", &proxy.uid_headers),
+            ("requestheader-group-headers", &proxy.group_headers),
             (
                 "requestheader-extra-headers-prefix",
-                "[\"X-Remote-Extra-\"]",
+                &proxy.extra_header_prefixes,
             ),
         ] {
-            data.insert(key.into(), list.into());
+            data.insert(key.into(), json!(list).to_string().into());
         }
     }
     let map = json!({"metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"}, "data": data});

@@ -51,6 +51,37 @@ pub fn handle(server: &Arc<Server>, path: &str, headers: &HeaderMap) -> Option<R
     Some(responses::json(StatusCode::OK, &value))
 }
 
+/// Every path that there is something at, for who looks around.
+pub fn paths(server: &Arc<Server>) -> Value {
+    const OTHERS: [&str; 13] = [
+        "/.well-known/openid-configuration",
+        "/api",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openapi/v3/",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/statusz",
+        "/version",
+    ];
+    let mut paths: Vec<String> = OTHERS.iter().map(|p| (*p).to_owned()).collect();
+    paths.extend(["/api/v1".to_owned(), "/apis/".to_owned()]);
+    for (group, versions) in groups(server) {
+        paths.push(format!("/apis/{group}"));
+        paths.extend(
+            versions
+                .iter()
+                .map(|version| format!("/apis/{group}/{version}")),
+        );
+    }
+    paths.sort_unstable();
+    json!({"paths": paths})
+}
+
 fn wants_aggregated(headers: &HeaderMap) -> bool {
     let accept = headers
         .get(header::ACCEPT)
@@ -141,7 +172,7 @@ fn entry(resource: &Resource) -> Value {
 }
 
 /// A short stable digest: of a stored version, or of a response for its ETag.
-fn digest(content: &[u8]) -> String {
+pub(crate) fn digest(content: &[u8]) -> String {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
     content.hash(&mut hasher);

@@ -1,5 +1,10 @@
 //! kube-apiserver alone: `fluyt kube-apiserver`, with upstream's flags.
 
+mod audit;
+mod authentication;
+mod authorization;
+mod flow_control;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +18,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::REGISTRY;
 use crate::dial::Direct;
-use crate::{Config, Features, Server, ServiceNetwork};
+use crate::{Config, Encryption, Features, Limits, MediaType, Server, ServiceNetwork, Storage};
+
+use audit::AuditArgs;
+use authentication::AuthenticationArgs;
+use authorization::AuthorizationArgs;
+use flow_control::FlowControlArgs;
 
 /// Flags of kube-apiserver.
 #[derive(clap::Args, Debug)]
@@ -36,6 +46,15 @@ pub struct Args {
     /// Prefix of all keys in etcd.
     #[arg(long, default_value = "/registry")]
     etcd_prefix: String,
+    /// What built-in kinds are stored as.
+    #[arg(long, default_value = "application/vnd.kubernetes.protobuf")]
+    storage_media_type: MediaType,
+    /// File that says what is encrypted in the store, and with what.
+    #[arg(long)]
+    encryption_provider_config: Option<PathBuf>,
+    /// Take over changes of that file while the server runs.
+    #[arg(long, requires = "encryption_provider_config", num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    encryption_provider_config_automatic_reload: bool,
     #[arg(long, default_value = "0.0.0.0")]
     bind_address: IpAddr,
     #[arg(long, default_value_t = 6443)]
@@ -59,11 +78,17 @@ pub struct Args {
     tls_cert_file: PathBuf,
     #[arg(long)]
     tls_private_key_file: PathBuf,
-    /// P-256 key in PKCS #8 that signs and verifies service-account tokens.
+    /// RSA, P-256 or P-384 key that signs service-account tokens, and verifies them unless other keys do.
     #[arg(long)]
     service_account_signing_key_file: PathBuf,
-    #[arg(long, default_value = "https://kubernetes.default.svc.cluster.local")]
-    service_account_issuer: String,
+    #[command(flatten)]
+    authentication: AuthenticationArgs,
+    #[command(flatten)]
+    authorization: AuthorizationArgs,
+    #[command(flatten)]
+    audit: AuditArgs,
+    #[command(flatten)]
+    flow_control: FlowControlArgs,
     /// Defaults to the issuer.
     #[arg(long, value_delimiter = ',')]
     api_audiences: Vec<String>,
@@ -77,8 +102,8 @@ pub struct Args {
     proxy_client_cert_file: Option<PathBuf>,
     #[arg(long)]
     proxy_client_key_file: Option<PathBuf>,
-    #[arg(long)]
-    requestheader_client_ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    limits: Limits,
     /// Name=bool, separated by commas.
     #[arg(long, default_value = "")]
     feature_gates: String,
@@ -98,6 +123,31 @@ fn pair(
     }
 }
 
+/// What keys start with in the store.
+fn prefix(args: &Args) -> String {
+    if args.etcd_servers.is_empty() {
+        return REGISTRY.to_owned();
+    }
+    format!("/{}/", args.etcd_prefix.trim_matches('/'))
+}
+
+/// The form of objects in the store.
+async fn storage(args: &Args, shutdown: &CancellationToken) -> anyhow::Result<Storage> {
+    let encryption = match &args.encryption_provider_config {
+        None => Arc::default(),
+        Some(path) => {
+            let reload = args.encryption_provider_config_automatic_reload;
+            Encryption::load_file(path, &prefix(args), reload, shutdown.clone())
+                .await
+                .context("--encryption-provider-config")?
+        }
+    };
+    Ok(Storage {
+        media_type: args.storage_media_type,
+        encryption,
+    })
+}
+
 /// The store that the flags name.
 async fn store(args: &Args) -> anyhow::Result<DynStore> {
     if args.etcd_servers.is_empty() {
@@ -107,7 +157,7 @@ async fn store(args: &Args) -> anyhow::Result<DynStore> {
     config.ca_pem = args.etcd_cafile.as_deref().map(read).transpose()?;
     config.client_pem = pair(args.etcd_certfile.as_ref(), args.etcd_keyfile.as_ref())?;
     let store: DynStore = Arc::new(External::connect(config).await.context("--etcd-servers")?);
-    let prefix = format!("/{}/", args.etcd_prefix.trim_matches('/'));
+    let prefix = prefix(args);
     Ok(if prefix == REGISTRY {
         store
     } else {
@@ -155,16 +205,24 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         }
     });
     let store = store(&args).await?;
+    let storage = storage(&args, &shutdown).await?;
     let audiences = if args.api_audiences.is_empty() {
-        vec![args.service_account_issuer.clone()]
+        vec![args.authentication.issuer()]
     } else {
         args.api_audiences
     };
+    let mut authentication = args.authentication.settings()?;
+    let authorization = args.authorization.settings()?;
+    if authorization.allows_everything() {
+        AuthenticationArgs::without_anonymous(&mut authentication);
+    }
     let mut disable_admission_plugins = args.disable_admission_plugins.clone();
     disable_admission_plugins.retain(|p| !args.enable_admission_plugins.contains(p));
     let config = Config {
         disable_admission_plugins,
         store,
+        storage,
+        shares_store: !args.etcd_servers.is_empty(),
         dialer: Arc::new(Direct),
         advertise: SocketAddr::new(advertise, args.secure_port),
         service_network: ServiceNetwork {
@@ -175,7 +233,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         tls_certificate_pem: read(&args.tls_cert_file)?,
         tls_key_pem: read(&args.tls_private_key_file)?,
         service_account_key_pem: read(&args.service_account_signing_key_file)?,
-        service_account_issuer: args.service_account_issuer,
+        service_account_issuer: args.authentication.issuer(),
         api_audiences: audiences,
         kubelet_client: pair(
             args.kubelet_client_certificate.as_ref(),
@@ -191,11 +249,17 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             args.proxy_client_key_file.as_ref(),
         )?,
         requestheader_ca_pem: args
+            .authentication
             .requestheader_client_ca_file
             .as_deref()
             .map(read)
             .transpose()?,
+        authentication,
+        authorization,
+        audit: args.audit.settings()?,
+        flow_control: args.flow_control.settings()?,
         features: Features::parse(&args.feature_gates)?,
+        limits: args.limits,
         shutdown,
     };
     let server = Server::start(config).await?;

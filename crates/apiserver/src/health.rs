@@ -6,7 +6,7 @@ use crate::Server;
 use crate::http::{Body, text};
 use crate::request::Query;
 
-/// Whether a path is about health; such paths need no credentials.
+/// Whether a path is about health.
 pub(crate) fn is_health(path: &str) -> bool {
     matches!(
         path.trim_start_matches('/').split('/').next(),
@@ -15,16 +15,14 @@ pub(crate) fn is_health(path: &str) -> bool {
 }
 
 /// Answers a health path; `None` for a check that does not exist.
-pub(crate) fn answer(
-    server: &Server,
-    ready: bool,
-    path: &str,
-    query: &Query,
-) -> Option<Response<Body>> {
+pub(crate) async fn answer(server: &Server, path: &str, query: &Query) -> Option<Response<Body>> {
+    let ready = server.is_ready().await;
+    let encryption = &server.config.storage.encryption;
+    let (has_kms, kms) = (encryption.has_health(), encryption.check().await);
     let endpoint = path.trim_start_matches('/').split('/').next()?;
-    let checks: &[&str] = match endpoint {
-        "livez" | "healthz" => &["ping", "etcd"],
-        "readyz" => &[
+    let mut checks = match endpoint {
+        "livez" | "healthz" => vec!["ping", "etcd"],
+        "readyz" => vec![
             "ping",
             "etcd",
             "poststarthook/rbac/bootstrap-roles",
@@ -33,8 +31,12 @@ pub(crate) fn answer(
         ],
         _ => return None,
     };
+    if has_kms {
+        checks.push("kms-providers");
+    }
     let passes = |check: &str| match check {
         "ping" => true,
+        "kms-providers" => kms.is_ok(),
         "shutdown" => !server.is_shutting_down(),
         _ => ready,
     };

@@ -3,33 +3,48 @@
 
 pub mod admission;
 mod aggregator;
-mod authn;
-mod authz;
+pub mod audit;
+pub mod authn;
+pub mod authz;
 mod bootstrap;
 mod cache;
+mod cel_types;
 mod compactor;
 mod custom;
 pub mod dial;
 mod discovery;
+mod endpoint_reconciler;
+mod expiring;
 mod features;
 mod flags;
+pub mod flowcontrol;
+mod go_duration;
 mod handlers;
 mod health;
 mod http;
+mod identity;
+mod limits;
 mod listen;
 mod metrics;
 mod openapi;
 mod registry;
+mod reload;
+mod remote;
 mod request;
 mod server;
+mod storage;
 mod user;
+mod validation;
 mod webhook;
 
 pub use features::Features;
 pub use flags::{Args, run};
 pub use http::Body;
+pub use limits::Limits;
 pub use registry::ServiceNetwork;
-pub use server::{Config, Server};
+pub use server::{Config, Credentials, Server};
+pub use storage::encryption::Encryption;
+pub use storage::{MediaType, Storage};
 pub use user::{MASTERS, User};
 
 /// The version of Kubernetes whose API is served.

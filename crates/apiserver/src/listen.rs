@@ -1,5 +1,6 @@
 //! TLS listeners.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::Server;
 use crate::authn::PeerCertificates;
@@ -23,7 +25,14 @@ use crate::server::certificates;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// So is one that does not send its request's headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
+
+/// Longest headers of a request, in bytes.
+const MAX_HEADERS: u32 = 1 << 20;
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAddress(pub SocketAddr);
 
 impl Server {
     /// Serves one listener until shutdown, then lets requests in flight finish.
@@ -34,9 +43,9 @@ impl Server {
         let acceptor = TlsAcceptor::from(Arc::new(self.server_tls()?));
         let (done_sender, mut done) = tokio::sync::mpsc::channel::<()>(1);
         loop {
-            let stream = tokio::select! {
+            let (stream, address) = tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                    Ok(accepted) => accepted,
                     Err(error) => {
                         // Out of descriptors, most likely: let some close.
                         tracing::warn!(%error, "cannot accept a connection");
@@ -48,7 +57,7 @@ impl Server {
             };
             let (server, acceptor, guard) = (self.clone(), acceptor.clone(), done_sender.clone());
             tokio::spawn(async move {
-                server.connection(stream, acceptor).await;
+                server.connection(stream, address, acceptor).await;
                 drop(guard);
             });
         }
@@ -61,7 +70,12 @@ impl Server {
         Ok(())
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, acceptor: TlsAcceptor) {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        acceptor: TlsAcceptor,
+    ) {
         let _ = stream.set_nodelay(true);
         let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
@@ -69,11 +83,19 @@ impl Server {
             Err(_) => return,
         };
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let peer = PeerCertificates(chain.iter().map(|c| c.clone().into_owned()).collect());
+        let peer = PeerCertificates::new(chain.iter().map(|c| c.clone().into_owned()).collect());
         let shutdown = self.shutdown.clone();
+        let limits = self.config.limits.clone();
+        // The client shall connect anew, to whichever server there is.
+        let goodbye = CancellationToken::new();
+        let (chance, leaving) = (limits.clone(), goodbye.clone());
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
             let (server, peer) = (self.clone(), peer.clone());
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(PeerAddress(address));
+            if request.version() == hyper::Version::HTTP_2 && chance.says_goodbye() {
+                leaving.cancel();
+            }
             async move { Ok::<_, std::convert::Infallible>(server.handle(request).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -84,13 +106,14 @@ impl Server {
         builder
             .http2()
             .timer(TokioTimer::new())
-            .max_concurrent_streams(250)
+            .max_concurrent_streams(limits.streams())
+            .max_header_list_size(MAX_HEADERS)
             .keep_alive_interval(Some(Duration::from_secs(30)));
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = shutdown.cancelled() => {
+            () = async { tokio::select! { () = shutdown.cancelled() => {}, () = goodbye.cancelled() => {} } } => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }

@@ -24,6 +24,8 @@ pub struct Target {
     pub subresource: String,
     /// What follows the subresource, for proxies, with its leading slash.
     pub rest: String,
+    /// The old way to ask for a watch: a path of its own.
+    pub watch: bool,
     /// The table's entry; `None` for a resource that is not ours.
     pub resource: Option<Handle>,
 }
@@ -65,6 +67,12 @@ impl Query {
     /// Every parameter, in order.
     pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+
+    /// Whether a boolean option is there and set.
+    #[must_use]
+    pub fn flag_is_true(&self, name: &str) -> bool {
+        matches!(self.get(name), Some("true" | "1" | "True"))
     }
 
     /// `true`, `1` or just present.
@@ -123,6 +131,12 @@ impl RequestInfo {
             || self.path == "/api"
     }
 
+    /// Whether the request lasts as long as its client wants.
+    #[must_use]
+    pub fn is_long_running(&self) -> bool {
+        self.verb == "watch" || self.target.as_ref().is_some_and(Target::is_stream)
+    }
+
     /// Whether the answer may be compressed: what is there at once, not what happens over time.
     #[must_use]
     pub fn is_compressible(&self) -> bool {
@@ -177,7 +191,8 @@ fn parse_target(served: &Snapshot, path: &str) -> Option<Target> {
     {
         segments.pop();
     }
-    if segments.first().is_some_and(|s| s == "watch") {
+    let watch = segments.first().is_some_and(|s| s == "watch");
+    if watch {
         segments.remove(0);
     }
     let mut namespace = String::new();
@@ -217,6 +232,7 @@ fn parse_target(served: &Snapshot, path: &str) -> Option<Target> {
         name,
         subresource,
         rest,
+        watch,
         resource,
     })
 }
@@ -235,13 +251,15 @@ fn verb(method: &Method, target: Option<&Target>, query: &Query) -> &'static str
     };
     match *method {
         Method::GET | Method::HEAD if target.name.is_empty() => {
-            if query.flag("watch") {
+            if target.watch || query.flag("watch") {
                 "watch"
             } else {
                 "list"
             }
         }
-        Method::GET | Method::HEAD if query.flag("watch") && target.subresource.is_empty() => {
+        Method::GET | Method::HEAD
+            if (target.watch || query.flag("watch")) && target.subresource.is_empty() =>
+        {
             "watch"
         }
         Method::GET | Method::HEAD => "get",
@@ -280,6 +298,10 @@ mod tests {
         assert_eq!(
             parse(get.clone(), "/api/v1/pods", "watch=true"),
             ("||pods|||".into(), "watch")
+        );
+        assert_eq!(
+            parse(get.clone(), "/api/v1/watch/namespaces/a/pods/b", ""),
+            ("|a|pods|b||".into(), "watch")
         );
         assert_eq!(
             parse(get.clone(), "/api/v1/namespaces/a", ""),

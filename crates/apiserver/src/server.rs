@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ::http::request::Parts;
+use ::http::header::CACHE_CONTROL;
 use ::http::{HeaderValue, Request, Response};
-use fluyt_api::{Error, Reason};
+use fluyt_api::Error;
 use fluyt_etcd::DynStore;
 use fluyt_pki::TokenKeys;
 use futures::FutureExt as _;
@@ -20,24 +20,33 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::authn::{Authenticator, ClientCertificates};
-use crate::authz::{Authorizer, Question};
+use crate::authn::jwt::AuthenticationConfiguration;
+use crate::authn::{self, Authenticator, ClientCertificates};
+use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
 use crate::cache::Caches;
-use crate::dial::Dialer;
+use crate::dial::{Dialer, Direct};
 use crate::features::Features;
+use crate::flowcontrol::{self, FlowControl};
 use crate::handlers::{self, Call};
 use crate::http::{self, Body, BoxError, Wanted};
-use crate::metrics::Metrics;
+use crate::limits::{self, Limits};
+use crate::metrics::{Labels, Metrics};
 use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
+use crate::storage::Storage;
 use crate::user::User;
 use crate::{
-    admission, aggregator, bootstrap, compactor, custom, discovery, health, openapi, webhook,
+    admission, aggregator, audit, bootstrap, compactor, custom, discovery, endpoint_reconciler,
+    health, identity, openapi, reload, webhook,
 };
 
 /// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
 pub struct Config {
     pub store: DynStore,
+    /// What objects are in the store.
+    pub storage: Storage,
+    /// Other servers use the same store.
+    pub shares_store: bool,
     pub dialer: Arc<dyn Dialer>,
     /// The address that pods reach through the `kubernetes` service.
     pub advertise: SocketAddr,
@@ -55,13 +64,59 @@ pub struct Config {
     /// The certificate with which the server calls aggregated servers, and its authority.
     pub proxy_client: Option<(String, String)>,
     pub requestheader_ca_pem: Option<String>,
+    pub authentication: authn::Settings,
+    pub authorization: authz::Settings,
+    pub audit: audit::Settings,
+    pub flow_control: flowcontrol::Settings,
     pub features: Features,
+    pub limits: Limits,
     /// Admission plugins that are on by default and shall not be, by upstream's names.
     pub disable_admission_plugins: Vec<String>,
     pub shutdown: CancellationToken,
 }
 
+/// The PEM texts that no server can do without.
+pub struct Credentials {
+    /// Verifies client certificates.
+    pub client_ca_pem: String,
+    pub tls_certificate_pem: String,
+    pub tls_key_pem: String,
+    pub service_account_key_pem: String,
+}
+
 impl Config {
+    /// A server on loopback; everything that is not said is upstream's default.
+    #[must_use]
+    pub fn new(store: DynStore, credentials: Credentials, shutdown: CancellationToken) -> Self {
+        let issuer = "https://kubernetes.default.svc";
+        Self {
+            store,
+            storage: Storage::default(),
+            shares_store: false,
+            dialer: Arc::new(Direct),
+            advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
+            service_network: ServiceNetwork::default(),
+            client_ca_pem: credentials.client_ca_pem,
+            tls_certificate_pem: credentials.tls_certificate_pem,
+            tls_key_pem: credentials.tls_key_pem,
+            service_account_key_pem: credentials.service_account_key_pem,
+            service_account_issuer: issuer.into(),
+            api_audiences: vec![issuer.into()],
+            kubelet_client: None,
+            kubelet_ca_pem: None,
+            proxy_client: None,
+            requestheader_ca_pem: None,
+            authentication: authn::Settings::default(),
+            authorization: authz::Settings::default(),
+            audit: audit::Settings::default(),
+            flow_control: flowcontrol::Settings::default(),
+            features: Features::default(),
+            limits: Limits::default(),
+            disable_admission_plugins: Vec::new(),
+            shutdown,
+        }
+    }
+
     /// Address and port, for discovery.
     #[must_use]
     pub fn external_address(&self) -> String {
@@ -81,11 +136,14 @@ pub struct Server {
     pub(crate) kubelet_tls: Arc<ClientConfig>,
     /// For targets whose certificates nobody vouches for (`https:` proxies, `insecureSkipTLSVerify`).
     pub(crate) insecure_tls: Arc<ClientConfig>,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
+    auditor: Arc<audit::Auditor>,
+    pub(crate) flow_control: FlowControl,
     pub(crate) shutdown: CancellationToken,
     /// What aggregated servers say they serve.
     pub(crate) aggregated: aggregator::Discovered,
     ready: AtomicBool,
+    started: Instant,
 }
 
 impl Server {
@@ -94,16 +152,23 @@ impl Server {
     /// # Errors
     /// When a key or certificate is malformed or the store cannot be read.
     pub async fn start(config: Config) -> anyhow::Result<Arc<Self>> {
-        let caches = Caches::new(config.store.clone());
-        let tokens = Arc::new(TokenKeys::load(&config.service_account_key_pem)?);
-        let certificates = ClientCertificates::new(roots(&config.client_ca_pem)?)?;
+        let caches = Caches::new(config.store.clone(), config.storage.clone());
+        let keys = TokenKeys::load(&config.service_account_key_pem)?;
+        let tokens = Arc::new(keys.verified_by(&config.authentication.service_account_keys)?);
+        let front_proxies = config.requestheader_ca_pem.as_deref().unwrap_or_default();
+        let trusted = authn::Trusted {
+            clients: ClientCertificates::new(roots(&config.client_ca_pem)?)?,
+            front_proxies: ClientCertificates::new(roots(front_proxies)?)?,
+            tokens: tokens.clone(),
+        };
         let authenticator = Authenticator::new(
             caches.clone(),
-            certificates,
-            tokens.clone(),
-            config.service_account_issuer.clone(),
+            trusted,
+            &config.service_account_issuer,
             config.api_audiences.clone(),
-        );
+            &config.authentication,
+            config.shutdown.clone(),
+        )?;
         let kubelet_tls = client_tls(
             config.kubelet_ca_pem.as_deref(),
             config.kubelet_client.as_ref(),
@@ -114,7 +179,7 @@ impl Server {
             config.dialer.clone(),
             config.proxy_client.clone(),
         ));
-        let authorizer = Arc::new(Authorizer::new(caches.clone()));
+        let authorizer = Arc::new(Authorizer::new(caches.clone(), &config.authorization)?);
         let shared = admission::Shared {
             caches: caches.clone(),
             authorizer: authorizer.clone(),
@@ -134,10 +199,13 @@ impl Server {
             dialer: config.dialer.clone(),
             kubelet_tls,
             insecure_tls,
-            metrics: Metrics::default(),
-            shutdown: config.shutdown.clone(),
+            metrics: caches.metrics.clone(),
+            auditor: audit::Auditor::new(&config.audit, &config.shutdown)?,
+            flow_control: FlowControl::new(caches.clone(), config.flow_control),
+            shutdown: stopped_after(&config),
             aggregated: aggregator::Discovered::default(),
             ready: AtomicBool::new(false),
+            started: Instant::now(),
             caches,
             config,
         });
@@ -145,9 +213,16 @@ impl Server {
         tokio::spawn(async move { feeding.run(shutdown).await });
         server.caches.consistent().await?;
         bootstrap::run(&server).await?;
+        server.follow_configuration()?;
+        if server.flow_control.is_enabled() {
+            flowcontrol::bootstrap(&server).await?;
+            tokio::spawn(flowcontrol::run(server.clone()));
+        }
         tokio::spawn(aggregator::register(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
         tokio::spawn(custom::run(server.clone()));
+        tokio::spawn(endpoint_reconciler::run(server.clone()));
+        tokio::spawn(identity::run(server.clone()));
         tokio::spawn(admission::watch_policies(server.clone()));
         let store = server.caches.store().clone();
         tokio::spawn(compactor::run(
@@ -165,7 +240,7 @@ impl Server {
     }
 
     pub(crate) fn is_shutting_down(&self) -> bool {
-        self.shutdown.is_cancelled()
+        self.config.shutdown.is_cancelled()
     }
 
     /// Client settings that trust a base64 PEM bundle.
@@ -182,7 +257,8 @@ impl Server {
         }
     }
 
-    /// The way of a request: panics are caught, then it is read, authenticated, authorized, and handled.
+    /// The way of a request: panics are caught, it is read, goes through [`Server::filtered`] to its handler, and the
+    /// answer is brought into the client's format.
     pub async fn handle<B>(self: &Arc<Self>, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
@@ -190,6 +266,12 @@ impl Server {
     {
         let started = Instant::now();
         let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let id = request.headers().get("audit-id").cloned();
+        let id = id.unwrap_or_else(new_audit_id);
+        if self.auditor.is_active() {
+            let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
+            request.extensions_mut().insert(audit::AuditId(text));
+        }
         if self.config.features != Features::default() {
             request.extensions_mut().insert(self.config.features);
         }
@@ -199,11 +281,12 @@ impl Server {
             request.uri().path(),
             request.uri().query(),
         );
-        let labels = Metrics::labels(&info);
-        let wanted = Wanted::of(request.headers(), self.config.features);
+        let labels = Labels::of(&info, request.headers());
+        let in_flight = self.metrics.in_flight(labels.as_ref());
+        let wanted = Wanted::of(request.headers(), &info, self.config.features);
         let (converts, compresses) = (info.is_api(), info.is_compressible());
         // Boxed: the future of a whole request is large, and most of it is rarely needed.
-        let answer: BoxFuture<'static, _> = Box::pin(self.clone().authenticated(info, request));
+        let answer: BoxFuture<'static, _> = Box::pin(self.clone().in_time(info, request));
         let answered = AssertUnwindSafe(answer).catch_unwind().await;
         let mut response = match answered {
             Ok(Ok(response)) => response,
@@ -221,126 +304,140 @@ impl Server {
         if compresses {
             response = wanted.compress(response).await;
         }
-        if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
-            response.headers_mut().insert("audit-id", id);
-        }
+        let headers = response.headers_mut();
+        headers.insert("audit-id", id);
+        // What is the state of the cluster is nobody's to keep, unless it says so.
+        headers
+            .entry(CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-cache, private"));
+        drop(in_flight);
         self.metrics
             .observe(labels, response.status(), started.elapsed());
         response
     }
 
-    async fn authenticated(
+    /// Requests that are not as long as their clients want have a limit.
+    async fn in_time(
         self: Arc<Self>,
         info: RequestInfo,
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
-        if health::is_health(&info.path) {
-            let ready = self.is_ready().await;
-            return health::answer(&self, ready, &info.path, &info.query)
-                .ok_or_else(Error::no_route);
+        let limit = self.config.limits.timeout_of(&info)?;
+        let answer = self.filtered(info, request);
+        match limit {
+            None => answer.await,
+            Some(limit) => tokio::time::timeout(limit, answer)
+                .await
+                .unwrap_or_else(|_| Err(limits::timed_out())),
         }
-        let (parts, body) = request.into_parts();
-        let user = self.authenticator.authenticate(&parts).await?;
-        let user = self.impersonated(user, &parts)?;
-        self.authorize(&user, &info)?;
-        self.dispatch(info, user, Request::from_parts(parts, body))
-            .await
     }
 
-    /// Who the request wants to be taken for, if the user may impersonate.
-    fn impersonated(&self, user: User, parts: &Parts) -> Result<User, Error> {
-        let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok());
-        let Some(name) = header("impersonate-user") else {
-            return Ok(user);
-        };
-        let groups: Vec<String> = parts
-            .headers
-            .get_all("impersonate-group")
-            .iter()
-            .filter_map(|v| v.to_str().ok().map(Into::into))
-            .collect();
-        let check = |group: &str, resource: &str, namespace: &str, name: &str| {
-            let question = Question {
-                verb: "impersonate".into(),
-                group: group.into(),
-                resource: resource.into(),
-                namespace: namespace.into(),
-                name: name.into(),
-                ..Question::default()
-            };
-            match self.authorizer.allows(&user, &question) {
-                Some(_) => Ok(()),
-                None => Err(Error::forbidden(
-                    group,
-                    resource,
-                    name,
-                    question.refusal(&user),
-                )),
+    /// The steps between reading a request and handling it.
+    async fn filtered(
+        self: Arc<Self>,
+        info: RequestInfo,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        let (mut parts, body) = request.into_parts();
+        let question = Question::of(&info);
+        let user = match self.authenticator.authenticate(&mut parts).await {
+            Ok(user) => user,
+            Err(error) => {
+                let refused = self.auditor.refused(&info, &parts, &question, &error);
+                refused.await;
+                return Err(error);
             }
         };
-        let account = name
-            .strip_prefix("system:serviceaccount:")
-            .and_then(|rest| rest.split_once(':'));
-        match account {
-            Some((namespace, account)) => check("", "serviceaccounts", namespace, account)?,
-            None => check("", "users", "", name)?,
-        }
-        for group in &groups {
-            check("", "groups", "", group)?;
-        }
-        let mut impersonated = match account {
-            Some((namespace, account)) if groups.is_empty() => {
-                User::service_account(namespace, account, "")
-            }
-            _ => User {
-                name: name.to_owned(),
-                groups,
-                ..User::default()
-            },
-        };
-        let basic = if name == "system:anonymous" {
-            crate::user::UNAUTHENTICATED
-        } else {
-            crate::user::AUTHENTICATED
-        };
-        if !impersonated.is_in(basic) {
-            impersonated.groups.push(basic.to_owned());
-        }
-        Ok(impersonated)
+        let exchange = self.auditor.begin(&info, &mut parts, &user, &question);
+        exchange.received().await?;
+        let request = Request::from_parts(parts, body);
+        let audited: BoxFuture<'_, _> =
+            Box::pin(self.audited(info, user, question, request, exchange.record().clone()));
+        let answer = audited.await;
+        exchange.finish(answer).await
     }
 
-    fn authorize(&self, user: &User, info: &RequestInfo) -> Result<(), Error> {
-        let question = match &info.target {
-            Some(target) => Question {
-                verb: info.verb.into(),
-                group: target.group.clone(),
-                resource: target.plural.clone(),
-                subresource: target.subresource.clone(),
-                namespace: target.namespace.clone(),
-                name: info.authorized_name(),
-                path: String::new(),
-            },
-            None => Question {
-                verb: info.verb.into(),
-                path: info.path.clone(),
-                ..Question::default()
-            },
+    /// The steps that are on record.
+    async fn audited(
+        self: Arc<Self>,
+        info: RequestInfo,
+        user: User,
+        question: Question,
+        request: Request<Body>,
+        record: audit::Record,
+    ) -> Result<Response<Body>, Error> {
+        let (mut parts, body) = request.into_parts();
+        let headers = &mut parts.headers;
+        let impersonated = authn::impersonate(&self.authorizer, &user, headers, &question).await?;
+        let user = match impersonated {
+            Some(impersonated) => {
+                record.impersonated(&impersonated);
+                impersonated.user
+            }
+            None => user,
         };
-        if self.authorizer.allows(user, &question).is_some() {
-            return Ok(());
+        let arriving = self.flow_control.admit(&info, &user, &question, &parts.uri);
+        let admission = match arriving.await {
+            Ok(admission) => admission,
+            Err(refusal) => return Ok(refusal),
+        };
+        let is_list = info.verb == "list";
+        let request = Request::from_parts(parts, body);
+        let served = match self.authorize(&user, &question, &record).await {
+            Ok(()) => self.dispatch(info, user, request).await,
+            Err(error) => Err(error),
+        };
+        let response = served.unwrap_or_else(|error| http::error(&error));
+        Ok(admission.finish(response, is_list))
+    }
+
+    async fn authorize(
+        &self,
+        user: &User,
+        question: &Question,
+        record: &audit::Record,
+    ) -> Result<(), Error> {
+        let decision = self.authorizer.decide(user, question).await;
+        let word = if decision.allows() { "allow" } else { "forbid" };
+        record.annotate("authorization.k8s.io/decision", word);
+        record.annotate("authorization.k8s.io/reason", &decision.reason);
+        decision.into_result(user, question).map(drop)
+    }
+
+    /// Configuration files that take effect when they change. One that is wrong changes nothing.
+    fn follow_configuration(self: &Arc<Self>) -> anyhow::Result<()> {
+        let install = |what: &'static str, installed: anyhow::Result<()>| match installed {
+            Ok(()) => tracing::info!("the {what} configuration was reloaded"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "the {what} configuration was not reloaded");
+            }
+        };
+        if let Some(path) = &self.config.authentication.config_file {
+            let server = Arc::downgrade(self);
+            reload::spawn(path.clone(), self.shutdown.clone(), move |text| {
+                let Some(server) = server.upgrade() else {
+                    return;
+                };
+                let own = [server.config.service_account_issuer.clone()];
+                let parsed = AuthenticationConfiguration::parse(&text, &own);
+                let installed = parsed.and_then(|c| server.authenticator.install(c));
+                install("authentication", installed);
+            })?;
         }
-        Err(match &info.target {
-            Some(target) => Error::forbidden(
-                &target.group,
-                &target.plural,
-                &question.name,
-                question.refusal(user),
-            ),
-            None => Error::new(
-                Reason::Forbidden,
-                format!("forbidden: {}", question.refusal(user)),
-            ),
-        })
+        if let Some(path) = &self.config.authorization.config_file {
+            let server = Arc::downgrade(self);
+            reload::spawn(path.clone(), self.shutdown.clone(), move |text| {
+                let Some(server) = server.upgrade() else {
+                    return;
+                };
+                let abac = server.config.authorization.policies.as_ref();
+                let parsed = AuthorizationConfiguration::parse(&text, abac);
+                let installed = parsed.and_then(|modes| server.authorizer.install(&modes));
+                install("authorization", installed);
+            })?;
+        }
+        Ok(())
     }
 
     async fn dispatch(
@@ -389,25 +486,36 @@ impl Server {
         user: User,
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
+        if health::is_health(&info.path) {
+            return health::answer(&self, &info.path, &info.query)
+                .await
+                .ok_or_else(Error::no_route);
+        }
         if let Some(response) = discovery::handle(&self, &info.path, request.headers()) {
             return Ok(response);
         }
-        if let Some(response) = openapi::handle(&self.caches.served(), &info.path, &info.query) {
+        let (path, query) = (&info.path, &info.query);
+        if let Some(response) = openapi::handle(&self, path, query, request.headers()).await {
             return Ok(response);
         }
         let ok = ::http::StatusCode::OK;
+        if let Some(dump) = self.flow_control.debug(&info) {
+            return Ok(http::text(ok, dump));
+        }
         match info.path.as_str() {
             "/version" | "/version/" => Ok(http::json(ok, &version())),
-            "/metrics" => Ok(http::text(ok, self.metrics.render())),
-            "/openid/v1/jwks" => Ok(http::json(ok, &self.tokens.jwks())),
+            "/metrics" => Ok(http::text(ok, self.render_metrics())),
+            "/openid/v1/jwks" => {
+                let set = serde_json::to_vec(&self.tokens.jwks()).unwrap_or_default();
+                Ok(http::bytes(ok, "application/jwk-set+json", set))
+            }
             "/.well-known/openid-configuration" => Ok(http::json(ok, &self.openid_configuration())),
-            "/" => Ok(http::json(
-                ok,
-                &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"]}),
-            )),
+            "/" => Ok(http::json(ok, &discovery::paths(&self))),
+            "/statusz" => Ok(http::text(ok, self.statusz())),
             _ => {
                 // A group that another server serves: its discovery is its own.
-                let mut segments = info.path.trim_start_matches('/').split('/');
+                let path = info.path.trim_start_matches("/openapi/v3");
+                let mut segments = path.trim_start_matches('/').split('/');
                 if let (Some("apis"), Some(group), Some(version)) =
                     (segments.next(), segments.next(), segments.next())
                     && let Some(service) = aggregator::find(&self.caches, group, version)
@@ -419,13 +527,59 @@ impl Server {
         }
     }
 
+    fn render_metrics(&self) -> String {
+        let mut text = self.metrics.render(&self.caches);
+        self.auditor.render_metrics(&mut text);
+        self.flow_control.render_metrics(&mut text);
+        text
+    }
+
+    /// How the server is, for people.
+    fn statusz(&self) -> String {
+        let up = self.started.elapsed().as_secs();
+        let started = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(up.cast_signed());
+        format!(
+            "\napiserver statusz\nWarning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.\n\nStarted: {}\nUp: {} hr {} min {} sec\nBinary version: {}\nEmulation version: 1.36\nPaths: /healthz /livez /metrics /readyz /statusz /version\n",
+            started.strftime("%a %b %e %H:%M:%S UTC %Y"),
+            up / 3600,
+            up / 60 % 60,
+            up % 60,
+            crate::VERSION.trim_start_matches('v'),
+        )
+    }
+
     fn openid_configuration(&self) -> serde_json::Value {
         let issuer = &self.config.service_account_issuer;
+        let own = || format!("https://{}/openid/v1/jwks", self.config.external_address());
+        let jwks_uri = self.config.authentication.jwks_uri.clone();
         json!({
-            "issuer": issuer, "jwks_uri": format!("{issuer}/openid/v1/jwks"), "response_types_supported": ["id_token"],
-            "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["ES256"],
+            "issuer": issuer, "jwks_uri": jwks_uri.unwrap_or_else(own),
+            "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": self.tokens.algorithms(),
         })
     }
+}
+
+/// The id of a request whose sender has not chosen one.
+fn new_audit_id() -> HeaderValue {
+    let id = uuid::Uuid::new_v4().to_string();
+    HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// When the server stops: some time after it was told to.
+fn stopped_after(config: &Config) -> CancellationToken {
+    let delay = config.limits.shutdown_delay_duration;
+    if delay.is_zero() {
+        return config.shutdown.clone();
+    }
+    let (told, stopped) = (config.shutdown.clone(), CancellationToken::new());
+    let stopping = stopped.clone();
+    tokio::spawn(async move {
+        told.cancelled().await;
+        tokio::time::sleep(delay).await;
+        stopping.cancel();
+    });
+    stopped
 }
 
 fn version() -> serde_json::Value {
@@ -433,7 +587,7 @@ fn version() -> serde_json::Value {
     json!({
         "major": numbers.next(), "minor": numbers.next(), "gitVersion": crate::VERSION, "gitCommit": "", "gitTreeState": "clean",
         "buildDate": "", "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",
-        "emulationMajor": "1", "emulationMinor": "36",
+        "emulationMajor": "1", "emulationMinor": "36", "minCompatibilityMajor": "1", "minCompatibilityMinor": "35",
     })
 }
 
@@ -442,7 +596,7 @@ pub(crate) fn certificates(pem: &str) -> anyhow::Result<Vec<CertificateDer<'stat
     Ok(CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>()?)
 }
 
-fn roots(pem: &str) -> anyhow::Result<RootCertStore> {
+pub(crate) fn roots(pem: &str) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem)? {
         roots.add(certificate)?;
@@ -461,7 +615,7 @@ pub(crate) fn trusting(
 }
 
 /// Settings for outgoing TLS: verified against `ca` if given, with a client certificate if there is one.
-fn client_tls(
+pub(crate) fn client_tls(
     ca: Option<&str>,
     identity: Option<&(String, String)>,
 ) -> anyhow::Result<Arc<ClientConfig>> {

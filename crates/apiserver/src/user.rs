@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::{Value, json};
+
 /// An authenticated user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
@@ -15,6 +17,9 @@ pub const AUTHENTICATED: &str = "system:authenticated";
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 pub const MASTERS: &str = "system:masters";
 pub const NODES: &str = "system:nodes";
+pub const ANONYMOUS: &str = "system:anonymous";
+/// The extra attribute that names the credential itself.
+pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 const NODE_PREFIX: &str = "system:node:";
 
 impl User {
@@ -35,7 +40,7 @@ impl User {
     #[must_use]
     pub fn anonymous() -> Self {
         Self {
-            name: "system:anonymous".into(),
+            name: ANONYMOUS.into(),
             groups: vec![UNAUTHENTICATED.into()],
             ..Self::default()
         }
@@ -65,4 +70,23 @@ impl User {
             .strip_prefix(NODE_PREFIX)
             .filter(|_| self.is_in(NODES))
     }
+}
+
+/// `authentication.k8s.io/v1` `UserInfo`.
+#[must_use]
+pub fn user_info(user: &User) -> Value {
+    let mut info = json!({});
+    if !user.name.is_empty() {
+        info["username"] = user.name.clone().into();
+    }
+    if !user.uid.is_empty() {
+        info["uid"] = user.uid.clone().into();
+    }
+    if !user.groups.is_empty() {
+        info["groups"] = json!(user.groups);
+    }
+    if !user.extra.is_empty() {
+        info["extra"] = json!(user.extra);
+    }
+    info
 }

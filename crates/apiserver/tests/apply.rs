@@ -150,7 +150,7 @@ async fn subresources_have_entries_of_their_own() {
     assert_eq!(created["spec"]["revisionHistoryLimit"], 10);
     assert!(!owners(&created)[0].contains("revisionHistoryLimit"));
     let status_config = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "w", "labels": {"x": "y"}},
-        "spec": {"replicas": 9}, "status": {"readyReplicas": 1}});
+        "spec": {"replicas": 9}, "status": {"replicas": 1, "readyReplicas": 1}});
     let (status, changed) = apply(
         &api,
         &format!("{base}/status"),
@@ -160,9 +160,9 @@ async fn subresources_have_entries_of_their_own() {
     .await;
     assert_eq!(status, StatusCode::OK, "{changed}");
     assert_eq!(changed["spec"]["replicas"], 2);
-    assert!(
-        owners(&changed).contains(&r#"ctl Apply status{"f:status":{"f:readyReplicas":{}}}"#.into())
-    );
+    assert!(owners(&changed).contains(
+        &r#"ctl Apply status{"f:status":{"f:readyReplicas":{},"f:replicas":{}}}"#.into()
+    ));
     let scale = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "w"}, "spec": {"replicas": 5}});
     let path = format!("{base}/scale");
     let (status, conflict) = apply(&api, &path, scale.clone(), "fieldManager=hpa").await;

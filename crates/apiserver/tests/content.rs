@@ -9,7 +9,6 @@ use std::io::Read as _;
 use bytes::Bytes;
 use common::Api;
 use fluyt_api::resources::type_of;
-use fluyt_api::schema::Schema;
 use fluyt_api::{cbor, protobuf};
 use fluyt_apiserver::Features;
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -50,7 +49,7 @@ fn open(body: &[u8], kind: &str) -> Value {
         .rsplit_once('/')
         .unwrap_or(("", envelope.api_version));
     let ty = type_of(group, version, kind).unwrap();
-    protobuf::decode(Schema::builtin(), ty, envelope.raw).unwrap()
+    protobuf::decode(ty, envelope.raw).unwrap()
 }
 
 #[tokio::test]
@@ -294,4 +293,66 @@ async fn large_answers_are_compressed() {
     assert_eq!(list, api.get(MAPS).await.1);
     let (_, headers, _) = send(&api, Method::GET, &format!("{MAPS}/a"), &gzip, "").await;
     assert!(!headers.contains_key("content-encoding"));
+}
+
+#[tokio::test]
+async fn people_get_indented_answers() {
+    let api = Api::start().await;
+    api.namespace().await;
+    api.post(MAPS, config_map("a")).await;
+    let path = format!("{MAPS}/a");
+    let is_pretty = |body: &[u8]| body.starts_with(b"{\n  \"");
+    for (path, agent, pretty) in [
+        (path.clone(), "kubectl/v1.36", false),
+        (format!("{path}?pretty=true"), "kubectl/v1.36", true),
+        (path.clone(), "curl/8.0", true),
+        (path.clone(), "Mozilla/5.0 (X11)", true),
+        (format!("{path}?pretty=false"), "curl/8.0", false),
+        ("/api/v1/namespaces/n/none?pretty=1".into(), "x", true),
+    ] {
+        let (_, headers, body) = send(&api, Method::GET, &path, &[("user-agent", agent)], "").await;
+        assert_eq!(is_pretty(&body), pretty, "{path} {agent}");
+        assert_eq!(headers["content-type"], "application/json");
+        assert_eq!(headers["cache-control"], "no-cache, private");
+    }
+    let watch = format!("{MAPS}?watch=1&resourceVersion=0&timeoutSeconds=1");
+    let agent = [("user-agent", "curl/8.0")];
+    let (_, _, body) = send(&api, Method::GET, &watch, &agent, "").await;
+    assert!(body.starts_with(b"{\"type\":\"ADDED\""));
+}
+
+#[tokio::test]
+async fn requests_are_limited_and_counted() {
+    let api = Api::start().await;
+    api.namespace().await;
+    let json = [("content-type", "application/json")];
+    let large = vec![b' '; 3 * 1024 * 1024 + 1];
+    let (status, _, body) = send(&api, Method::POST, MAPS, &json, large).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    let refused: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(
+        refused["message"],
+        "Request entity too large: limit is 3145728"
+    );
+    let path = format!("{MAPS}?timeout=x");
+    let (status, _, body) = send(&api, Method::GET, &path, &[], "").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let refused: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(
+        refused["message"],
+        "invalid timeout specified in the request URL - time: invalid duration \"x\""
+    );
+    api.post(MAPS, config_map("a")).await;
+    let (_, _, body) = send(&api, Method::GET, "/metrics", &[], "").await;
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    for line in [
+        "apiserver_request_total{code=\"201\",component=\"apiserver\",dry_run=\"\",group=\"\",resource=\"configmaps\",scope=\"resource\",subresource=\"\",verb=\"POST\",version=\"v1\"} 1",
+        "apiserver_request_total{code=\"413\",component=\"apiserver\",dry_run=\"\",group=\"\",resource=\"configmaps\",scope=\"resource\",subresource=\"\",verb=\"POST\",version=\"v1\"} 1",
+        "etcd_requests_total{group=\"\",operation=\"create\",resource=\"configmaps\"}",
+        "apiserver_resource_objects{group=\"\",resource=\"namespaces\"} 5",
+        "apiserver_current_inflight_requests{request_kind=\"readOnly\"}",
+        "process_resident_memory_bytes ",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
 }

@@ -267,3 +267,33 @@ async fn a_kube_rs_controller_reconciles_custom_resources() {
     let last = widgets.get("a").await.unwrap();
     assert_eq!(last.metadata.generation, Some(2));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_knows_the_schema() {
+    let api = Api::start().await;
+    api.namespace().await;
+    let kubectl = Kubectl {
+        url: listen(&api).await,
+        home: tempfile::tempdir().unwrap(),
+    };
+    let text = kubectl.ok("explain pods.spec.containers.ports", "").await;
+    assert!(
+        text.contains("containerPort") && text.contains("FIELDS"),
+        "{text}"
+    );
+    let old = "explain deployments.spec --output plaintext-openapiv2";
+    let text = kubectl.ok(old, "").await;
+    assert!(text.contains("minReadySeconds"), "{text}");
+    let good = "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, data: {k: v}}";
+    let text = kubectl.run("diff -f -", good).await.1;
+    assert!(text.contains("+  k: v"), "{text}");
+    kubectl.ok("apply -f -", good).await;
+    let (success, text) = kubectl.run("diff -f -", good).await;
+    assert!(success, "{text}");
+    let bad = "{apiVersion: v1, kind: ConfigMap, metadata: {name: b}, dota: {k: v}}";
+    let (success, text) = kubectl.run("apply -f -", bad).await;
+    assert!(
+        !success && text.contains("unknown field \"dota\""),
+        "{text}"
+    );
+}

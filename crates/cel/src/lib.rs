@@ -21,6 +21,7 @@ mod value;
 pub use authz::{Authorize, Authorizer, Query};
 pub use cost::{Estimate, maximum_cardinality};
 pub use eval::{Activation, EvalError};
+pub use library::parse_duration;
 pub use program::{CompileError, Environment, Program};
 pub use schema::{escape, of_schema, of_structural};
 pub use types::{Field, ObjectType, Type};

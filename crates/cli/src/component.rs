@@ -7,6 +7,10 @@ use clap::Subcommand;
 use fluyt_service::{logs, tasks};
 
 #[derive(Subcommand, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one is made, and it is used at once"
+)]
 pub enum Command {
     /// The service: clusters as resources of an ARM API
     Serve(fluyt_service::serve::Args),

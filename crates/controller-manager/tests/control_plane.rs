@@ -5,9 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use fluyt_apiserver::{
-    Config as ServerConfig, MASTERS, Server, ServiceNetwork, User, dial::Direct,
-};
+use fluyt_apiserver::{Config as ServerConfig, Credentials, MASTERS, Server, User};
 use fluyt_client::{Informer, Selectors, helpers::pods};
 use fluyt_controller_manager::config::SigningAuthority;
 use fluyt_etcd::embedded::Embedded;
@@ -51,27 +49,16 @@ impl Cluster {
         let serving = authority.issue(&identity, Usage::Server, 1).unwrap();
         let token_key = TokenKeys::create().unwrap().private_pem().to_owned();
         let shutdown = CancellationToken::new();
-        let server = Server::start(ServerConfig {
-            store: Arc::new(Embedded::open(directory.path()).unwrap()),
-            dialer: Arc::new(Direct),
-            advertise: "192.0.2.1:6443".parse().unwrap(),
-            service_network: ServiceNetwork::default(),
+        let credentials = Credentials {
             client_ca_pem: authority.certificate_pem().to_owned(),
             tls_certificate_pem: serving.certificate_pem,
             tls_key_pem: serving.key_pem,
             service_account_key_pem: token_key.clone(),
-            service_account_issuer: "https://kubernetes.default.svc".into(),
-            api_audiences: vec!["https://kubernetes.default.svc".into()],
-            kubelet_client: None,
-            kubelet_ca_pem: None,
-            proxy_client: None,
-            requestheader_ca_pem: None,
-            features: fluyt_apiserver::Features::default(),
-            disable_admission_plugins: Vec::new(),
-            shutdown: shutdown.clone(),
-        })
-        .await
-        .unwrap();
+        };
+        let store = Arc::new(Embedded::open(directory.path()).unwrap());
+        let server = Server::start(ServerConfig::new(store, credentials, shutdown.clone()))
+            .await
+            .unwrap();
         let as_user = {
             let server = Arc::clone(&server);
             move |user: User| Client::new(server.service(user), "default")

@@ -170,6 +170,42 @@ mod tests {
         assert_eq!(given, [1, 2, 3, 4]);
     }
 
+    #[tokio::test]
+    async fn the_store_keeps_the_wanted_number_of_revisions() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(directory.path()).unwrap());
+        for n in 0..20 {
+            let put = crate::Op::Put(crate::Put::new("key", format!("{n}")));
+            let txn = crate::Txn {
+                success: vec![put],
+                ..Default::default()
+            };
+            store.txn(txn).await.unwrap();
+        }
+        let newest = store.current_revision();
+        let old = crate::Range {
+            revision: newest - 6,
+            ..crate::Range::new(crate::Keys::One("key".into()))
+        };
+        assert!(store.range(old.clone()).await.is_ok());
+        let shutdown = CancellationToken::new();
+        let retention = Retention::Revisions(5);
+        let running = tokio::spawn(run(store.clone(), retention, shutdown.clone()));
+        // The first look is at once.
+        tokio::time::timeout(Duration::from_secs(30), async {
+            while store.compacted_revision() < newest - 5 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        let compact_revision = newest - 5;
+        let gone = Err(Error::Compacted { compact_revision });
+        assert_eq!(store.range(old).await, gone);
+        shutdown.cancel();
+        running.await.unwrap();
+    }
+
     #[test]
     fn revisions_beyond_the_number_to_keep_go() {
         let mut history = History::default();

@@ -8,6 +8,7 @@ use fluyt_volumes::quantity::{milli_value, value};
 use k8s_openapi::api::core::v1::{Container, Node, NodeSelectorRequirement, NodeSelectorTerm, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::allocation::Pending;
 use crate::pod::{PodExt, is_sidecar};
 
 type Amounts = BTreeMap<String, i64>;
@@ -39,9 +40,7 @@ pub fn admit(
     }
     let mut used = Amounts::new();
     for other in &others {
-        for (name, amount) in requests(other) {
-            *used.entry(name).or_default() += amount;
-        }
+        add(&mut used, &requests(other));
     }
     for (name, requested) in requests(pod) {
         if requested == 0 {
@@ -83,6 +82,53 @@ pub fn admit(
     Ok(())
 }
 
+/// Whether a pod that runs already may have other resources than before.
+pub fn room(
+    pod: &Pod,
+    allocatable: &BTreeMap<String, Quantity>,
+    active: &[Arc<Pod>],
+) -> Result<(), Pending> {
+    let mut used = Amounts::new();
+    for other in active.iter().filter(|other| other.uid() != pod.uid()) {
+        add(&mut used, &requests(other));
+    }
+    let wanted: Vec<(String, i64, i64)> = requests(pod)
+        .into_iter()
+        .filter_map(|(name, amount)| {
+            let capacity = read(&name, allocatable.get(&name)?);
+            Some((name, amount, capacity))
+        })
+        .collect();
+    for (name, requested, capacity) in &wanted {
+        if requested > capacity {
+            return Err(Pending {
+                reason: "Infeasible",
+                message: format!(
+                    "Node didn't have enough capacity: {name}, requested: {requested}, capacity: {capacity}"
+                ),
+            });
+        }
+    }
+    for (name, requested, capacity) in &wanted {
+        let used = used.get(name).copied().unwrap_or(0);
+        if used + requested > *capacity {
+            return Err(Pending {
+                reason: "Deferred",
+                message: format!(
+                    "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn add(sum: &mut Amounts, more: &Amounts) {
+    for (name, amount) in more {
+        *sum.entry(name.clone()).or_default() += amount;
+    }
+}
+
 fn read(name: &str, quantity: &Quantity) -> i64 {
     let read = if name == "cpu" { milli_value } else { value };
     read(quantity).unwrap_or(0)
@@ -98,11 +144,6 @@ fn requests(pod: &Pod) -> Amounts {
         requests
             .map(|(name, quantity)| (name.clone(), read(name, quantity)))
             .collect()
-    };
-    let add = |sum: &mut Amounts, more: &Amounts| {
-        for (name, amount) in more {
-            *sum.entry(name.clone()).or_default() += amount;
-        }
     };
     let mut sum = Amounts::new();
     let mut peak = Amounts::new();

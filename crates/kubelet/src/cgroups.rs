@@ -104,6 +104,15 @@ impl Cgroups {
         self.create(&self.pod(pod), &amounts)
     }
 
+    /// Takes the pod's limits away while those of its containers change: at no time may one of these be above its pod's.
+    pub fn lift_limits(&self, pod: &Pod) -> anyhow::Result<()> {
+        let amounts = Amounts {
+            milli_cpu_request: Amounts::of_pod(pod).milli_cpu_request,
+            ..Amounts::default()
+        };
+        self.apply(&self.pod(pod), &amounts)
+    }
+
     /// Removes a pod's cgroup, whichever class it was in, with what is left below it.
     pub fn remove_pod(&self, uid: &str) {
         for class in [

@@ -93,6 +93,7 @@ calls! {
     runtime.exec(ExecRequest) -> ExecResponse;
     runtime.attach(AttachRequest) -> AttachResponse;
     runtime.port_forward(PortForwardRequest) -> PortForwardResponse;
+    runtime.container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
     runtime.list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
     runtime.list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
     images.list_images(ListImagesRequest) -> ListImagesResponse;

@@ -9,6 +9,7 @@ use crate::dns;
 use crate::pod::PodExt;
 
 const HEADER: &str = "# Kubernetes-managed hosts file.\n";
+const HOST_HEADER: &str = "# Kubernetes-managed hosts file (host network).\n";
 
 /// Whether `container` gets it: not when it mounts something of its own there.
 pub fn is_managed_for(container: &Container, pod: &Pod, has_ip: bool) -> bool {
@@ -37,10 +38,12 @@ pub fn write(settings: &Settings, pod: &Pod, ips: &[String]) -> std::io::Result<
 }
 
 fn content(settings: &Settings, pod: &Pod, ips: &[String], node: &str) -> String {
-    let mut text = String::from(HEADER);
+    let mut text = String::new();
     if pod.host_network() {
+        text.push_str(HOST_HEADER);
         text.push_str(node);
     } else {
+        text.push_str(HEADER);
         text.push_str(
             "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
              fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
@@ -94,7 +97,7 @@ mod tests {
         pod.spec.as_mut().unwrap().host_network = Some(true);
         let text = content(&settings, &pod, &[], "127.0.0.1 node\n");
         assert!(
-            text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1 node\n"),
+            text.starts_with("# Kubernetes-managed hosts file (host network).\n127.0.0.1 node\n"),
             "{text}"
         );
     }

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::allocation::{self, Allocations, Outcome};
 use crate::backoff::Backoff;
 use crate::cgroups::Cgroups;
 use crate::config::args::Settings;
@@ -52,6 +53,7 @@ pub struct Kubelet {
     pub probes: Arc<ProbeManager>,
     pub workers: PodWorkers,
     pub cgroups: Option<Cgroups>,
+    pub allocations: Allocations,
     pub machine: Machine,
     pub restart_backoff: Backoff,
     pub services: Informer<Service>,
@@ -127,6 +129,7 @@ impl Kubelet {
             probes: ProbeManager::new(cri.clone(), recorder, changed),
             workers: PodWorkers::default(),
             cgroups,
+            allocations: Allocations::new(settings.root_dir.clone()),
             restart_backoff: Backoff::new(Duration::from_secs(10), settings.max_container_restart),
             services: Informer::start(
                 Api::all(client.clone()),
@@ -282,6 +285,8 @@ impl Kubelet {
     /// The pod's task has done its last.
     pub fn pod_gone(self: &Arc<Self>, pod: &Pod) {
         self.pods.lock().all.remove(pod.uid());
+        self.allocations.forget(pod.uid());
+        self.room_has_changed();
         if pod.is_static() {
             self.on_mirror_change(pod);
         }
@@ -322,7 +327,50 @@ impl Kubelet {
     pub fn admit(&self, pod: &Pod) -> Result<(), (String, String)> {
         let node = self.node.get(None, &self.settings.node_name);
         let allocatable = self.machine.allocatable(&self.settings);
-        admission::admit(pod, node.as_deref(), &allocatable, &self.workers.active())
+        admission::admit(pod, node.as_deref(), &allocatable, &self.active())
+    }
+
+    /// Pods that have not ended, with what they were allocated.
+    fn active(&self) -> Vec<Arc<Pod>> {
+        let active = self.workers.active();
+        active
+            .iter()
+            .map(|pod| self.allocations.apply(pod))
+            .collect()
+    }
+
+    /// The pod with the resources that it may have: those of its spec as soon as there is room for them.
+    pub fn allocate(&self, pod: &Arc<Pod>) -> Arc<Pod> {
+        let room = || {
+            let allocatable = self.machine.allocatable(&self.settings);
+            admission::room(pod, &allocatable, &self.active())
+        };
+        let event = |kind, reason: &str, message: String| {
+            let reference = pod.object_reference();
+            self.recorder.event(&reference, kind, reason, message);
+        };
+        match self.allocations.reconsider(pod, room) {
+            Outcome::Unchanged => {}
+            Outcome::Allocated => {
+                let message = allocation::summary("Pod resize started", pod, None);
+                event(EventType::Normal, "ResizeStarted", message);
+                self.room_has_changed();
+            }
+            Outcome::Waits(pending) => {
+                let prefix = format!("Pod resize {}", pending.reason);
+                let message = allocation::summary(&prefix, pod, Some(&pending.message));
+                let reason = format!("Resize{}", pending.reason);
+                event(EventType::Warning, &reason, message);
+            }
+        }
+        self.allocations.apply(pod)
+    }
+
+    /// Pods whose resize waits are looked at again.
+    fn room_has_changed(&self) {
+        for uid in self.allocations.waiting() {
+            self.workers.poke(&uid);
+        }
     }
 
     pub fn allocatable(&self) -> Allocatable {
@@ -402,6 +450,7 @@ impl Kubelet {
             host_ips: &self.host_ips(),
             ips: &ips,
             now: jiff::Timestamp::now(),
+            resize: &self.allocations.resize(pod.uid()),
             ending,
             verdict,
         });

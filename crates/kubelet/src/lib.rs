@@ -5,6 +5,7 @@
 //! so). `pleg` and `prober` wake the pod's task when something has happened to it.
 
 mod admission;
+mod allocation;
 mod annotations;
 mod backoff;
 mod bootstrap;

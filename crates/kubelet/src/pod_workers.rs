@@ -12,13 +12,17 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::allocation::{self, InProgress};
 use crate::kubelet::Kubelet;
 use crate::kuberuntime::actions;
 use crate::kuberuntime::container::StartError;
 use crate::kuberuntime::runtime_pod::RuntimePod;
-use crate::kuberuntime::{self, kill};
+use crate::kuberuntime::{self, kill, resize};
 use crate::object_cache::RETRY;
 use crate::pod::PodExt;
+
+/// How long until a resize that failed is tried again.
+const RESIZE_RETRY: Duration = Duration::from_secs(5);
 
 /// Why a pod is to end.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -226,8 +230,10 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
                 verdict: Some(verdict),
             });
         }
+        kubelet.allocations.admit(pod);
         state.admitted = true;
     }
+    let pod = &kubelet.allocate(pod);
     state.waiting.retain(|name, _| {
         let running = runtime
             .latest(name)
@@ -276,8 +282,12 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
         kubelet.wait_for_runtime().await;
         return Next::Wait(Some(Duration::ZERO));
     }
+    let differing = resize::differing(kubelet, pod, &runtime);
     if let Some(cgroups) = &kubelet.cgroups
-        && let Err(error) = cgroups.ensure_pod(pod)
+        && let Err(error) = match &differing[..] {
+            [] => cgroups.ensure_pod(pod),
+            _ => cgroups.lift_limits(pod),
+        }
     {
         let message = format!("error ensuring pod container exists: {error:#}");
         let reference = pod.object_reference();
@@ -315,7 +325,10 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
     let refresh = volumes
         .refresh_at
         .map(|at| until(at).max(Duration::from_secs(1)));
-    let todo = actions::compute(pod, &runtime, &*kubelet.probes);
+    let resized = resize::restarts(&differing);
+    let retry = Box::pin(resize_containers(kubelet, pod, &differing, state)).await;
+    let deadline = sooner(deadline, retry);
+    let todo = actions::compute(pod, &runtime, &*kubelet.probes, &resized);
     if todo == actions::Actions::default() {
         return Next::Wait(sooner(refresh, deadline));
     }
@@ -353,6 +366,48 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
         Err(_) => return Next::Wait(Some(RETRY)),
     }
     Next::Wait(sooner(sooner(result.retry, refresh), deadline))
+}
+
+/// Has running containers get what the pod was newly allocated, and the pod's conditions tell of it. How long until
+/// what failed is tried again.
+async fn resize_containers(
+    kubelet: &Arc<Kubelet>,
+    pod: &Arc<Pod>,
+    differing: &[resize::Differing<'_>],
+    state: &State,
+) -> Option<Duration> {
+    let under_way = kubelet.allocations.resize(pod.uid()).in_progress.is_some();
+    if differing.is_empty() && !under_way {
+        return None;
+    }
+    let outcome = resize::actuate(kubelet, differing).await;
+    let error = outcome.err();
+    let now = match kubelet.inspect(pod.uid()).await {
+        Ok(now) => now,
+        Err(_) => return Some(RETRY),
+    };
+    if let Some(cgroups) = &kubelet.cgroups
+        && let Err(error) = cgroups.ensure_pod(&resize::as_it_is(pod, &now))
+    {
+        warn!(pod = pod.name(), error = %format!("{error:#}"), "the pod's limits stay lifted");
+    }
+    let left = !resize::differing(kubelet, pod, &now).is_empty();
+    let progress = (left || error.is_some()).then(|| InProgress {
+        error: error.clone(),
+    });
+    let done = progress.is_none();
+    if kubelet.allocations.progress(pod.uid(), progress) {
+        let (kind, reason, prefix) = match &error {
+            Some(_) => (EventType::Warning, "ResizeError", "Pod resize error"),
+            None if done => (EventType::Normal, "ResizeCompleted", "Pod resize completed"),
+            None => (EventType::Normal, "ResizeStarted", "Pod resize started"),
+        };
+        let message = allocation::summary(prefix, pod, error.as_deref());
+        let reference = pod.object_reference();
+        kubelet.recorder.event(&reference, kind, reason, message);
+    }
+    kubelet.update_status(pod, &now, &state.waiting, false, None);
+    error.is_some().then_some(RESIZE_RETRY)
 }
 
 fn network_not_ready(kubelet: &Kubelet, pod: &Pod) -> Option<String> {

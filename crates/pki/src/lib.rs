@@ -1,9 +1,11 @@
 //! Certificate authorities, certificates and service-account tokens.
 
 mod authority;
+mod public_key;
 mod tokens;
 
 pub use authority::{Authority, Identity, Issued, Usage};
+pub use public_key::PublicKey;
 pub use tokens::{Claims, KubernetesClaims, NamedReference, PodReference, TokenKeys};
 
 /// Why a key, certificate or token could not be made or read.

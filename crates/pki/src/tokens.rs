@@ -1,13 +1,11 @@
-//! Service-account tokens: ES256 JWTs with upstream's claims.
+//! Service-account tokens: JWTs with upstream's claims.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use rcgen::{KeyPair, PublicKeyData};
+use jsonwebtoken::{Algorithm, Header, Validation};
+use rcgen::KeyPair;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::Error;
+use crate::public_key::{PrivateKey, PublicKey};
 
 /// What a service-account token says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,17 +49,12 @@ pub type PodReference = NamedReference;
 /// The key that signs tokens, and all keys that may have signed one.
 pub struct TokenKeys {
     private_pem: String,
-    encoding: EncodingKey,
-    verifying: Vec<VerifyingKey>,
-    key_id: String,
+    signing: PrivateKey,
+    verifying: Vec<PublicKey>,
 }
 
-struct VerifyingKey {
-    decoding: DecodingKey,
-    key_id: String,
-    /// The point of the public key: 0x04, x, y.
-    point: Vec<u8>,
-}
+/// Longer tokens are not looked at.
+const MAX_TOKEN: usize = 16 * 1024;
 
 impl TokenKeys {
     /// A fresh P-256 key.
@@ -75,30 +68,33 @@ impl TokenKeys {
     /// Reads a private key back; it verifies too.
     ///
     /// # Errors
-    /// When the PEM is not a P-256 key in PKCS #8.
+    /// When the PEM is neither an RSA nor a P-256 or P-384 key.
     pub fn load(private_pem: &str) -> Result<Self, Error> {
-        let pair = KeyPair::from_pem(private_pem)?;
-        let point = pair.der_bytes().to_vec();
-        let key_id = URL_SAFE_NO_PAD.encode(Sha256::digest(&point));
-        let encoding = EncodingKey::from_ec_pem(private_pem.as_bytes())?;
-        let coordinate = |range: std::ops::Range<usize>| {
-            point
-                .get(range)
-                .map(|b| URL_SAFE_NO_PAD.encode(b))
-                .ok_or_else(|| Error::Pem("not a P-256 key".into()))
-        };
-        let decoding = DecodingKey::from_ec_components(&coordinate(1..33)?, &coordinate(33..65)?)?;
-        let verifying = vec![VerifyingKey {
-            decoding,
-            key_id: key_id.clone(),
-            point,
-        }];
+        let signing = PrivateKey::read(private_pem)?;
         Ok(Self {
             private_pem: private_pem.to_owned(),
-            encoding,
-            verifying,
-            key_id,
+            verifying: vec![signing.public.clone()],
+            signing,
         })
+    }
+
+    /// Verifies with the keys of these PEM texts instead: those of the past, and of the future, while keys are rotated.
+    ///
+    /// # Errors
+    /// When one of them has no key.
+    pub fn verified_by(mut self, pems: &[String]) -> Result<Self, Error> {
+        if pems.is_empty() {
+            return Ok(self);
+        }
+        self.verifying.clear();
+        for pem in pems {
+            for key in PublicKey::read_all(pem)? {
+                if self.verifying.iter().all(|k| k.key_id != key.key_id) {
+                    self.verifying.push(key);
+                }
+            }
+        }
+        Ok(self)
     }
 
     #[must_use]
@@ -111,9 +107,14 @@ impl TokenKeys {
     /// # Errors
     /// When the claims cannot be serialised.
     pub fn sign(&self, claims: &Claims) -> Result<String, Error> {
-        let mut header = Header::new(Algorithm::ES256);
-        header.kid = Some(self.key_id.clone());
-        Ok(jsonwebtoken::encode(&header, claims, &self.encoding)?)
+        let mut header = Header::new(self.signing.public.algorithm);
+        header.typ = None;
+        header.kid = Some(self.signing.public.key_id.clone());
+        Ok(jsonwebtoken::encode(
+            &header,
+            claims,
+            &self.signing.encoding,
+        )?)
     }
 
     /// Checks signature and times; audiences and bound objects are the caller's to check.
@@ -121,32 +122,46 @@ impl TokenKeys {
     /// # Errors
     /// When the token is malformed, expired, not yet valid, or signed by an unknown key.
     pub fn verify(&self, token: &str) -> Result<Claims, Error> {
+        if token.len() > MAX_TOKEN {
+            return Err(Error::Pem("the token is too long".into()));
+        }
         let header = jsonwebtoken::decode_header(token)?;
-        let key = self
+        let named = |key: &&PublicKey| header.kid.as_deref().is_none_or(|id| id == key.key_id);
+        let mut failed = Error::Pem("no key with this id".into());
+        for key in self.verifying.iter().filter(named) {
+            let mut validation = Validation::new(key.algorithm);
+            validation.validate_aud = false;
+            validation.validate_nbf = true;
+            validation.leeway = 5;
+            match jsonwebtoken::decode::<Claims>(token, &key.decoding, &validation) {
+                Ok(decoded) => return Ok(decoded.claims),
+                Err(error) => failed = error.into(),
+            }
+        }
+        Err(failed)
+    }
+
+    /// The names of the algorithms that tokens may be signed with.
+    #[must_use]
+    pub fn algorithms(&self) -> Vec<&'static str> {
+        let mut names: Vec<_> = self
             .verifying
             .iter()
-            .find(|k| header.kid.as_deref().is_none_or(|id| id == k.key_id))
-            .ok_or_else(|| Error::Pem("no key with this id".into()))?;
-        let mut validation = Validation::new(Algorithm::ES256);
-        validation.validate_aud = false;
-        validation.validate_nbf = true;
-        validation.leeway = 5;
-        Ok(jsonwebtoken::decode::<Claims>(token, &key.decoding, &validation)?.claims)
+            .map(|key| match key.algorithm {
+                Algorithm::ES256 => "ES256",
+                Algorithm::ES384 => "ES384",
+                _ => "RS256",
+            })
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 
     /// The public keys as a JSON Web Key Set.
     #[must_use]
     pub fn jwks(&self) -> serde_json::Value {
-        let keys: Vec<serde_json::Value> = self
-            .verifying
-            .iter()
-            .map(|k| {
-                serde_json::json!({
-                    "use": "sig", "kty": "EC", "kid": k.key_id, "crv": "P-256", "alg": "ES256",
-                    "x": URL_SAFE_NO_PAD.encode(&k.point[1..33]), "y": URL_SAFE_NO_PAD.encode(&k.point[33..65]),
-                })
-            })
-            .collect();
+        let keys: Vec<_> = self.verifying.iter().map(|key| &key.jwk).collect();
         serde_json::json!({"keys": keys})
     }
 }

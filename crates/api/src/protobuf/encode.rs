@@ -6,6 +6,7 @@ use base64::Engine as _;
 use serde_json::{Map, Value};
 
 use super::MAGIC;
+use super::wire::{bytes, message, prefix_length, tag, varint};
 use crate::managedfields::Set;
 use crate::resources::type_of;
 use crate::schema::{Field, Kind, Schema, Type, TypeId};
@@ -20,15 +21,31 @@ pub fn seal(api_version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
     body
 }
 
+/// A body around a message that `content` writes.
+pub fn seal_into(
+    api_version: &str,
+    kind: &str,
+    out: &mut Vec<u8>,
+    content: impl FnOnce(&mut Vec<u8>),
+) {
+    head(api_version, kind, out);
+    message(out, 2, content);
+    seal_tail(out);
+}
+
 /// What comes before a message of `length` bytes in its body.
 pub fn seal_head(api_version: &str, kind: &str, length: usize, out: &mut Vec<u8>) {
+    head(api_version, kind, out);
+    tag(out, 2, 2);
+    varint(out, length as u64);
+}
+
+fn head(api_version: &str, kind: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(MAGIC);
     message(out, 1, |out| {
         bytes(out, 1, api_version.as_bytes());
         bytes(out, 2, kind.as_bytes());
     });
-    tag(out, 2, 2);
-    varint(out, length as u64);
 }
 
 /// What comes after a message in its body: that it is neither compressed nor of another type.
@@ -41,10 +58,15 @@ pub fn seal_tail(out: &mut Vec<u8>) {
 #[must_use]
 pub fn encode(ty: TypeId, object: &Value) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
-    if let Value::Object(map) = object {
-        fields(ty, map, &mut out);
-    }
+    encode_into(ty, object, &mut out);
     out
+}
+
+/// Writes the message of an object of a built-in type.
+pub fn encode_into(ty: TypeId, object: &Value, out: &mut Vec<u8>) {
+    if let Value::Object(map) = object {
+        fields(ty, map, out);
+    }
 }
 
 /// The head of an item of a list: its tag and length.
@@ -243,42 +265,6 @@ fn value(kind: &Kind, number: u32, value: &Value, out: &mut Vec<u8>) {
         // A value of another type than the schema's has no place in a message.
         _ => {}
     }
-}
-
-/// A nested message.
-pub(super) fn message(out: &mut Vec<u8>, number: u32, content: impl FnOnce(&mut Vec<u8>)) {
-    tag(out, number, 2);
-    let start = out.len();
-    content(out);
-    prefix_length(out, start);
-}
-
-/// Puts the length of what follows `start` in front of it.
-fn prefix_length(out: &mut Vec<u8>, start: usize) {
-    let end = out.len();
-    varint(out, (end - start) as u64);
-    let head = out.len() - end;
-    out[start..].rotate_right(head);
-}
-
-pub(super) fn bytes(out: &mut Vec<u8>, number: u32, content: &[u8]) {
-    tag(out, number, 2);
-    varint(out, content.len() as u64);
-    out.extend_from_slice(content);
-}
-
-pub(super) fn tag(out: &mut Vec<u8>, number: u32, wire: u64) {
-    varint(out, u64::from(number) << 3 | wire);
-}
-
-pub(super) fn varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        #[allow(clippy::cast_possible_truncation)]
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    #[allow(clippy::cast_possible_truncation)]
-    out.push(value as u8);
 }
 
 /// The whole body of any object, list or answer of the server that has a protobuf form.

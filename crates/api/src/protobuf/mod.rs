@@ -2,17 +2,19 @@
 //!
 //! A body is the magic `k8s\0` and a `runtime.Unknown` message that names the kind and carries the object's message.
 
+mod decode;
 mod encode;
 mod unions;
+pub mod wire;
 
-use serde_json::{Map, Value, json};
+use crate::schema::{Field, Type};
 
-use crate::decode::MAX_DEPTH;
-use crate::schema::{Field, Kind, Schema, Type, TypeId};
+use wire::{Fields, Wire};
 
+pub use decode::decode;
 pub use encode::{
-    body, encode, item_head, list_metadata, partial_metadata, seal, seal_head, seal_tail,
-    watch_frame,
+    body, encode, encode_into, item_head, list_metadata, partial_metadata, seal, seal_head,
+    seal_into, seal_tail, watch_frame,
 };
 
 /// What starts every body.
@@ -63,336 +65,26 @@ pub fn open(body: &[u8]) -> Result<Envelope<'_>, String> {
     Ok(envelope)
 }
 
-/// Decodes an object's message.
-///
-/// # Errors
-/// When the message is cut off, nested too deeply, or a value is not of its field's type. Unknown fields are skipped, as
-/// protobuf has it.
-pub fn decode(schema: &Schema, ty: TypeId, message: &[u8]) -> Result<Value, String> {
-    decode_at(schema, ty, message, 0)
-}
-
-fn decode_at(schema: &Schema, ty: TypeId, message: &[u8], depth: usize) -> Result<Value, String> {
-    let mut object = Map::new();
-    object_fields(schema, ty, &[], message, &mut object, depth)?;
-    Ok(Value::Object(object))
-}
-
-/// One field on the wire.
-#[derive(Clone, Copy, Debug)]
-enum Wire<'a> {
-    Varint(u64),
-    Fixed64(u64),
-    Fixed32(u32),
-    Bytes(&'a [u8]),
-}
-
-/// Iterates over the fields of a message.
-struct Fields<'a>(&'a [u8]);
-
-const CUT_OFF: &str = "unexpected EOF";
-
-impl<'a> Fields<'a> {
-    fn varint(&mut self) -> Result<u64, String> {
-        let (mut value, mut shift) = (0_u64, 0);
-        loop {
-            let (byte, rest) = self.0.split_first().ok_or(CUT_OFF)?;
-            self.0 = rest;
-            if shift >= 64 {
-                return Err("proto: integer overflow".into());
-            }
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-            shift += 7;
-        }
-    }
-
-    fn take(&mut self, length: usize) -> Result<&'a [u8], String> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(CUT_OFF)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn read(&mut self) -> Result<(u32, Wire<'a>), String> {
-        let tag = self.varint()?;
-        let number = u32::try_from(tag >> 3).map_err(|_| "proto: illegal tag")?;
-        let wire = match tag & 7 {
-            0 => Wire::Varint(self.varint()?),
-            1 => Wire::Fixed64(u64::from_le_bytes(
-                self.take(8)?.try_into().map_err(|_| CUT_OFF)?,
-            )),
-            2 => {
-                let length = usize::try_from(self.varint()?).map_err(|_| CUT_OFF)?;
-                Wire::Bytes(self.take(length)?)
-            }
-            5 => Wire::Fixed32(u32::from_le_bytes(
-                self.take(4)?.try_into().map_err(|_| CUT_OFF)?,
-            )),
-            other => return Err(format!("proto: illegal wireType {other}")),
-        };
-        Ok((number, wire))
-    }
-}
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = Result<(u32, Wire<'a>), String>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let read = self.read();
-        if read.is_err() {
-            self.0 = &[];
-        }
-        Some(read)
-    }
-}
-
-/// The fields of a type that are found behind `prefix`, the numbers of the messages that JSON inlines.
-fn object_fields(
-    schema: &Schema,
-    ty: TypeId,
-    prefix: &[u32],
-    message: &[u8],
-    object: &mut Map<String, Value>,
-    depth: usize,
-) -> Result<(), String> {
-    if depth > MAX_DEPTH {
-        return Err("exceeded max depth".into());
-    }
-    let of = schema.get(ty);
-    let fields = &of.fields;
-    for entry in Fields(message) {
-        let (number, wire) = entry?;
-        let mut path = prefix.to_vec();
-        path.push(number);
-        if let Some(field) = fields.iter().find(|f| *f.path == path[..]) {
-            add(schema, of, field, wire, object, depth)?;
-        } else if let Wire::Bytes(inner) = wire
-            && fields.iter().any(|f| f.path.starts_with(&path))
-        {
-            object_fields(schema, ty, &path, inner, object, depth + 1)?;
-        }
-    }
-    Ok(())
-}
-
-/// Adds one occurrence of a field.
-fn add(
-    schema: &Schema,
-    of: &Type,
-    field: &Field,
-    wire: Wire<'_>,
-    object: &mut Map<String, Value>,
-    depth: usize,
-) -> Result<(), String> {
-    let name = field.name.to_string();
-    if is_wrapped_list(of, field) {
-        object.insert(name, map_value(schema, &field.kind, wire, depth)?);
-        return Ok(());
-    }
-    match &field.kind {
-        Kind::List(item) => {
-            let slot = object.entry(name).or_insert_with(|| json!([]));
-            let Some(list) = slot.as_array_mut() else {
-                return Ok(());
-            };
-            match (wire, &**item) {
-                // Numbers may be packed into one field.
-                (Wire::Bytes(packed), Kind::Int32 | Kind::Int64 | Kind::Bool) => {
-                    let mut numbers = Fields(packed);
-                    while !numbers.0.is_empty() {
-                        let number = numbers.varint()?;
-                        list.push(value(schema, item, Wire::Varint(number), depth)?);
-                    }
-                }
-                _ => list.push(value(schema, item, wire, depth)?),
-            }
-        }
-        Kind::Map(item) => {
-            let Wire::Bytes(entry) = wire else {
-                return Err(mismatch(field));
-            };
-            let (mut key, mut content) = (String::new(), None);
-            for part in Fields(entry) {
-                match part? {
-                    (1, Wire::Bytes(text)) => key = utf8(text)?.to_owned(),
-                    (2, Wire::Bytes(raw)) if unions::is_union(of, &field.name) => {
-                        content = Some(unions::decode(&field.name, raw, depth)?);
-                    }
-                    (2, wire) => content = Some(map_value(schema, item, wire, depth)?),
-                    _ => {}
-                }
-            }
-            let slot = object.entry(name).or_insert_with(|| json!({}));
-            if let Some(map) = slot.as_object_mut() {
-                map.insert(key, content.unwrap_or_else(|| zero(item)));
-            }
-        }
-        // A message may come in parts; they are merged.
-        Kind::Object(inner) => {
-            let Wire::Bytes(message) = wire else {
-                return Err(mismatch(field));
-            };
-            let slot = object.entry(name).or_insert_with(|| json!({}));
-            if let Some(map) = slot.as_object_mut() {
-                object_fields(schema, *inner, &[], message, map, depth + 1)?;
-            }
-        }
-        Kind::Json if unions::is_union(of, &field.name) => {
-            let Wire::Bytes(raw) = wire else {
-                return Err(mismatch(field));
-            };
-            object.insert(name, unions::decode(&field.name, raw, depth)?);
-        }
-        kind => {
-            let value = value(schema, kind, wire, depth)?;
-            // What Go writes for an unset string is not there in JSON; neither is the zero time.
-            let unset = value.is_null() || (value == "" && field.omit_zero);
-            if !unset {
-                object.insert(name, value);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The one list that is wrapped in a message without being a map's value: Go gives it a type of its own.
+/// Whether a list is wrapped in a message without being a map's value: Go gives this one a type of its own.
 fn is_wrapped_list(of: &Type, field: &Field) -> bool {
     &*field.name == "verbs" && of.name.ends_with(".APIResource")
-}
-
-/// Lists as values of a map are wrapped in a message with `items`.
-fn map_value(schema: &Schema, kind: &Kind, wire: Wire<'_>, depth: usize) -> Result<Value, String> {
-    let (Kind::List(item), Wire::Bytes(message)) = (kind, wire) else {
-        return value(schema, kind, wire, depth);
-    };
-    Fields(message)
-        .filter_map(|entry| match entry {
-            Ok((1, wire)) => Some(value(schema, item, wire, depth)),
-            Ok(_) => None,
-            Err(error) => Some(Err(error)),
-        })
-        .collect()
-}
-
-fn zero(kind: &Kind) -> Value {
-    match kind {
-        Kind::Object(_) | Kind::Map(_) => json!({}),
-        Kind::List(_) => json!([]),
-        Kind::Int32 | Kind::Int64 | Kind::Double => 0.into(),
-        Kind::Bool => false.into(),
-        _ => "".into(),
-    }
-}
-
-fn value(schema: &Schema, kind: &Kind, wire: Wire<'_>, depth: usize) -> Result<Value, String> {
-    use base64::Engine as _;
-    let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
-    Ok(match (kind, wire) {
-        (Kind::String, Wire::Bytes(text)) => utf8(text)?.into(),
-        #[allow(clippy::cast_possible_truncation)]
-        (Kind::Int32, Wire::Varint(n)) => (n.cast_signed() as i32).into(),
-        (Kind::Int64, Wire::Varint(n)) => n.cast_signed().into(),
-        (Kind::Bool, Wire::Varint(n)) => (n != 0).into(),
-        (Kind::Double, Wire::Fixed64(bits)) => f64::from_bits(bits).into(),
-        (Kind::Double, Wire::Fixed32(bits)) => f32::from_bits(bits).into(),
-        (Kind::Bytes, Wire::Bytes(bytes)) => encode(bytes).into(),
-        (Kind::Time, Wire::Bytes(message)) => time(message, false)?,
-        (Kind::MicroTime, Wire::Bytes(message)) => time(message, true)?,
-        (Kind::Quantity, Wire::Bytes(message)) => match first_bytes(message)? {
-            Some(text) => utf8(text)?.into(),
-            None => "0".into(),
-        },
-        (Kind::IntOrString, Wire::Bytes(message)) => int_or_string(message)?,
-        (Kind::Json, Wire::Bytes(message)) => match first_bytes(message)? {
-            Some(raw) => serde_json::from_slice(raw).map_err(|e| e.to_string())?,
-            None => Value::Null,
-        },
-        (Kind::Object(ty), Wire::Bytes(message)) => {
-            let mut object = Map::new();
-            object_fields(schema, *ty, &[], message, &mut object, depth + 1)?;
-            Value::Object(object)
-        }
-        _ => {
-            return Err(format!(
-                "proto: wrong wireType for a field of kind {kind:?}"
-            ));
-        }
-    })
-}
-
-fn mismatch(field: &Field) -> String {
-    format!("proto: wrong wireType for field {}", field.name)
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|_| "proto: invalid UTF-8".to_owned())
 }
 
-/// The content of field 1, for messages that wrap one value.
-fn first_bytes(message: &[u8]) -> Result<Option<&[u8]>, String> {
-    for entry in Fields(message) {
-        if let (1, Wire::Bytes(bytes)) = entry? {
-            return Ok(Some(bytes));
-        }
-    }
-    Ok(None)
-}
-
-fn time(message: &[u8], micros: bool) -> Result<Value, String> {
-    let (mut seconds, mut nanos) = (None, 0);
-    for entry in Fields(message) {
-        match entry? {
-            (1, Wire::Varint(n)) => seconds = Some(n.cast_signed()),
-            (2, Wire::Varint(n)) => {
-                nanos = i32::try_from(n.cast_signed()).map_err(|e| e.to_string())?
-            }
-            _ => {}
-        }
-    }
-    // Go's zero time is an empty message, or the year 1.
-    let Some(seconds) = seconds.filter(|s| *s > -62_135_596_800) else {
-        return Ok(Value::Null);
-    };
-    let at = jiff::Timestamp::new(seconds, nanos).map_err(|e| e.to_string())?;
-    let format = if micros {
-        "%Y-%m-%dT%H:%M:%S.%6fZ"
-    } else {
-        "%Y-%m-%dT%H:%M:%SZ"
-    };
-    Ok(at.strftime(format).to_string().into())
-}
-
-fn int_or_string(message: &[u8]) -> Result<Value, String> {
-    let (mut is_string, mut number, mut text) = (false, 0, "");
-    for entry in Fields(message) {
-        match entry? {
-            (1, Wire::Varint(n)) => is_string = n == 1,
-            (2, Wire::Varint(n)) => number = n.cast_signed(),
-            (3, Wire::Bytes(bytes)) => text = utf8(bytes)?,
-            _ => {}
-        }
-    }
-    Ok(if is_string {
-        text.into()
-    } else {
-        number.into()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::{Kind, Schema};
     use k8s_pb::api::core::v1 as core;
     use k8s_pb::apimachinery::pkg::api::resource::Quantity;
     use k8s_pb::apimachinery::pkg::apis::meta::v1 as meta;
     use k8s_pb::apimachinery::pkg::util::intstr::IntOrString;
     use proptest::prelude::*;
     use prost::Message as _;
+    use serde_json::{Value, json};
 
     fn pod() -> core::Pod {
         core::Pod {
@@ -455,11 +147,7 @@ mod tests {
 
     fn decode_pod(bytes: &[u8]) -> Result<Value, String> {
         let schema = Schema::builtin();
-        decode(
-            schema,
-            schema.find("io.k8s.api.core.v1.Pod").unwrap(),
-            bytes,
-        )
+        decode(schema.find("io.k8s.api.core.v1.Pod").unwrap(), bytes)
     }
 
     #[test]
@@ -535,7 +223,7 @@ mod tests {
             "items": {"type": "string"}, "additionalProperties": false, "additionalItems": {"type": "number"},
             "dependencies": {"a": ["b"], "c": {"type": "string"}}, "maximum": 1.5,
             "properties": {"p": {"items": [{"type": "integer"}], "additionalProperties": true}}});
-        assert_eq!(decode(schema, ty, &encode(ty, &object)).unwrap(), object);
+        assert_eq!(decode(ty, &encode(ty, &object)).unwrap(), object);
     }
 
     /// A value of a kind, complete down to some depth.
@@ -579,12 +267,11 @@ mod tests {
 
     #[test]
     fn every_kind_round_trips() {
-        let schema = Schema::builtin();
         for resource in crate::resources::builtin() {
             let Some(ty) = resource.ty else { continue };
             let object = sample(&Kind::Object(ty), 1, 6);
             let bytes = encode(ty, &object);
-            let decoded = decode(schema, ty, &bytes).unwrap();
+            let decoded = decode(ty, &bytes).unwrap();
             assert_eq!(decoded, object, "{}", resource.kind);
         }
     }
@@ -611,7 +298,7 @@ mod tests {
             let mut object = sample(&Kind::Object(ty), 1, 7);
             forget(&mut object);
             let read = M::decode(encode(ty, &object).as_slice()).unwrap();
-            let again = decode(schema, ty, &read.encode_to_vec()).unwrap();
+            let again = decode(ty, &read.encode_to_vec()).unwrap();
             assert_eq!(again, object, "{name}");
         }
         use k8s_pb::api as a;

@@ -2,8 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::encode::{bytes, encode as encode_object, message, tag, varint};
-use super::{Fields, Wire, utf8};
+use super::decode::decode_at;
+use super::encode::encode as encode_object;
+use super::utf8;
+use super::wire::{Fields, Wire, bytes, message, tag, varint};
 use crate::schema::{Schema, Type, TypeId};
 
 const JSON_SCHEMA: &str =
@@ -60,15 +62,15 @@ pub(super) fn decode(field: &str, content: &[u8], depth: usize) -> Result<Value,
     for entry in Fields(content) {
         match (field, entry?) {
             ("items" | "dependencies", (1, Wire::Bytes(raw))) => {
-                schema = Some(super::decode_at(Schema::builtin(), ty, raw, depth + 1)?);
+                schema = Some(decode_at(ty, raw, depth + 1)?);
             }
             ("items", (2, Wire::Bytes(raw))) => {
-                list.push(super::decode_at(Schema::builtin(), ty, raw, depth + 1)?);
+                list.push(decode_at(ty, raw, depth + 1)?);
             }
             ("dependencies", (2, Wire::Bytes(name))) => list.push(utf8(name)?.into()),
             (_, (1, Wire::Varint(n))) => allows = n != 0,
             (_, (2, Wire::Bytes(raw))) => {
-                schema = Some(super::decode_at(Schema::builtin(), ty, raw, depth + 1)?);
+                schema = Some(decode_at(ty, raw, depth + 1)?);
             }
             _ => {}
         }

@@ -14,6 +14,7 @@ mod daemonset;
 mod deployment;
 mod disruption;
 mod event;
+mod flowcontrol;
 mod job;
 mod namespace;
 mod networking;
@@ -21,6 +22,7 @@ mod node;
 mod pod;
 mod quota;
 mod replicaset;
+mod reviews;
 mod scheduling;
 mod service;
 mod statefulset;
@@ -205,8 +207,21 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
             &authorization::Binding
         }
+        ("authorization.k8s.io", "SubjectAccessReview") => {
+            &reviews::AccessReview(reviews::Scope::Subject)
+        }
+        ("authorization.k8s.io", "LocalSubjectAccessReview") => {
+            &reviews::AccessReview(reviews::Scope::Local)
+        }
+        ("authorization.k8s.io", "SelfSubjectAccessReview") => {
+            &reviews::AccessReview(reviews::Scope::Own)
+        }
         ("certificates.k8s.io", "CertificateSigningRequest") => {
             &certificates::CertificateSigningRequest
+        }
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => &flowcontrol::FlowSchema,
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => {
+            &flowcontrol::PriorityLevelConfiguration
         }
         ("scheduling.k8s.io", "PriorityClass") => &scheduling::PriorityClass,
         ("node.k8s.io", "RuntimeClass") => &scheduling::RuntimeClass,

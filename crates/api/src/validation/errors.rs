@@ -85,6 +85,16 @@ impl Errors {
         }
     }
 
+    /// A domain and a path, `acme.io/foo`, that must be there.
+    pub fn domain_prefixed_path(&mut self, field: impl Display, value: &str) {
+        if value.is_empty() {
+            return self.required(field, "");
+        }
+        for (part, problem) in super::domain_prefixed_path(value) {
+            self.invalid_text(&field, part, &problem);
+        }
+    }
+
     /// A string that must not be empty.
     pub fn required_text(&mut self, at: &At<'_, '_>) {
         if at.is_empty() {

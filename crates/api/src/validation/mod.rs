@@ -48,3 +48,17 @@ pub fn regex_error(error: &regex::Error) -> String {
         last.trim_start_matches("error: ")
     )
 }
+
+/// Whether a value is what an absent one would be.
+#[must_use]
+pub fn is_empty_value(value: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match value {
+        Value::Null => true,
+        Value::Bool(b) => !b,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(s) => s.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}

@@ -1,17 +1,17 @@
 //! The variables of expressions in webhooks and policies.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fluyt_api::resources::Resource;
 use fluyt_cel::{
-    Activation, Authorize, Authorizer as CelAuthorizer, Environment, Field,
-    MATCH_CONDITIONS_BUDGET, ObjectType, PER_CALL_LIMIT, Program, Query, Type, Value,
+    Activation, Authorize, Authorizer as CelAuthorizer, Environment, MATCH_CONDITIONS_BUDGET,
+    PER_CALL_LIMIT, Program, Query, Type, Value,
 };
 use serde_json::{Value as Json, json};
 
 use super::Attributes;
 use crate::authz::{Authorizer, Question};
+use crate::cel_types::{object, user_info};
 use crate::user::User;
 
 const AUTHORIZER: Type = Type::Opaque("kubernetes.authorization.Authorizer");
@@ -34,28 +34,6 @@ pub fn environment(policy: bool) -> Environment {
     environment
 }
 
-fn object(name: &str, fields: &[(&str, Type)]) -> Type {
-    let fields: BTreeMap<String, Field> = fields
-        .iter()
-        .map(|(name, ty)| {
-            let escaped = fluyt_cel::escape(name).unwrap_or_default();
-            let field = Field {
-                ty: ty.clone(),
-                name: (*name).to_owned(),
-                max_elements: u64::MAX,
-                element: None,
-                key: None,
-                min_size: 2,
-            };
-            (escaped, field)
-        })
-        .collect();
-    Type::Object(Arc::new(ObjectType {
-        name: name.to_owned(),
-        fields,
-    }))
-}
-
 fn request_type() -> Type {
     let strings = |name: &str, fields: &[&str]| {
         let fields: Vec<(&str, Type)> = fields.iter().map(|f| (*f, Type::String)).collect();
@@ -65,15 +43,6 @@ fn request_type() -> Type {
     let resource = strings(
         "kubernetes.GroupVersionResource",
         &["group", "version", "resource"],
-    );
-    let user = object(
-        "kubernetes.UserInfo",
-        &[
-            ("username", Type::String),
-            ("uid", Type::String),
-            ("groups", Type::list(Type::String)),
-            ("extra", Type::map(Type::String, Type::list(Type::String))),
-        ],
     );
     object(
         "kubernetes.AdmissionRequest",
@@ -87,7 +56,7 @@ fn request_type() -> Type {
             ("name", Type::String),
             ("namespace", Type::String),
             ("operation", Type::String),
-            ("userInfo", user),
+            ("userInfo", user_info()),
             ("dryRun", Type::Bool),
             ("options", Type::Dyn),
         ],
@@ -102,16 +71,9 @@ pub fn request(attributes: &Attributes<'_>, matched: &Resource) -> Json {
     let kind = |r: &Resource| json!({"group": r.group, "version": r.version, "kind": r.kind});
     let resource =
         |r: &Resource| json!({"group": r.group, "version": r.version, "resource": r.plural});
-    let mut who = json!({"username": user.name, "groups": user.groups});
-    if !user.uid.is_empty() {
-        who["uid"] = user.uid.clone().into();
-    }
-    if !user.extra.is_empty() {
-        who["extra"] = json!(user.extra);
-    }
     let mut request = json!({
         "kind": kind(matched), "resource": resource(matched), "requestKind": kind(at.resource),
-        "requestResource": resource(at.resource), "operation": attributes.operation.word(), "userInfo": who,
+        "requestResource": resource(at.resource), "operation": attributes.operation.word(), "userInfo": crate::user::user_info(user),
         "dryRun": attributes.cx.dry_run, "options": attributes.options(),
     });
     if !at.name.is_empty() {
@@ -181,6 +143,7 @@ impl Authorize for Asker {
             namespace: query.namespace.clone(),
             name: query.name.clone(),
             path: query.path.clone(),
+            ..Question::default()
         };
         match self.authorizer.allows(user, &question) {
             Some(reason) => (true, reason),

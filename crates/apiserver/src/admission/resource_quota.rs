@@ -227,11 +227,23 @@ async fn charge(
         if has_scopes && (attributes.at.resource.plural != "pods" || !in_scope(&quota, object)) {
             return Ok(());
         }
-        let hard = quota["spec"]["hard"]
+        // What the controller has not counted yet is not limited yet.
+        let hard = quota["status"]["hard"]
             .as_object()
             .cloned()
             .unwrap_or_default();
         require_requests(attributes, &quota, &hard, usage)?;
+        let uncounted = |name: &&String| {
+            hard.contains_key(*name) && quota["status"]["used"][name.as_str()].is_null()
+        };
+        let uncounted: Vec<&str> = usage.keys().filter(uncounted).map(String::as_str).collect();
+        if !uncounted.is_empty() {
+            return Err(attributes.forbidden(format!(
+                "status unknown for quota: {}, resources: {}",
+                meta::name(&quota),
+                uncounted.join(",")
+            )));
+        }
         let (mut charged, mut exceeded) = (false, Vec::new());
         for (name, amount) in usage {
             let Some(limit) = hard
@@ -251,12 +263,7 @@ async fn charge(
             }
             if !amount.is_zero() {
                 charged = true;
-                let status = meta::child(&mut quota, "status");
-                status.insert("hard".into(), hard.clone().into());
-                let slot = status
-                    .entry("used")
-                    .or_insert_with(|| Value::Object(Map::new()));
-                slot[name] = after.to_string().into();
+                quota["status"]["used"][name] = after.to_string().into();
             }
         }
         if !exceeded.is_empty() {
@@ -281,7 +288,11 @@ async fn charge(
         }
         meta::set(&mut quota, "resourceVersion", Value::Null);
         let store_key = format!("{REGISTRY}resourcequotas/{key}");
-        let value = serde_json::to_vec(&quota).map_err(Error::internal)?;
+        let value = caches
+            .storage
+            .encode(quotas, store_key.as_bytes(), &quota)
+            .await
+            .map_err(Error::internal)?;
         let txn = Txn {
             compares: vec![Compare {
                 keys: Keys::One(store_key.clone().into()),

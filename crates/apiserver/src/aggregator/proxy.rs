@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::http::{HeaderMap, HeaderValue, Request, Response};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use fluyt_api::{Error, Reason};
 use serde_json::Value;
 
@@ -30,8 +30,18 @@ pub async fn proxy(
     let value =
         |text: &str| HeaderValue::from_str(text).map_err(|e| Error::bad_request(e.to_string()));
     headers.insert("x-remote-user", value(&user.name)?);
+    if !user.uid.is_empty() {
+        headers.insert("x-remote-uid", value(&user.uid)?);
+    }
     for group in &user.groups {
         headers.append("x-remote-group", value(group)?);
+    }
+    for (key, values) in &user.extra {
+        let name = format!("x-remote-extra-{}", escape_key(key));
+        let name = HeaderName::try_from(name).map_err(|e| Error::bad_request(e.to_string()))?;
+        for text in values {
+            headers.append(name.clone(), value(text)?);
+        }
     }
     let method = request.method().clone();
     let path = request
@@ -39,10 +49,30 @@ pub async fn proxy(
         .path_and_query()
         .map_or_else(|| "/".to_owned(), ToString::to_string);
     let mut request = request;
-    for spoofed in ["x-remote-user", "x-remote-group"] {
-        request.headers_mut().remove(spoofed);
+    let spoofed: Vec<HeaderName> = request
+        .headers()
+        .keys()
+        .filter(|name| name.as_str().starts_with("x-remote-"))
+        .cloned()
+        .collect();
+    for name in spoofed {
+        request.headers_mut().remove(name);
     }
     forward(request, method, &path, &host, headers, stream).await
+}
+
+/// A key of extra attributes as part of a header's name.
+fn escape_key(key: &str) -> String {
+    use std::fmt::Write as _;
+    key.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"!#$&'*+-.^_`|~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
 }
 
 type Stream = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;

@@ -1,92 +1,213 @@
-//! Authentication: client certificates, service-account tokens, bootstrap tokens, and in-process identities.
+//! Authentication: who makes a request. A front proxy's word, a client certificate and a bearer token are tried in this
+//! order; the first that is good counts. A request with nothing but bad credentials is refused, one without any is
+//! anonymous, where that is allowed.
 
+mod anonymous;
 mod bootstrap_token;
+mod impersonation;
+pub mod jwt;
+mod request_header;
 mod service_account;
+mod settings;
+mod token_file;
+mod webhook;
+mod websocket;
 mod x509;
 
 use std::sync::Arc;
 
 use fluyt_api::Error;
 use fluyt_pki::TokenKeys;
-use http::header;
+use http::header::{self, HeaderMap, SEC_WEBSOCKET_PROTOCOL};
 use http::request::Parts;
-use rustls_pki_types::CertificateDer;
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
 
 use crate::cache::Caches;
-use crate::user::User;
+use crate::user::{AUTHENTICATED, UNAUTHENTICATED, User};
 
+pub use anonymous::Anonymous;
+pub use impersonation::{Impersonated, impersonate};
+pub use request_header::FrontProxy;
 pub use service_account::Authenticated;
-pub use x509::ClientCertificates;
+pub use settings::Settings;
+pub use token_file::TokenFile;
+pub use webhook::TokenWebhookSettings;
+pub use x509::{ClientCertificates, PeerCertificates};
 
-/// The certificates that a connection's peer presented.
-#[derive(Clone, Debug)]
-pub struct PeerCertificates(pub Arc<[CertificateDer<'static>]>);
+use jwt::{AuthenticationConfiguration, Issuers};
+use service_account::ServiceAccounts;
+use webhook::TokenWebhook;
 
 /// Finds out who makes a request.
 pub struct Authenticator {
     caches: Arc<Caches>,
     certificates: ClientCertificates,
-    tokens: Arc<TokenKeys>,
-    issuer: String,
+    front_proxy: FrontProxy,
+    front_proxy_certificates: ClientCertificates,
+    service_accounts: ServiceAccounts,
+    token_file: Option<TokenFile>,
+    bootstrap_tokens: bool,
+    issuers: Issuers,
+    webhook: Option<TokenWebhook>,
+    anonymous: RwLock<Anonymous>,
     audiences: Vec<String>,
 }
 
+/// The authorities and keys that credentials are verified with.
+pub struct Trusted {
+    pub clients: ClientCertificates,
+    pub front_proxies: ClientCertificates,
+    pub tokens: Arc<TokenKeys>,
+}
+
 impl Authenticator {
-    #[must_use]
+    /// # Errors
+    /// When an issuer or a webhook's kubeconfig cannot be used.
     pub fn new(
         caches: Arc<Caches>,
-        certificates: ClientCertificates,
-        tokens: Arc<TokenKeys>,
-        issuer: String,
+        trusted: Trusted,
+        issuer: &str,
         audiences: Vec<String>,
-    ) -> Self {
-        Self {
+        settings: &Settings,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let issuers = std::iter::once(issuer.to_owned())
+            .chain(settings.service_account_issuers.iter().cloned())
+            .collect();
+        Ok(Self {
+            service_accounts: ServiceAccounts::new(caches.clone(), trusted.tokens, issuers),
             caches,
-            certificates,
-            tokens,
-            issuer,
+            certificates: trusted.clients,
+            front_proxy: settings.front_proxy.clone(),
+            front_proxy_certificates: trusted.front_proxies,
+            token_file: settings.token_file.clone(),
+            bootstrap_tokens: settings.bootstrap_tokens,
+            issuers: Issuers::new(&settings.jwt, shutdown)?,
+            webhook: settings
+                .webhook
+                .as_ref()
+                .map(TokenWebhook::new)
+                .transpose()?,
+            anonymous: RwLock::new(settings.anonymous.clone()),
             audiences,
-        }
+        })
     }
 
-    /// The user of a request; anonymous when it carries no credentials.
+    /// Takes over a configuration that has changed.
     ///
     /// # Errors
-    /// Unauthorized when it carries credentials that are not good.
-    pub async fn authenticate(&self, parts: &Parts) -> Result<User, Error> {
+    /// When an issuer is not usable; then everything stays as it is.
+    pub fn install(&self, config: AuthenticationConfiguration) -> anyhow::Result<()> {
+        self.issuers.install(&config.jwt)?;
+        if let Some(anonymous) = config.anonymous {
+            *self.anonymous.write() = anonymous;
+        }
+        Ok(())
+    }
+
+    /// The user of a request. What has served as credentials is gone from its headers afterwards.
+    ///
+    /// # Errors
+    /// Unauthorized when it carries credentials that are not good, or none where they are needed.
+    pub async fn authenticate(&self, parts: &mut Parts) -> Result<User, Error> {
         // Components in this process bring their identity along; it cannot come over a connection.
-        if let Some(user) = parts.extensions.get::<User>() {
-            return Ok(user.clone());
+        if let Some(user) = parts.extensions.remove::<User>() {
+            return Ok(user);
         }
-        if let Some(token) = bearer(parts) {
-            return self
-                .token(token, &self.audiences)
-                .await
-                .map(|a| a.user)
-                .ok_or_else(Error::unauthorized);
+        let mut errors = Vec::new();
+        if let Some(mut user) = self.credentials(parts, &mut errors).await {
+            parts.headers.remove(header::AUTHORIZATION);
+            self.front_proxy.clear(&mut parts.headers);
+            if !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
+                user.groups.push(AUTHENTICATED.to_owned());
+            }
+            return Ok(user);
         }
-        if let Some(PeerCertificates(chain)) = parts.extensions.get::<PeerCertificates>()
-            && !chain.is_empty()
+        self.front_proxy.clear(&mut parts.headers);
+        if errors.is_empty() && self.anonymous.read().allows(parts.uri.path()) {
+            parts.headers.remove(header::AUTHORIZATION);
+            return Ok(User::anonymous());
+        }
+        if !errors.is_empty() {
+            tracing::debug!(?errors, "Unable to authenticate the request");
+        }
+        Err(Error::unauthorized())
+    }
+
+    async fn credentials(&self, parts: &mut Parts, errors: &mut Vec<String>) -> Option<User> {
+        if let Some(peer) = parts.extensions.get::<PeerCertificates>()
+            && !peer.is_empty()
         {
-            return self
-                .certificates
-                .user(chain)
-                .ok_or_else(Error::unauthorized);
+            let certificates = &self.front_proxy_certificates;
+            let proxied = self.front_proxy.user(peer, certificates, &parts.headers);
+            let own = || peer.client(&self.certificates);
+            match proxied.and_then(|user| user.map_or_else(own, |user| Ok(Some(user)))) {
+                Ok(Some(user)) => return Some(user),
+                Ok(None) => {}
+                Err(why) => match own() {
+                    Ok(Some(user)) => return Some(user),
+                    Ok(None) => errors.push(why),
+                    Err(own) => errors.extend([why, own]),
+                },
+            }
         }
-        Ok(User::anonymous())
+        if let Some(token) = bearer(&parts.headers) {
+            match self.token(token, &self.audiences).await {
+                Ok(found) => return Some(found.user),
+                Err(why) => errors.push(why),
+            }
+        }
+        match websocket::token(&parts.headers) {
+            Ok(Some((token, rest))) => match self.token(&token, &self.audiences).await {
+                Ok(found) => {
+                    parts.headers.insert(SEC_WEBSOCKET_PROTOCOL, rest);
+                    return Some(found.user);
+                }
+                Err(why) => errors.push(why),
+            },
+            Ok(None) => {}
+            Err(why) => errors.push(why),
+        }
+        None
     }
 
     /// The user of a bearer token that is meant for one of `audiences`.
-    pub async fn token(&self, token: &str, audiences: &[String]) -> Option<Authenticated> {
-        if let Some(user) = bootstrap_token::user(&self.caches, token) {
-            return Some(Authenticated {
-                user,
-                audiences: audiences.to_vec(),
-            });
+    ///
+    /// # Errors
+    /// Why nobody vouches for it.
+    pub async fn token(&self, token: &str, audiences: &[String]) -> Result<Authenticated, String> {
+        let local = |user: User| Authenticated {
+            user,
+            audiences: audiences.to_vec(),
+        };
+        if let Some(user) = self.token_file.as_ref().and_then(|file| file.user(token)) {
+            return Ok(with_group(local(user.clone())));
         }
-        // A token made a moment ago may be bound to objects made a moment ago.
-        self.caches.consistent().await.ok()?;
-        service_account::user(&self.caches, &self.tokens, &self.issuer, token, audiences)
+        let mut errors = Vec::new();
+        match self.service_accounts.authenticate(token, audiences).await {
+            Some(Ok(found)) => return Ok(with_group(found)),
+            Some(Err(why)) => errors.push(why),
+            None => {}
+        }
+        if self.bootstrap_tokens
+            && let Some(user) = bootstrap_token::user(&self.caches, token)
+        {
+            return Ok(with_group(local(user)));
+        }
+        match self.issuers.authenticate(token, audiences).await {
+            Some(Ok(found)) => return Ok(with_group(found)),
+            Some(Err(why)) => errors.push(why),
+            None => {}
+        }
+        if let Some(webhook) = &self.webhook {
+            match webhook.authenticate(token, audiences).await {
+                Ok(found) => return Ok(with_group(found)),
+                Err(why) if why.is_empty() => {}
+                Err(why) => errors.push(why),
+            }
+        }
+        Err(crate::authz::aggregate(errors).unwrap_or_else(|| "invalid bearer token".into()))
     }
 
     #[must_use]
@@ -95,10 +216,17 @@ impl Authenticator {
     }
 }
 
-/// The token of `Authorization: Bearer`, or of the WebSocket sub-protocol that browsers use instead.
-fn bearer(parts: &Parts) -> Option<&str> {
-    let value = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
+fn with_group(mut found: Authenticated) -> Authenticated {
+    if !found.user.is_in(AUTHENTICATED) {
+        found.user.groups.push(AUTHENTICATED.into());
+    }
+    found
+}
+
+/// The token of `Authorization: Bearer`.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.trim().split_once(' ')?;
     scheme
         .eq_ignore_ascii_case("bearer")
         .then(|| token.trim())

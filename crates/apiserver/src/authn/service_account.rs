@@ -1,10 +1,23 @@
 //! Service-account tokens: signed by the cluster, bound to objects that must still exist.
 
-use fluyt_api::{meta, resources};
-use fluyt_pki::{NamedReference, TokenKeys};
+use std::sync::Arc;
+use std::time::Duration;
 
+use fluyt_api::{meta, resources};
+use fluyt_pki::{Claims, NamedReference, TokenKeys};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::jwt;
 use crate::cache::Caches;
-use crate::user::User;
+use crate::expiring::Expiring;
+use crate::user::{CREDENTIAL_ID, User};
+
+/// Signatures are remembered this long. What a token is bound to is looked at each time.
+const VERIFIED: Duration = Duration::from_secs(60);
+
+/// Tokens whose signatures are remembered.
+const CACHE: usize = 4096;
 
 /// A token's user, and which of the wanted audiences it is for.
 #[derive(Clone, Debug)]
@@ -13,68 +26,139 @@ pub struct Authenticated {
     pub audiences: Vec<String>,
 }
 
-pub(super) fn user(
-    caches: &Caches,
-    keys: &TokenKeys,
-    issuer: &str,
-    token: &str,
-    audiences: &[String],
-) -> Option<Authenticated> {
-    let claims = keys.verify(token).ok()?;
-    let meant: Vec<String> = audiences
-        .iter()
-        .filter(|a| claims.aud.contains(a))
-        .cloned()
-        .collect();
-    if claims.iss != issuer || meant.is_empty() {
-        return None;
+pub(super) struct ServiceAccounts {
+    caches: Arc<Caches>,
+    keys: Arc<TokenKeys>,
+    issuers: Vec<String>,
+    verified: Expiring<[u8; 32], Arc<Claims>>,
+}
+
+impl ServiceAccounts {
+    pub(super) fn new(caches: Arc<Caches>, keys: Arc<TokenKeys>, issuers: Vec<String>) -> Self {
+        Self {
+            caches,
+            keys,
+            issuers,
+            verified: Expiring::new(CACHE),
+        }
     }
-    let bound = claims.kubernetes;
-    let namespace = bound.namespace.as_str();
-    let exists = |plural: &str, namespace: &str, reference: &NamedReference| {
-        let key = if namespace.is_empty() {
-            reference.name.clone()
-        } else {
-            format!("{namespace}/{}", reference.name)
+
+    /// The user of a token; `None` when it is not one of ours.
+    pub(super) async fn authenticate(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Option<Result<Authenticated, String>> {
+        let issuer = jwt::untrusted_issuer(token)?;
+        if !self.issuers.contains(&issuer) {
+            return None;
+        }
+        let claims = match self.verify(token) {
+            Ok(claims) => claims,
+            Err(why) => return Some(Err(why)),
         };
-        let resource = resources::find("", "v1", plural)?;
-        let object = caches.of(resource).get(&key)?.object();
-        (reference.uid.is_empty() || meta::uid(&object) == reference.uid).then_some(object)
-    };
-    exists("serviceaccounts", namespace, &bound.serviceaccount)?;
-    let mut user = User::service_account(
-        namespace,
-        &bound.serviceaccount.name,
-        &bound.serviceaccount.uid,
-    );
-    if let Some(pod) = &bound.pod {
-        let object = exists("pods", namespace, pod)?;
+        let found = self.user(&claims, audiences);
+        if found.is_ok() {
+            return Some(found);
+        }
+        // A token made a moment ago may be bound to objects made a moment ago.
+        if let Err(error) = self.caches.consistent().await {
+            return Some(Err(error.message));
+        }
+        Some(self.user(&claims, audiences))
+    }
+
+    fn verify(&self, token: &str) -> Result<Arc<Claims>, String> {
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        if let Some(claims) = self.verified.get(&digest) {
+            if claims.exp < jiff::Timestamp::now().as_second() {
+                return Err("service account token has expired".into());
+            }
+            return Ok(claims);
+        }
+        let claims = Arc::new(self.keys.verify(token).map_err(|e| e.to_string())?);
+        self.verified.put(digest, claims.clone(), VERIFIED);
+        Ok(claims)
+    }
+
+    fn user(&self, claims: &Claims, audiences: &[String]) -> Result<Authenticated, String> {
+        let meant: Vec<String> = audiences
+            .iter()
+            .filter(|a| claims.aud.contains(a))
+            .cloned()
+            .collect();
+        if !self.issuers.contains(&claims.iss) {
+            return Err("the token is of another issuer".into());
+        }
+        if meant.is_empty() {
+            return Err(format!(
+                "token audiences {:?} is invalid for the target audiences {audiences:?}",
+                claims.aud
+            ));
+        }
+        let bound = &claims.kubernetes;
+        let namespace = bound.namespace.as_str();
+        self.living("serviceaccounts", namespace, &bound.serviceaccount)?;
+        let mut user = User::service_account(
+            namespace,
+            &bound.serviceaccount.name,
+            &bound.serviceaccount.uid,
+        );
         let mut extra = |key: &str, value: &str| {
             user.extra.insert(
                 format!("authentication.kubernetes.io/{key}"),
                 vec![value.to_owned()],
             );
         };
-        extra("pod-name", &pod.name);
-        extra("pod-uid", &pod.uid);
-        if let Some(node) = object["spec"]["nodeName"].as_str() {
-            extra("node-name", node);
+        let mut node = bound.node.clone();
+        if let Some(pod) = &bound.pod {
+            let object = self.living("pods", namespace, pod)?;
+            extra("pod-name", &pod.name);
+            extra("pod-uid", &pod.uid);
+            if let (None, Some(name)) = (&node, object["spec"]["nodeName"].as_str()) {
+                node = Some(NamedReference {
+                    name: name.to_owned(),
+                    uid: String::new(),
+                });
+            }
+        } else if let Some(node) = &bound.node {
+            self.living("nodes", "", node)?;
         }
+        if let Some(secret) = &bound.secret {
+            self.living("secrets", namespace, secret)?;
+        }
+        if let Some(node) = node {
+            extra("node-name", &node.name);
+            if !node.uid.is_empty() {
+                extra("node-uid", &node.uid);
+            }
+        }
+        if let Some(id) = &claims.jti {
+            user.extra
+                .insert(CREDENTIAL_ID.into(), vec![format!("JTI={id}")]);
+        }
+        Ok(Authenticated {
+            user,
+            audiences: meant,
+        })
     }
-    if let Some(secret) = &bound.secret {
-        exists("secrets", namespace, secret)?;
+
+    /// An object that a token is bound to. One that is being deleted does not count for long any more.
+    fn living(
+        &self,
+        plural: &str,
+        namespace: &str,
+        reference: &NamedReference,
+    ) -> Result<Value, String> {
+        let key = if namespace.is_empty() {
+            reference.name.clone()
+        } else {
+            format!("{namespace}/{}", reference.name)
+        };
+        let object = resources::find("", "v1", plural)
+            .and_then(|resource| self.caches.of(resource).get(&key))
+            .map(|entry| entry.object())
+            .filter(|object| reference.uid.is_empty() || meta::uid(object) == reference.uid);
+        object.ok_or_else(|| "service account token has been invalidated".into())
     }
-    if let Some(node) = &bound.node {
-        exists("nodes", "", node)?;
-    }
-    if let Some(id) = claims.jti {
-        user.extra.insert(
-            "authentication.kubernetes.io/credential-id".into(),
-            vec![format!("JTI={id}")],
-        );
-    }
-    Some(Authenticated {
-        user,
-        audiences: meant,
-    })
 }

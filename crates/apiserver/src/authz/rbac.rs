@@ -7,7 +7,7 @@ use fluyt_api::resources;
 use parking_lot::RwLock;
 use serde_json::Value;
 
-use super::Question;
+use super::{Decision, Question, Verdict, aggregate};
 use crate::cache::Caches;
 use crate::user::User;
 
@@ -51,6 +51,8 @@ struct Binding {
     role: String,
     role_kind: String,
     role_name: String,
+    /// As reasons name it: `Group "g"`.
+    subject: String,
 }
 
 impl Rule {
@@ -92,7 +94,7 @@ impl Rule {
         ]
     }
 
-    fn allows(&self, question: &Question) -> bool {
+    pub(super) fn allows(&self, question: &Question) -> bool {
         if !any(&self.verbs, &question.verb) {
             return false;
         }
@@ -203,34 +205,33 @@ impl Rbac {
         }
     }
 
-    pub(super) fn allows(&self, user: &User, question: &Question) -> Option<String> {
+    pub(super) fn decide(&self, user: &User, question: &Question) -> Decision {
         let index = self.index();
-        for (subject, binding) in index.bindings(user, &question.namespace) {
+        let mut missing = Vec::new();
+        for binding in index.bindings(user, &question.namespace) {
             let Some(rules) = index.roles.get(&binding.role) else {
+                missing.push(binding.missing());
                 continue;
             };
             if rules.iter().any(|r| r.allows(question)) {
-                let kind = if binding.namespace.is_empty() {
-                    "ClusterRoleBinding"
-                } else {
-                    "RoleBinding"
-                };
-                return Some(format!(
-                    "RBAC: allowed by {kind} \"{}\" of {} \"{}\" to {subject}",
-                    binding.name, binding.role_kind, binding.role_name
-                ));
+                return Decision::of(Verdict::Allow, binding.reason());
             }
         }
-        None
+        let reason = aggregate(missing).map(|errors| format!("RBAC: {errors}"));
+        Decision::of(Verdict::NoOpinion, reason.unwrap_or_default())
     }
 
-    pub(super) fn rules(&self, user: &User, namespace: &str) -> Vec<Arc<Rule>> {
+    /// The rules of a user in a namespace, and what is wrong with their bindings.
+    pub(super) fn rules(&self, user: &User, namespace: &str) -> (Vec<Arc<Rule>>, Vec<String>) {
         let index = self.index();
-        index
-            .bindings(user, namespace)
-            .filter_map(|(_, binding)| index.roles.get(&binding.role))
-            .flat_map(|rules| rules.iter().cloned())
-            .collect()
+        let (mut rules, mut missing) = (Vec::new(), Vec::new());
+        for binding in index.bindings(user, namespace) {
+            match index.roles.get(&binding.role) {
+                Some(role) => rules.extend(role.iter().cloned()),
+                None => missing.push(binding.missing()),
+            }
+        }
+        (rules, missing)
     }
 
     pub(super) fn rules_of(
@@ -295,56 +296,70 @@ impl Index {
                 object["roleRef"]["kind"].as_str().unwrap_or_default(),
                 object["roleRef"]["name"].as_str().unwrap_or_default(),
             );
-            let binding = Binding {
-                namespace: namespace.to_owned(),
-                name: meta::name(object).to_owned(),
-                role: role_key(kind, namespace, role),
-                role_kind: kind.to_owned(),
-                role_name: role.to_owned(),
-            };
             for subject in object["subjects"].as_array().into_iter().flatten() {
                 let name = subject["name"].as_str().unwrap_or_default();
-                let key = match subject["kind"].as_str().unwrap_or_default() {
-                    "User" => format!("u:{name}"),
-                    "Group" => format!("g:{name}"),
+                let subject_kind = subject["kind"].as_str().unwrap_or_default();
+                let (key, described) = match subject_kind {
+                    "User" => (format!("u:{name}"), name.to_owned()),
+                    "Group" => (format!("g:{name}"), name.to_owned()),
                     "ServiceAccount" => {
                         let ns = subject["namespace"].as_str().unwrap_or(namespace);
-                        format!("u:system:serviceaccount:{ns}:{name}")
+                        let user = format!("u:system:serviceaccount:{ns}:{name}");
+                        (user, format!("{name}/{ns}"))
                     }
                     _ => continue,
                 };
-                index
-                    .by_subject
-                    .entry(key)
-                    .or_default()
-                    .push(binding.clone());
+                let binding = Binding {
+                    namespace: namespace.to_owned(),
+                    name: meta::name(object).to_owned(),
+                    role: role_key(kind, namespace, role),
+                    role_kind: kind.to_owned(),
+                    role_name: role.to_owned(),
+                    subject: format!("{subject_kind} {described:?}"),
+                };
+                index.by_subject.entry(key).or_default().push(binding);
             }
         }
         index
     }
 
-    /// Bindings that count for a user in a namespace, with the subject they name.
+    /// Bindings that count for a user in a namespace.
     fn bindings<'a>(
         &'a self,
         user: &'a User,
         namespace: &'a str,
-    ) -> impl Iterator<Item = (String, &'a Binding)> + 'a {
-        let as_user = std::iter::once((
-            format!("u:{}", user.name),
-            format!("User \"{}\"", user.name),
-        ));
-        let as_groups = user
-            .groups
-            .iter()
-            .map(|g| (format!("g:{g}"), format!("Group \"{g}\"")));
-        as_user.chain(as_groups).flat_map(move |(key, subject)| {
-            self.by_subject
-                .get(&key)
-                .into_iter()
-                .flatten()
-                .filter(move |b| b.namespace.is_empty() || b.namespace == namespace)
-                .map(move |b| (subject.clone(), b))
-        })
+    ) -> impl Iterator<Item = &'a Binding> + 'a {
+        let as_user = std::iter::once(format!("u:{}", user.name));
+        let as_groups = user.groups.iter().map(|g| format!("g:{g}"));
+        as_user
+            .chain(as_groups)
+            .filter_map(|key| self.by_subject.get(&key))
+            .flatten()
+            .filter(move |b| b.namespace.is_empty() || b.namespace == namespace)
+    }
+}
+
+impl Binding {
+    /// Why it allows what it allows.
+    fn reason(&self) -> String {
+        let (kind, name) = if self.namespace.is_empty() {
+            ("ClusterRoleBinding", self.name.clone())
+        } else {
+            ("RoleBinding", format!("{}/{}", self.name, self.namespace))
+        };
+        format!(
+            "RBAC: allowed by {kind} {name:?} of {} {:?} to {}",
+            self.role_kind, self.role_name, self.subject
+        )
+    }
+
+    /// That its role is not there.
+    fn missing(&self) -> String {
+        format!(
+            "{}.rbac.authorization.k8s.io {:?} not found",
+            self.role_kind.to_lowercase(),
+            self.role_name
+        )
     }
 }
 

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use fluyt_api::resources::{self, Resource};
 use fluyt_api::schema::TypeId;
 use fluyt_api::{meta, protobuf};
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::{Map, Value};
+
+use crate::storage::Stored;
 
 /// An immutable object version.
 #[derive(Debug)]
@@ -21,33 +24,14 @@ pub struct Entry {
     fields: Box<[(&'static str, Box<str>)]>,
     /// The object in its stored version, with `resourceVersion`.
     pub json: Bytes,
+    /// It would be stored in another form now, so that an update has to write even what stays the same.
+    pub stale: bool,
     /// The same as a protobuf message, made when somebody asks for it.
     message: OnceLock<Bytes>,
 }
 
 impl Entry {
-    /// From a stored value.
-    ///
-    /// # Errors
-    /// When the value is not JSON.
-    pub fn decode(
-        resource: &Resource,
-        key: &str,
-        revision: i64,
-        stored: &[u8],
-    ) -> Result<Self, serde_json::Error> {
-        let mut object: Value = serde_json::from_slice(stored)?;
-        // The schema may have changed since the object was written.
-        if let Some(definition) = &resource.definition
-            && object["apiVersion"] == resource.api_version().as_str()
-        {
-            definition.refresh(&mut object);
-        }
-        meta::set(&mut object, "resourceVersion", revision.to_string());
-        Ok(Self::new(resource, key, revision, &object))
-    }
-
-    /// From an object that has its `resourceVersion`.
+    /// From an object as it is stored: without a `resourceVersion`, or with one that does not count.
     #[must_use]
     pub fn new(resource: &Resource, key: &str, revision: i64, object: &Value) -> Self {
         let strategy = resource.strategy();
@@ -65,8 +49,24 @@ impl Entry {
             labels: meta::labels(object).cloned().map(Box::new),
             version: resource.definition.as_ref().map(|_| version_of(object)),
             fields,
-            json: serde_json::to_vec(object).unwrap_or_default().into(),
+            stale: false,
+            json: versioned(object, revision),
             message: OnceLock::new(),
+        }
+    }
+
+    /// From a stored value.
+    #[must_use]
+    pub fn of_stored(resource: &Resource, key: &str, revision: i64, mut stored: Stored) -> Self {
+        // The schema may have changed since the object was written.
+        if let Some(definition) = &resource.definition
+            && stored.object["apiVersion"] == resource.api_version().as_str()
+        {
+            definition.refresh(&mut stored.object);
+        }
+        Self {
+            stale: stored.stale,
+            ..Self::new(resource, key, revision, &stored.object)
         }
     }
 
@@ -112,15 +112,14 @@ impl Entry {
     /// The same object as of a later revision: what a watch reports of a deletion.
     #[must_use]
     pub fn at_revision(&self, revision: i64) -> Self {
-        let mut object = self.object();
-        meta::set(&mut object, "resourceVersion", revision.to_string());
         Self {
             key: self.key.clone(),
             revision,
             labels: self.labels.clone(),
             version: self.version,
             fields: self.fields.clone(),
-            json: serde_json::to_vec(&object).unwrap_or_default().into(),
+            stale: self.stale,
+            json: versioned(&self.object(), revision),
             message: OnceLock::new(),
         }
     }
@@ -130,4 +129,67 @@ impl Entry {
 fn version_of(object: &Value) -> &'static str {
     let api_version = object["apiVersion"].as_str().unwrap_or_default();
     resources::intern(api_version.rsplit('/').next().unwrap_or_default())
+}
+
+const RESOURCE_VERSION: &str = "resourceVersion";
+
+/// The JSON of an object with its `resourceVersion`, without copying the object.
+fn versioned(object: &Value, revision: i64) -> Bytes {
+    let json = match object {
+        Value::Object(map) => serde_json::to_vec(&Versioned(map, revision)),
+        other => serde_json::to_vec(other),
+    };
+    json.unwrap_or_default().into()
+}
+
+struct Versioned<'a>(&'a Map<String, Value>, i64);
+
+impl Serialize for Versioned<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (key, value) in self.0 {
+            match value {
+                Value::Object(metadata) if key == "metadata" => {
+                    map.serialize_entry(key, &Metadata(metadata, self.1))?;
+                }
+                value => map.serialize_entry(key, value)?,
+            }
+        }
+        map.end()
+    }
+}
+
+struct Metadata<'a>(&'a Map<String, Value>, i64);
+
+impl Serialize for Metadata<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        let mut fields = self
+            .0
+            .iter()
+            .filter(|(key, _)| *key != RESOURCE_VERSION)
+            .peekable();
+        while let Some((key, value)) = fields.next_if(|(key, _)| key.as_str() < RESOURCE_VERSION) {
+            map.serialize_entry(key, value)?;
+        }
+        map.serialize_entry(RESOURCE_VERSION, &self.1.to_string())?;
+        for (key, value) in fields {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_version_is_the_stores() {
+        let object = json!({"metadata": {"name": "a", "resourceVersion": "1", "uid": "u"}, "data": {"resourceVersion": "2"}});
+        let json: Value = serde_json::from_slice(&versioned(&object, 7)).unwrap();
+        let expected = json!({"metadata": {"name": "a", "resourceVersion": "7", "uid": "u"}, "data": {"resourceVersion": "2"}});
+        assert_eq!(json, expected);
+    }
 }

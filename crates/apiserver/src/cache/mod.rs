@@ -2,21 +2,28 @@
 //! order; nothing else writes to them.
 
 mod entry;
+mod handover;
 mod resource;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fluyt_api::custom;
 use fluyt_api::resources::{self, Handle, Resource};
 use fluyt_api::{Error, meta};
-use fluyt_etcd::{DynStore, Keys, Range, Watch, WatchUpdate};
+use fluyt_etcd::{DynStore, KeyValue, Keys, Range, Txn, TxnResult, Watch, WatchUpdate};
 use parking_lot::RwLock;
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::Metrics;
+use crate::storage::Storage;
+
 pub use entry::Entry;
+pub use handover::Handed;
 pub use resource::{Change, Filter, ResourceCache, Snapshot, Subscription, WatchEvent, encode};
 
 /// Prefix of all keys, upstream's default.
@@ -28,6 +35,10 @@ const CATCH_UP: Duration = Duration::from_secs(3);
 /// The caches of all resources.
 pub struct Caches {
     store: DynStore,
+    pub(crate) storage: Storage,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Objects that writers of this server have in hand.
+    handover: handover::HandOver,
     builtin: HashMap<&'static str, Arc<ResourceCache>>,
     custom: RwLock<Custom>,
     /// The revision up to which every cache is complete.
@@ -39,7 +50,7 @@ pub struct Caches {
 struct Custom {
     caches: HashMap<&'static str, Arc<ResourceCache>>,
     /// The served resources of each definition, by its name, and the definition's content that they were made of.
-    definitions: HashMap<Box<str>, (serde_json::Value, Vec<Arc<Resource>>)>,
+    definitions: HashMap<Box<str>, (Value, Vec<Arc<Resource>>)>,
     served: Arc<resources::Snapshot>,
 }
 
@@ -49,7 +60,7 @@ const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 impl Caches {
     /// Caches for every stored built-in resource, empty until [`Caches::run`] fills them.
     #[must_use]
-    pub fn new(store: DynStore) -> Arc<Self> {
+    pub fn new(store: DynStore, storage: Storage) -> Arc<Self> {
         let mut builtin: HashMap<&'static str, Arc<ResourceCache>> = HashMap::new();
         for resource in resources::builtin().iter().filter(|r| !r.is_virtual()) {
             let resource = storage_resource(resource);
@@ -59,6 +70,9 @@ impl Caches {
         }
         Arc::new(Self {
             store,
+            storage,
+            metrics: Arc::default(),
+            handover: handover::HandOver::default(),
             builtin,
             custom: RwLock::default(),
             applied: watch::Sender::new(0),
@@ -97,7 +111,7 @@ impl Caches {
     }
 
     /// Takes over what a definition says now (`None`: it is gone). Tells which cache has to be loaded because of it.
-    fn define(&self, name: &str, crd: Option<&serde_json::Value>) -> Option<Arc<ResourceCache>> {
+    fn define(&self, name: &str, crd: Option<&Value>) -> Option<Arc<ResourceCache>> {
         let crd = crd.filter(|crd| is_established(crd));
         let content = crd.map(
             |crd| serde_json::json!({"spec": crd["spec"], "names": crd["status"]["acceptedNames"]}),
@@ -171,7 +185,7 @@ impl Caches {
             else {
                 continue;
             };
-            match Entry::decode(&resource, key, kv.mod_revision, &kv.value) {
+            match self.entry(&resource, key, &kv).await {
                 Ok(entry) => entries.push(entry),
                 Err(error) => tracing::error!(key, %error, "an object cannot be decoded"),
             }
@@ -183,6 +197,38 @@ impl Caches {
     #[must_use]
     pub fn store(&self) -> &DynStore {
         &self.store
+    }
+
+    /// Commits a transaction about an object of a resource, and counts it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn commit(
+        &self,
+        operation: &'static str,
+        resource: &Resource,
+        txn: Txn,
+    ) -> Result<TxnResult, fluyt_etcd::Error> {
+        let started = Instant::now();
+        let result = self.store.txn(txn).await;
+        self.metrics
+            .stored(operation, resource, started, result.is_ok());
+        result
+    }
+
+    /// How many objects there are of each stored resource: its group, its name, and the number.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(&'static str, &'static str, usize)> {
+        let custom = self.custom.read().caches.clone();
+        let caches = self.builtin.values().chain(custom.values());
+        let mut counts: Vec<_> = caches
+            .map(|cache| {
+                let resource = cache.resource();
+                (resource.group, resource.plural, cache.len())
+            })
+            .collect();
+        counts.sort_unstable();
+        counts
     }
 
     /// The revision up to which every cache is complete; 0 before the first load.
@@ -249,7 +295,9 @@ impl Caches {
             .filter(|kv| kv.key.starts_with(prefix.as_bytes()));
         let mut names: HashSet<String> = HashSet::new();
         for kv in defined {
-            if let Ok(crd) = serde_json::from_slice::<serde_json::Value>(&kv.value) {
+            if let Some((cache, _)) = self.locate(&kv.key)
+                && let Ok(crd) = self.object(&cache.resource(), kv).await
+            {
                 names.insert(meta::name(&crd).to_owned());
                 self.define(meta::name(&crd), Some(&crd));
             }
@@ -263,7 +311,7 @@ impl Caches {
             let Some((cache, key)) = self.locate(&kv.key) else {
                 continue;
             };
-            match Entry::decode(&cache.resource(), key, kv.mod_revision, &kv.value) {
+            match self.entry(&cache.resource(), key, &kv).await {
                 Ok(entry) => by_cache
                     .entry(cache.resource().storage)
                     .or_default()
@@ -295,10 +343,10 @@ impl Caches {
                 WatchUpdate::Events { revision, events } => {
                     for event in events {
                         // Whoever hears that a definition is established finds its resources served.
-                        if let Some(cache) = self.redefine(&event) {
+                        if let Some(cache) = self.redefine(&event).await {
                             self.load(&cache, revision).await?;
                         }
-                        self.apply(&event);
+                        self.apply(&event).await;
                     }
                     revision
                 }
@@ -310,20 +358,21 @@ impl Caches {
     }
 
     /// Takes over what the event of a definition says. That may make a cache that has to be loaded.
-    fn redefine(&self, event: &fluyt_etcd::Event) -> Option<Arc<ResourceCache>> {
+    async fn redefine(&self, event: &fluyt_etcd::Event) -> Option<Arc<ResourceCache>> {
         let (cache, key) = self.locate(&event.kv.key)?;
-        if cache.resource().storage != DEFINITIONS {
+        let resource = cache.resource();
+        if resource.storage != DEFINITIONS {
             return None;
         }
         if event.deleted {
             return self.define(key, None);
         }
-        let crd: serde_json::Value = serde_json::from_slice(&event.kv.value).ok()?;
+        let crd = self.object(&resource, &event.kv).await.ok()?;
         self.define(key, Some(&crd))
     }
 
     /// Passes an event on to its cache.
-    fn apply(&self, event: &fluyt_etcd::Event) {
+    async fn apply(&self, event: &fluyt_etcd::Event) {
         let Some((cache, key)) = self.locate(&event.kv.key) else {
             return;
         };
@@ -331,15 +380,41 @@ impl Caches {
             cache.delete(key, event.kv.mod_revision);
             return;
         }
-        match Entry::decode(
-            &cache.resource(),
-            key,
-            event.kv.mod_revision,
-            &event.kv.value,
-        ) {
+        let resource = cache.resource();
+        // What a writer of this server has in hand needs no decoding.
+        if let Some(object) = self.handover.take(&event.kv) {
+            return cache.put(Entry::new(&resource, key, event.kv.mod_revision, &object));
+        }
+        match self.entry(&resource, key, &event.kv).await {
             Ok(entry) => cache.put(entry),
             Err(error) => tracing::error!(key, %error, "an object cannot be decoded"),
         }
+    }
+
+    /// The entry of a stored value of a resource, whose own part of the key is given.
+    ///
+    /// # Errors
+    /// When it cannot be decrypted or decoded.
+    pub async fn entry(
+        &self,
+        resource: &Resource,
+        key: &str,
+        kv: &KeyValue,
+    ) -> Result<Entry, String> {
+        let stored = self.storage.decode(resource, &kv.key, &kv.value).await?;
+        let entry = Entry::of_stored(resource, key, kv.mod_revision, stored);
+        Ok(entry)
+    }
+
+    async fn object(&self, resource: &Resource, kv: &KeyValue) -> Result<Value, String> {
+        let stored = self.storage.decode(resource, &kv.key, &kv.value).await?;
+        Ok(stored.object)
+    }
+
+    /// Lets the cache have an object that is about to be stored as `value`, for as long as the answer lives.
+    #[must_use]
+    pub fn hand_over(&self, key: Bytes, value: Bytes, object: Arc<Value>) -> Handed {
+        self.handover.give(key, value, object)
     }
 
     /// `/registry/pods/default/a` -> the pods' cache and `default/a`.
@@ -380,7 +455,7 @@ pub fn storage_resource(resource: &Resource) -> &Resource {
 }
 
 /// Whether a definition's resources are served: its names are accepted, and it has not been withdrawn.
-fn is_established(crd: &serde_json::Value) -> bool {
+fn is_established(crd: &Value) -> bool {
     crd["status"]["conditions"]
         .as_array()
         .into_iter()

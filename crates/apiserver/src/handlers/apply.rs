@@ -140,6 +140,9 @@ fn check_identity(call: &Call, object: &Value) -> Result<(), Error> {
 pub(super) async fn apply(call: &mut Call, format: write::Format) -> Result<Response<Body>, Error> {
     let mut cx = call.write_context()?;
     let apply = Apply::read(call, format).await?;
+    if cx.record.wants_request() {
+        cx.record.request_patch(apply.config.to_string().as_bytes());
+    }
     cx.writer = cx.writer.map(|writer| Writer {
         applied: true,
         ..writer
@@ -176,7 +179,7 @@ pub(super) async fn apply(call: &mut Call, format: write::Format) -> Result<Resp
                 why,
             ));
         }
-        may_create(call)?;
+        may_create(call).await?;
         let object = finish(call, object)?;
         match call.server.registry.create(&cx, at, object).await {
             Err(error) if error.reason == Reason::AlreadyExists => {}
@@ -201,29 +204,23 @@ pub(super) async fn apply(call: &mut Call, format: write::Format) -> Result<Resp
 fn finish(call: &Call, object: Value) -> Result<Value, Error> {
     let decoded = decode::typed(object, Vec::new(), &call.info.query, &*call.resource)?;
     let object = write::to_storage(&call.resource, decoded.object);
-    write::check_escalation(call, &object)?;
+    super::escalation::check_escalation(call, &object, None)?;
     Ok(object)
 }
 
 /// Applying what is not there takes the right to create it.
-fn may_create(call: &Call) -> Result<(), Error> {
+pub(super) async fn may_create(call: &Call) -> Result<(), Error> {
     let question = Question {
         verb: "create".into(),
         group: call.target.group.clone(),
+        version: call.target.version.clone(),
         resource: call.target.plural.clone(),
         namespace: call.target.namespace.clone(),
         name: call.target.name.clone(),
         ..Question::default()
     };
-    match call.server.authorizer.allows(&call.user, &question) {
-        Some(_) => Ok(()),
-        None => Err(Error::forbidden(
-            &call.target.group,
-            &call.target.plural,
-            &call.target.name,
-            question.refusal(&call.user),
-        )),
-    }
+    let authorizer = &call.server.authorizer;
+    authorizer.require(&call.user, &question).await.map(drop)
 }
 
 /// The scale of an object after a configuration is applied to it, with the object's managed fields as they become.

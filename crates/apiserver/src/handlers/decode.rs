@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
+use crate::audit::Record;
 use crate::features::Features;
 use crate::http::{Offer, content_type};
 use crate::request::Query;
@@ -138,7 +139,11 @@ pub fn object<'a>(
 ) -> Result<Decoded, Error> {
     let kind = kind.into();
     let (object, duplicates) = parse(parts, body, kind)?;
-    typed(object, duplicates, query, kind)
+    let decoded = typed(object, duplicates, query, kind)?;
+    if let Some(record) = parts.extensions.get::<Record>() {
+        record.request_object(&decoded.object);
+    }
+    Ok(decoded)
 }
 
 /// Decodes the protobuf form of an object of a kind.
@@ -153,7 +158,7 @@ fn from_protobuf(body: &[u8], expected: Expected<'_>) -> Result<Value, Error> {
     // What is sent may be of another kind than the path's; that is told by its name, not by garbled fields.
     let ty = expected.ty.filter(|_| kind_sent == kind);
     let mut object = match ty {
-        Some(ty) => protobuf::decode(expected.schema, ty, envelope.raw).map_err(|why| {
+        Some(ty) => protobuf::decode(ty, envelope.raw).map_err(|why| {
             Error::bad_request(format!(
                 "{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"
             ))

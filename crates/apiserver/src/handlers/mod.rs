@@ -2,6 +2,7 @@
 
 mod apply;
 mod decode;
+mod escalation;
 mod proxy;
 mod read;
 mod reviews;
@@ -20,6 +21,7 @@ use http::{Request, Response};
 use parking_lot::Mutex;
 
 use crate::Server;
+use crate::audit::Record;
 use crate::http::Body;
 use crate::registry::{Location, Warnings, WriteContext, Writer};
 use crate::request::{RequestInfo, Target};
@@ -108,7 +110,14 @@ impl Call {
                 applied: false,
             }),
             warnings: self.warnings.clone(),
+            record: self.record(),
         })
+    }
+
+    /// What the audit log learns of the request.
+    fn record(&self) -> Record {
+        let record = self.parts.extensions.get::<Record>();
+        record.cloned().unwrap_or_default()
     }
 
     fn take_body(&mut self) -> Body {
@@ -174,6 +183,7 @@ async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
         && let Some(deprecation) = &definition.deprecation
     {
         call.warnings.add(&**deprecation);
+        call.record().annotate("k8s.io/deprecated", "true");
     }
     if let Some(deprecation) = deprecation(&call.resource) {
         call.warnings.add(deprecation);

@@ -19,9 +19,7 @@ use crate::cache::{
     Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription, storage_resource,
 };
 use crate::http::{self as responses, Body};
-
-/// How long a watch lasts when the client does not say, in seconds; up to twice that, so that clients spread out.
-const WATCH_TIMEOUT: u64 = 1800;
+use crate::metrics::{Labels, LongRunning};
 
 /// How often an idle watch hears how far it has got.
 const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
@@ -336,7 +334,9 @@ async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Resul
         else {
             continue;
         };
-        let entry = Entry::decode(&cache.resource(), key, kv.mod_revision, &kv.value)
+        let entry = caches
+            .entry(&cache.resource(), key, &kv)
+            .await
             .map_err(Error::internal)?;
         entries.insert(Arc::from(key), Arc::new(entry));
     }
@@ -389,10 +389,16 @@ pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
         .and_then(|t| t.parse::<u64>().ok())
     {
         Some(seconds) if seconds > 0 => seconds,
-        _ => WATCH_TIMEOUT + rand::random_range(0..WATCH_TIMEOUT),
+        _ => {
+            let least = call.server.config.limits.min_request_timeout.max(1);
+            least + rand::random_range(0..least)
+        }
     };
     let present = in_version(call, present).await?;
+    let labels = Labels::of(&call.info, &call.parts.headers);
+    let metrics = &call.server.metrics;
     let watch = WatchStream {
+        _running: labels.map(|labels| metrics.long_running(labels)),
         server: call.server.clone(),
         shape,
         subscription,
@@ -429,6 +435,7 @@ struct WatchStream {
     shutdown: tokio_util::sync::CancellationToken,
     /// The client has seen everything up to here.
     at: i64,
+    _running: Option<LongRunning>,
 }
 
 impl WatchStream {
@@ -444,7 +451,11 @@ impl WatchStream {
         let rest = futures::stream::unfold(Some(self), |watch| async move {
             let mut watch = watch?;
             match watch.next().await {
-                Next::Line(line) => Some((line, Some(watch))),
+                Next::Line(line) => {
+                    let metrics = &watch.server.metrics;
+                    metrics.event(&watch.shape.resource, line.len());
+                    Some((line, Some(watch)))
+                }
                 Next::Last(line) => Some((line, None)),
                 Next::End => None,
             }

@@ -1,13 +1,16 @@
 //! Kinds that are questions: access reviews, token reviews, and the legacy binding.
 
+use std::sync::Arc;
+
+use fluyt_api::validation::Errors;
 use fluyt_api::{Error, meta};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::{Call, decode};
-use crate::authz::Question;
+use crate::authz::{Question, Selectors, Verdict, aggregate};
 use crate::http::{self as responses, Body};
-use crate::user::{AUTHENTICATED, User};
+use crate::user::{User, user_info};
 
 pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
     let resource = call.resource.clone();
@@ -34,24 +37,24 @@ pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
     let kind = (resource.group, resource.version, resource.kind);
     let mut review = decode::object(&call.parts, &body, &call.info.query, kind)?.object;
     meta::set(&mut review, "creationTimestamp", Value::Null);
+    if resource.namespaced && meta::namespace(&review).is_empty() {
+        meta::set(&mut review, "namespace", call.target.namespace.clone());
+    }
+    let mut errors = Errors::default();
+    resource.strategy().validate(&review, &mut errors);
+    if !errors.is_empty() {
+        // Upstream's internal objects have forgotten their kind by then.
+        return Err(Error::invalid(resource.group, "", "", errors.0));
+    }
+    let spec = &review["spec"];
     let status = match resource.kind {
-        "SubjectAccessReview" => access(&call, &review["spec"], &subject(&review["spec"])?)?,
-        "LocalSubjectAccessReview" => {
-            if review["spec"]["resourceAttributes"]["namespace"] != call.target.namespace.as_str() {
-                return Err(Error::bad_request(format!(
-                    "spec.resourceAttributes.namespace must match namespace: {}",
-                    call.target.namespace
-                )));
-            }
-            access(&call, &review["spec"], &subject(&review["spec"])?)?
+        "SubjectAccessReview" | "LocalSubjectAccessReview" => {
+            access(&call, spec, &subject(spec)).await
         }
-        "SelfSubjectAccessReview" => access(&call, &review["spec"], &call.user)?,
-        "SelfSubjectRulesReview" => rules(
-            &call,
-            review["spec"]["namespace"].as_str().unwrap_or_default(),
-        ),
+        "SelfSubjectAccessReview" => access(&call, spec, &call.user).await,
+        "SelfSubjectRulesReview" => rules(&call, spec)?,
         "SelfSubjectReview" => json!({"userInfo": user_info(&call.user)}),
-        "TokenReview" => token(&call, &review["spec"]).await,
+        "TokenReview" => token(&call, spec).await?,
         _ => {
             return Err(Error::method_not_allowed(
                 resource.group,
@@ -73,54 +76,76 @@ fn strings(value: &Value) -> Vec<String> {
         .collect()
 }
 
-fn subject(spec: &Value) -> Result<User, Error> {
-    let user = User {
-        name: spec["user"].as_str().unwrap_or_default().to_owned(),
+/// Whom a review is about.
+fn subject(spec: &Value) -> User {
+    let text = |field: &str| spec[field].as_str().unwrap_or_default().to_owned();
+    let extra = spec["extra"].as_object().into_iter().flatten();
+    User {
+        name: text("user"),
+        uid: text("uid"),
         groups: strings(&spec["groups"]),
-        ..User::default()
-    };
-    if user.name.is_empty() && user.groups.is_empty() {
-        return Err(Error::bad_request(
-            "spec.user: Invalid value: \"\": at least one of user or group must be specified",
-        ));
+        extra: extra.map(|(k, v)| (k.clone(), strings(v))).collect(),
     }
-    Ok(user)
 }
 
-fn access(call: &Call, spec: &Value, user: &User) -> Result<Value, Error> {
-    let text = |v: &Value, field: &str| v[field].as_str().unwrap_or_default().to_owned();
+fn question(spec: &Value) -> Question {
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
-    let question = match (resource.is_object(), path.is_object()) {
-        (true, false) => Question {
-            verb: text(resource, "verb"),
-            group: text(resource, "group"),
-            resource: text(resource, "resource"),
-            subresource: text(resource, "subresource"),
-            namespace: text(resource, "namespace"),
-            name: text(resource, "name"),
-            path: String::new(),
-        },
-        (false, true) => Question {
+    let text = |v: &Value, field: &str| v[field].as_str().unwrap_or_default().to_owned();
+    if !resource.is_object() {
+        return Question {
             verb: text(path, "verb"),
             path: text(path, "path"),
             ..Question::default()
+        };
+    }
+    let version = text(resource, "version");
+    Question {
+        verb: text(resource, "verb"),
+        group: text(resource, "group"),
+        version: if version.is_empty() {
+            "*".into()
+        } else {
+            version
         },
-        _ => {
-            return Err(Error::bad_request(
-                "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-            ));
-        }
-    };
-    Ok(match call.server.authorizer.allows(user, &question) {
-        Some(reason) if reason.is_empty() => json!({"allowed": true}),
-        Some(reason) => json!({"allowed": true, "reason": reason}),
-        None => json!({"allowed": false}),
-    })
+        resource: text(resource, "resource"),
+        subresource: text(resource, "subresource"),
+        namespace: text(resource, "namespace"),
+        name: text(resource, "name"),
+        path: String::new(),
+        selectors: Selectors::of_review(resource).map(Arc::new),
+    }
 }
 
-fn rules(call: &Call, namespace: &str) -> Value {
+async fn access(call: &Call, spec: &Value, user: &User) -> Value {
+    let question = question(spec);
+    let decision = call.server.authorizer.decide(user, &question).await;
+    let mut status = json!({"allowed": decision.allows()});
+    if decision.verdict == Verdict::Deny {
+        status["denied"] = true.into();
+    }
+    if !decision.reason.is_empty() {
+        status["reason"] = decision.reason.into();
+    }
+    let ignored = question.selectors.iter().flat_map(|s| s.ignored.iter());
+    let errors: Vec<String> = decision
+        .error
+        .into_iter()
+        .chain(ignored.map(|i| (*i).to_owned()))
+        .collect();
+    if !errors.is_empty() {
+        status["evaluationError"] = errors.join("; ").into();
+    }
+    status
+}
+
+fn rules(call: &Call, spec: &Value) -> Result<Value, Error> {
+    let namespace = spec["namespace"].as_str().unwrap_or_default();
+    if namespace.is_empty() {
+        return Err(Error::bad_request("no namespace on request"));
+    }
     let (mut resources, mut paths) = (Vec::new(), Vec::new());
-    for rule in call.server.authorizer.rules(&call.user, namespace) {
+    let found = call.server.authorizer.rules(&call.user, namespace);
+    for rule in found.rules {
         if rule.urls.is_empty() {
             let mut entry =
                 json!({"verbs": rule.verbs, "apiGroups": rule.groups, "resources": rule.resources});
@@ -132,34 +157,37 @@ fn rules(call: &Call, namespace: &str) -> Value {
             paths.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.urls}));
         }
     }
-    json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
+    let mut status = json!({
+        "resourceRules": resources, "nonResourceRules": paths, "incomplete": found.incomplete,
+    });
+    if let Some(errors) = aggregate(found.errors) {
+        status["evaluationError"] = errors.into();
+    }
+    Ok(status)
 }
 
-fn user_info(user: &User) -> Value {
-    let mut info = json!({"username": user.name, "groups": user.groups});
-    if !user.uid.is_empty() {
-        info["uid"] = user.uid.clone().into();
+async fn token(call: &Call, spec: &Value) -> Result<Value, Error> {
+    let text = spec["token"].as_str().unwrap_or_default();
+    if text.is_empty() {
+        return Err(Error::bad_request(
+            "token is required for TokenReview in authentication",
+        ));
     }
-    if !user.extra.is_empty() {
-        info["extra"] = json!(user.extra);
-    }
-    info
-}
-
-async fn token(call: &Call, spec: &Value) -> Value {
-    let mut audiences = strings(&spec["audiences"]);
-    if audiences.is_empty() {
-        audiences = call.server.authenticator.audiences().to_vec();
-    }
-    let token = spec["token"].as_str().unwrap_or_default();
-    match call.server.authenticator.token(token, &audiences).await {
-        Some(found) => {
-            let mut user = found.user;
-            if !user.is_in(AUTHENTICATED) {
-                user.groups.push(AUTHENTICATED.into());
+    let authenticator = &call.server.authenticator;
+    let wanted = strings(&spec["audiences"]);
+    let audiences = if wanted.is_empty() {
+        authenticator.audiences()
+    } else {
+        &wanted
+    };
+    Ok(match authenticator.token(text, audiences).await {
+        Ok(found) => {
+            let mut status = json!({"authenticated": true, "user": user_info(&found.user)});
+            if !found.audiences.is_empty() && !wanted.is_empty() {
+                status["audiences"] = json!(found.audiences);
             }
-            json!({"authenticated": true, "user": user_info(&user), "audiences": found.audiences})
+            status
         }
-        None => json!({"authenticated": false, "user": {}, "error": "invalid bearer token"}),
-    }
+        Err(error) => json!({"authenticated": false, "user": {}, "error": error}),
+    })
 }

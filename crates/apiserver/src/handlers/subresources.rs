@@ -468,6 +468,10 @@ async fn token(call: &mut Call) -> Result<Response<Body>, Error> {
     };
     bind(call, &spec["boundObjectRef"], &mut claims).await?;
     let token = call.server.tokens.sign(&claims).map_err(Error::internal)?;
+    if let Some(id) = &claims.jti {
+        let key = "authentication.kubernetes.io/issued-credential-id";
+        call.record().annotate(key, format!("JTI={id}"));
+    }
     let expires = jiff::Timestamp::from_second(claims.exp).map_err(Error::internal)?;
     request["metadata"] = json!({"name": call.target.name, "namespace": call.target.namespace, "creationTimestamp": meta::now()});
     request["spec"]["audiences"] = audiences.into();
@@ -530,9 +534,11 @@ async fn bind(call: &Call, reference: &Value, claims: &mut Claims) -> Result<(),
                 .as_str()
                 .filter(|n| !n.is_empty())
             {
+                let nodes = resources::find("", "v1", "nodes").ok_or_else(Error::no_route)?;
+                let found = call.server.caches.of(nodes).get(node);
                 claims.kubernetes.node = Some(NamedReference {
                     name: node.to_owned(),
-                    uid: String::new(),
+                    uid: found.map_or_else(String::new, |n| meta::uid(&n.object()).to_owned()),
                 });
             }
             claims.kubernetes.pod = Some(bound);

@@ -6,8 +6,8 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::decode::{self, Decoded};
+use super::escalation::check_escalation;
 use super::{Call, apply, read};
-use crate::authz::{Rule, rules_cover};
 use crate::cache::working_resource;
 use crate::http::{self as responses, Body};
 use crate::registry::{Change, DeleteOptions, Deleted, Location, WriteContext};
@@ -66,7 +66,7 @@ pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
         decode::object(&call.parts, &body, &call.info.query, &*call.resource)?;
     let mut object = to_storage(&call.resource, object);
     stamp_requester(call, &mut object);
-    check_escalation(call, &object)?;
+    check_escalation(call, &object, None)?;
     let created = call
         .server
         .registry
@@ -92,14 +92,18 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
         )));
     }
     let object = to_storage(&call.resource, object);
-    check_escalation(call, &object)?;
-    let replace: Change<'_> = Box::new(|_: &Value| Ok(object.clone()));
+    let replace: Change<'_> = Box::new(|current: &Value| {
+        check_escalation(call, &object, Some(current))?;
+        Ok(object.clone())
+    });
     match call.server.registry.update(&cx, stored(at), replace).await {
         Err(error)
             if error.reason == Reason::NotFound
                 && may_create(call)
                 && meta::resource_version(&object).is_empty() =>
         {
+            apply::may_create(call).await?;
+            check_escalation(call, &object, None)?;
             let created = call.server.registry.create(&cx, stored(at), object).await?;
             Ok(respond(call, StatusCode::CREATED, created, &warnings))
         }
@@ -119,6 +123,7 @@ pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
     }
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
+    cx.record.request_patch(&body);
     let warnings = parking_lot::Mutex::new(Vec::new());
     let apply: Change<'_> = Box::new(|current: &Value| {
         let mut object = from_storage(&call.resource, current.clone());
@@ -126,7 +131,7 @@ pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
         let decoded = decode::typed(object, Vec::new(), &call.info.query, &*call.resource)?;
         *warnings.lock() = decoded.warnings;
         let object = to_storage(&call.resource, decoded.object);
-        check_escalation(call, &object)?;
+        check_escalation(call, &object, Some(current))?;
         Ok(object)
     });
     let updated = call
@@ -209,101 +214,6 @@ fn stamp_requester(call: &Call, object: &mut Value) {
     }
 }
 
-/// Nobody grants what they do not have, unless they may `escalate` or `bind`.
-pub(super) fn check_escalation(call: &Call, object: &Value) -> Result<(), Error> {
-    if call.resource.group != "rbac.authorization.k8s.io" {
-        return Ok(());
-    }
-    let (verb, wanted) = match call.resource.kind {
-        "Role" | "ClusterRole" => {
-            let rules: Vec<Rule> = object["rules"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .map(Rule::from_json)
-                .collect();
-            ("escalate", rules)
-        }
-        _ => {
-            let role = &object["roleRef"];
-            let (kind, name) = (
-                role["kind"].as_str().unwrap_or_default(),
-                role["name"].as_str().unwrap_or_default(),
-            );
-            let rules = call
-                .server
-                .authorizer
-                .rules_of(kind, &call.target.namespace, name)
-                .unwrap_or_default();
-            ("bind", rules.iter().map(|r| (**r).clone()).collect())
-        }
-    };
-    let question = crate::authz::Question {
-        verb: verb.into(),
-        group: call.resource.group.into(),
-        resource: if verb == "bind" {
-            if object["roleRef"]["kind"] == "ClusterRole" {
-                "clusterroles".into()
-            } else {
-                "roles".into()
-            }
-        } else {
-            call.resource.plural.into()
-        },
-        namespace: call.target.namespace.clone(),
-        name: if verb == "bind" {
-            object["roleRef"]["name"]
-                .as_str()
-                .unwrap_or_default()
-                .into()
-        } else {
-            meta::name(object).into()
-        },
-        ..crate::authz::Question::default()
-    };
-    if call
-        .server
-        .authorizer
-        .allows(&call.user, &question)
-        .is_some()
-    {
-        return Ok(());
-    }
-    let owned = call
-        .server
-        .authorizer
-        .rules(&call.user, &call.target.namespace);
-    let missing = rules_cover(&owned, &wanted);
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let list: Vec<String> = missing
-        .iter()
-        .map(|r| {
-            if r.urls.is_empty() {
-                format!(
-                    "{{APIGroups:{:?}, Resources:{:?}, Verbs:{:?}}}",
-                    r.groups, r.resources, r.verbs
-                )
-            } else {
-                format!("{{NonResourceURLs:{:?}, Verbs:{:?}}}", r.urls, r.verbs)
-            }
-        })
-        .collect();
-    let why = format!(
-        "user \"{}\" (groups={:?}) is attempting to grant RBAC permissions not currently held:\n{}",
-        call.user.name,
-        call.user.groups,
-        list.join("\n")
-    );
-    Err(Error::forbidden(
-        call.resource.group,
-        call.resource.plural,
-        meta::name(object),
-        why,
-    ))
-}
-
 async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, WriteContext), Error> {
     let body = responses::collect(call.take_body()).await?;
     let (body, _) = if body.is_empty() {
@@ -313,6 +223,9 @@ async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, WriteContext)
     };
     let options = DeleteOptions::parse(&body, &call.info.query)?;
     let mut cx = call.write_context()?;
+    if cx.record.wants_request() && body.is_object() {
+        cx.record.request_object(&body);
+    }
     cx.dry_run |= body["dryRun"].as_array().is_some_and(|d| !d.is_empty());
     Ok((options, cx))
 }

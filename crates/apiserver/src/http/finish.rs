@@ -9,7 +9,8 @@ use fluyt_api::{cbor, protobuf};
 use futures::StreamExt as _;
 use http::Response;
 use http::header::{
-    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, VARY,
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue,
+    USER_AGENT, VARY,
 };
 use http_body_util::{BodyExt as _, StreamBody};
 use serde_json::Value;
@@ -17,6 +18,7 @@ use serde_json::Value;
 use super::accept::{Format, plain_format};
 use super::{Body, BoxError, full};
 use crate::features::Features;
+use crate::request::{Query, RequestInfo};
 
 /// Smaller answers are not compressed.
 const GZIP_THRESHOLD: usize = 128 * 1024;
@@ -25,18 +27,21 @@ const GZIP_THRESHOLD: usize = 128 * 1024;
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     format: Format,
+    /// Indented, for people.
+    pretty: bool,
     gzip: bool,
 }
 
 impl Wanted {
     #[must_use]
-    pub fn of(headers: &HeaderMap, features: Features) -> Self {
+    pub fn of(headers: &HeaderMap, info: &RequestInfo, features: Features) -> Self {
         let encodings = headers
             .get(ACCEPT_ENCODING)
             .and_then(|v| v.to_str().ok())
             .unwrap_or_default();
         Self {
             format: plain_format(headers, features),
+            pretty: info.verb != "watch" && is_pretty(headers, &info.query),
             gzip: encodings.split(',').any(|e| e.trim() == "gzip"),
         }
     }
@@ -45,7 +50,7 @@ impl Wanted {
     pub async fn convert(self, response: Response<Body>) -> Response<Body> {
         let is_json = response.headers().get(CONTENT_TYPE)
             == Some(&HeaderValue::from_static("application/json"));
-        if self.format == Format::Json || !is_json {
+        if !is_json || self.format == Format::Json && !self.pretty {
             return response;
         }
         let (mut parts, body) = response.into_parts();
@@ -109,6 +114,20 @@ impl Wanted {
     }
 }
 
+/// What the query says, else whether a person is likely to look at the answer.
+fn is_pretty(headers: &HeaderMap, query: &Query) -> bool {
+    match query.get("pretty") {
+        Some(said) if !said.is_empty() => {
+            matches!(said, "1" | "t" | "T" | "true" | "TRUE" | "True")
+        }
+        _ => {
+            let agent = headers.get(USER_AGENT).and_then(|v| v.to_str().ok());
+            let people = ["curl", "Wget", "Mozilla/5.0"];
+            agent.is_some_and(|agent| people.iter().any(|p| agent.starts_with(p)))
+        }
+    }
+}
+
 fn data<S>(stream: S) -> Body
 where
     S: futures::Stream<Item = Result<Bytes, BoxError>> + Send + 'static,
@@ -150,7 +169,7 @@ where
 fn convert(format: Format, json: &[u8]) -> Option<Vec<u8>> {
     let value: Value = serde_json::from_slice(json).ok()?;
     match format {
-        Format::Json => None,
+        Format::Json => serde_json::to_vec_pretty(&value).ok(),
         Format::Yaml => serde_saphyr::to_string(&value).ok().map(String::into_bytes),
         Format::Protobuf => protobuf::body(&value),
         Format::Cbor => Some(cbor::encode(&value)),

@@ -43,7 +43,15 @@ where
 ///
 /// # Errors
 /// 413 when it is too large, 400 when it breaks off.
-pub async fn collect(mut body: Body) -> Result<Bytes, Error> {
+pub async fn collect(body: Body) -> Result<Bytes, Error> {
+    collect_up_to(body, MAX_BODY).await
+}
+
+/// A whole body of no more than `limit` bytes.
+///
+/// # Errors
+/// 413 when it is too large, 400 when it breaks off.
+pub async fn collect_up_to(mut body: Body, limit: usize) -> Result<Bytes, Error> {
     let mut collected = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame
@@ -51,8 +59,8 @@ pub async fn collect(mut body: Body) -> Result<Bytes, Error> {
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        if collected.len() + data.len() > MAX_BODY {
-            let message = format!("Request entity too large: limit is {MAX_BODY}");
+        if collected.len() + data.len() > limit {
+            let message = format!("Request entity too large: limit is {limit}");
             return Err(Error::new(Reason::RequestEntityTooLarge, message));
         }
         collected.extend_from_slice(&data);
@@ -99,6 +107,7 @@ pub fn text(status: StatusCode, content: impl Into<Bytes>) -> Response<Body> {
 pub fn error(error: &Error) -> Response<Body> {
     let status = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json(status, &error.to_status());
+    response.extensions_mut().insert(error.clone());
     if error.retry_after_seconds > 0 {
         response
             .headers_mut()

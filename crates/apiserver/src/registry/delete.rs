@@ -2,11 +2,10 @@
 
 use fluyt_api::resources::Resource;
 use fluyt_api::{Error, meta};
-use fluyt_etcd::{Delete, Op, Put};
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
-use super::{ATTEMPTS, Committed, Location, Registry, WriteContext, store_key_bytes};
+use super::{ATTEMPTS, Committed, Location, Registry, Write, WriteContext};
 use crate::admission::{Attributes, Operation};
 
 /// A request's `DeleteOptions`.
@@ -72,20 +71,15 @@ impl Registry {
                         Deleted::Pending(object)
                     });
                 }
-                let op = if gone {
-                    Op::Delete(Delete {
-                        keys: at.store_key(),
-                        prev_kv: false,
-                    })
+                let write = if gone {
+                    Write::removal(at, object)
                 } else {
-                    let stored = self.encode(at.resource, &object).await?;
-                    Op::Put(Put::new(store_key_bytes(&at), stored))
+                    self.write(at, object, 0).await?
                 };
-                match self.commit(at, current.revision, op).await? {
+                match self.commit(at, current.revision, write.op()).await? {
                     Committed::At(revision) => {
                         self.settle(revision).await;
-                        let mut object = object;
-                        meta::set(&mut object, "resourceVersion", revision.to_string());
+                        let object = write.finish(revision);
                         return Ok(if gone {
                             Deleted::Gone(object)
                         } else {

@@ -4,7 +4,7 @@ mod delete;
 mod managed;
 mod names;
 mod service;
-mod stored;
+mod write;
 
 use std::sync::Arc;
 
@@ -12,11 +12,12 @@ use fluyt_api::resources::Resource;
 use fluyt_api::strategy::{MetaCheck, Strategy};
 use fluyt_api::validation::{self, Errors};
 use fluyt_api::{Error, Reason, defaults, meta};
-use fluyt_etcd::{Compare, CompareOp, Delete, Keys, Op, OpResult, Put, Range, Target, Txn};
+use fluyt_etcd::{Compare, CompareOp, Keys, Op, OpResult, Range, Target, Txn};
 use futures::future::BoxFuture;
 use serde_json::Value;
 
 use crate::admission::{self, Attributes, Operation};
+use crate::audit::Record;
 use crate::cache::{Caches, Entry, REGISTRY, storage_resource};
 use crate::custom::{self, Converter};
 use crate::user::User;
@@ -24,6 +25,7 @@ use crate::user::User;
 pub use delete::{DeleteOptions, Deleted};
 pub use managed::Writer;
 pub use service::ServiceNetwork;
+use write::Write;
 
 /// Attempts of an update without resourceVersion that keeps losing races.
 const ATTEMPTS: usize = 20;
@@ -57,6 +59,7 @@ pub struct WriteContext {
     /// Who comes to own the fields that change; nobody for writes of the server itself.
     pub writer: Option<Writer>,
     pub warnings: Warnings,
+    pub record: Record,
 }
 
 /// What the author of a request should know; shared by everything that works on the request.
@@ -164,17 +167,6 @@ impl Registry {
         let object = self.converter.one(entry.object(), resource).await?;
         let converted = Entry::new(resource, &entry.key, entry.revision, &object);
         Ok(Arc::new(converted))
-    }
-
-    /// The stored form of an object: in its resource's stored version, with the revision left to the store.
-    async fn encode(&self, resource: &Resource, object: &Value) -> Result<Vec<u8>, Error> {
-        if resource.definition.is_none() {
-            return Ok(stored::encode(object));
-        }
-        let converted = self
-            .converter
-            .one(object.clone(), storage_resource(resource));
-        Ok(stored::encode(&converted.await?))
     }
 
     /// Creates an object in its stored version.
@@ -296,20 +288,18 @@ impl Registry {
             };
         }
         let lease = self.lease_for(resource).await?;
-        let put = Put {
-            lease,
-            ..Put::new(store_key_bytes(&at), self.encode(resource, &object).await?)
-        };
+        let write = self.write(at, object, lease).await?;
         let txn = Txn {
             compares: vec![Compare {
                 keys: at.store_key(),
                 target: Target::Mod(0),
                 op: CompareOp::Equal,
             }],
-            success: vec![Op::Put(put)],
+            success: vec![write.op()],
             failure: Vec::new(),
         };
-        let result = self.caches.store().txn(txn).await.map_err(store_error)?;
+        let result = self.caches.commit("create", resource, txn).await;
+        let result = result.map_err(store_error)?;
         if !result.succeeded {
             return Err(Error::already_exists(
                 resource.group,
@@ -319,8 +309,7 @@ impl Registry {
         }
         self.settle(result.revision).await;
         drop(allocation);
-        meta::set(&mut object, "resourceVersion", result.revision.to_string());
-        Ok(object)
+        Ok(write.finish(result.revision))
     }
 
     /// Replaces an object by what `change` makes of the present one, retrying when another writer was faster and `change`
@@ -457,30 +446,40 @@ impl Registry {
         );
         managed::forget_mere_times(&mut object, old);
         let remove = delete::is_finished(resource, &object);
-        if cx.dry_run || (&object == old && !remove) {
+        let unchanged = &object == old && !remove;
+        if cx.dry_run || (unchanged && !self.is_stale(at, current).await) {
             return Ok(Updated::Done(object));
         }
-        let op = if remove {
-            Op::Delete(Delete {
-                keys: at.store_key(),
-                prev_kv: false,
-            })
+        let write = if remove {
+            Write::removal(at, object)
         } else {
             let lease = self.lease_for(resource).await?;
-            Op::Put(Put {
-                lease,
-                ..Put::new(store_key_bytes(&at), self.encode(resource, &object).await?)
-            })
+            self.write(at, object, lease).await?
         };
-        match self.commit(at, current.revision, op).await? {
+        match self.commit(at, current.revision, write.op()).await? {
             Committed::At(revision) => {
                 self.settle(revision).await;
                 drop(allocation);
-                meta::set(&mut object, "resourceVersion", revision.to_string());
-                Ok(Updated::Done(object))
+                Ok(Updated::Done(write.finish(revision)))
             }
             Committed::Lost(newer) => Ok(Updated::Lost(newer)),
         }
+    }
+
+    /// Whether an object would be stored in another form now. Of what is encrypted only the store can tell: keys change
+    /// after the cache has read it.
+    async fn is_stale(&self, at: Location<'_>, current: &Entry) -> bool {
+        let stored_as = storage_resource(at.resource);
+        let storage = &self.caches.storage;
+        if current.stale || !storage.encryption.covers(stored_as) {
+            return current.stale;
+        }
+        let found = self.caches.store().range(Range::new(at.store_key())).await;
+        let Some(kv) = found.ok().and_then(|found| found.kvs.into_iter().next()) else {
+            return false;
+        };
+        let stored = storage.decode(stored_as, &kv.key, &kv.value).await;
+        stored.is_ok_and(|stored| stored.stale)
     }
 
     /// Waits until the caches show a write, so that its author's next request is judged by it. A cache that lags does
@@ -533,6 +532,10 @@ impl Registry {
 
     /// Runs `op` if the object is still at `revision`; otherwise tells what is there now.
     async fn commit(&self, at: Location<'_>, revision: i64, op: Op) -> Result<Committed, Error> {
+        let operation = match &op {
+            Op::Delete(_) => "delete",
+            _ => "update",
+        };
         let txn = Txn {
             compares: vec![Compare {
                 keys: at.store_key(),
@@ -542,7 +545,8 @@ impl Registry {
             success: vec![op],
             failure: vec![Op::Range(Range::new(at.store_key()))],
         };
-        let result = self.caches.store().txn(txn).await.map_err(store_error)?;
+        let result = self.caches.commit(operation, at.resource, txn).await;
+        let result = result.map_err(store_error)?;
         if result.succeeded {
             return Ok(Committed::At(result.revision));
         }
@@ -552,13 +556,11 @@ impl Registry {
         let Some(kv) = range.kvs.into_iter().next() else {
             return Ok(Committed::Lost(None));
         };
-        let entry = Entry::decode(
-            storage_resource(at.resource),
-            &at.key(),
-            kv.mod_revision,
-            &kv.value,
-        )
-        .map_err(Error::internal)?;
+        let entry = self
+            .caches
+            .entry(storage_resource(at.resource), &at.key(), &kv)
+            .await
+            .map_err(Error::internal)?;
         Ok(Committed::Lost(Some(Arc::new(entry))))
     }
 
@@ -593,12 +595,6 @@ enum Updated {
 enum Committed {
     At(i64),
     Lost(Option<Arc<Entry>>),
-}
-
-fn store_key_bytes(at: &Location<'_>) -> bytes::Bytes {
-    match at.store_key() {
-        Keys::One(key) | Keys::Range(key, _) => key,
-    }
 }
 
 fn store_error(error: fluyt_etcd::Error) -> Error {

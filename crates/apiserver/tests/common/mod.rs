@@ -2,13 +2,15 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod service;
+
 use std::sync::Arc;
 
-use fluyt_apiserver::dial::Direct;
-use fluyt_apiserver::{Config, Features, MASTERS, Server, ServiceNetwork, User};
+use fluyt_apiserver::{Config, Credentials, Features, MASTERS, Server, Storage, User};
+use fluyt_etcd::DynStore;
 use fluyt_etcd::embedded::Embedded;
 use fluyt_pki::{Authority, Identity, TokenKeys, Usage};
-use http::{Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 pub struct Api {
     pub server: Arc<Server>,
     pub user: User,
-    _directory: tempfile::TempDir,
+    pub authority: Authority,
+    pub store: DynStore,
+    _directory: Option<tempfile::TempDir>,
 }
 
 impl Api {
@@ -25,43 +29,62 @@ impl Api {
     }
 
     pub async fn start_with(features: Features) -> Self {
-        Self::start_without(features, &[]).await
+        Self::configured(|config, _| config.features = features).await
     }
 
     /// Without some admission plugins.
     pub async fn start_without(features: Features, plugins: &[&str]) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self::configured(|config, _| {
+            config.features = features;
+            config.disable_admission_plugins = plugins.iter().map(|p| (*p).to_owned()).collect();
+        })
+        .await
+    }
+
+    /// A server whose configuration is changed first; the authority is the one that vouches for clients.
+    pub async fn configured(change: impl FnOnce(&mut Config, &Authority)) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(directory.path()).unwrap());
+        Self {
+            _directory: Some(directory),
+            ..Self::configured_on(store, change).await
+        }
+    }
+
+    /// A server on a store that others may use as well.
+    pub async fn start_on(store: DynStore, storage: Storage, features: Features) -> Self {
+        Self::configured_on(store, |config, _| {
+            config.storage = storage;
+            config.features = features;
+        })
+        .await
+    }
+
+    async fn configured_on(store: DynStore, change: impl FnOnce(&mut Config, &Authority)) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let authority = Authority::create("test").unwrap();
         let identity = Identity {
             common_name: "kube-apiserver".into(),
             ..Identity::default()
         };
         let serving = authority.issue(&identity, Usage::Server, 1).unwrap();
-        let config = Config {
-            store: Arc::new(Embedded::open(directory.path()).unwrap()),
-            dialer: Arc::new(Direct),
-            advertise: "192.0.2.1:6443".parse().unwrap(),
-            service_network: ServiceNetwork::default(),
+        let credentials = Credentials {
             client_ca_pem: authority.certificate_pem().to_owned(),
             tls_certificate_pem: serving.certificate_pem,
             tls_key_pem: serving.key_pem,
             service_account_key_pem: TokenKeys::create().unwrap().private_pem().to_owned(),
-            service_account_issuer: "https://kubernetes.default.svc".into(),
-            api_audiences: vec!["https://kubernetes.default.svc".into()],
-            kubelet_client: None,
-            kubelet_ca_pem: None,
-            proxy_client: None,
-            requestheader_ca_pem: None,
-            features,
-            disable_admission_plugins: plugins.iter().map(|p| (*p).to_owned()).collect(),
-            shutdown: CancellationToken::new(),
         };
+        let mut config = Config::new(store.clone(), credentials, CancellationToken::new());
+        // Of the range for documentation: nobody is to be reached there.
+        config.advertise = "192.0.2.1:6443".parse().unwrap();
+        change(&mut config, &authority);
         let server = Server::start(config).await.unwrap();
         Self {
             server,
+            authority,
             user: User::new("admin", &[MASTERS]),
-            _directory: directory,
+            store,
+            _directory: None,
         }
     }
 
@@ -97,6 +120,31 @@ impl Api {
             status,
             serde_json::from_slice(&bytes).unwrap_or(Value::Null),
         )
+    }
+
+    /// Sends a request as it comes over a connection: whose it is, its headers have to say.
+    pub async fn send(
+        &self,
+        request: Request<Full<bytes::Bytes>>,
+    ) -> (StatusCode, HeaderMap, Value) {
+        let response = self.server.handle(request).await;
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let value = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        (parts.status, parts.headers, value)
+    }
+
+    /// Who a bearer token makes its sender, as the server sees it.
+    pub async fn whoami(&self, token: &str) -> (StatusCode, Value) {
+        let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
+        let request = Request::post("/apis/authentication.k8s.io/v1/selfsubjectreviews")
+            .header("content-type", "application/json")
+            .header("authorization", format!("Bearer {token}"))
+            .body(Full::new(bytes::Bytes::from(review.to_string())))
+            .unwrap();
+        let (status, _, body) = self.send(request).await;
+        (status, body["status"]["userInfo"].clone())
     }
 
     pub async fn get(&self, path: &str) -> (StatusCode, Value) {

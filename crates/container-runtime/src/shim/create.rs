@@ -23,6 +23,9 @@ use nix::unistd::execvp;
 use super::protocol::{Create, Overlay};
 use crate::in_root;
 
+/// Where libcontainer hands over the terminal of a container, in its bundle.
+const CONSOLE: &str = "console.sock";
+
 /// The ends of the container's standard streams that the container gets.
 #[derive(Debug)]
 pub struct Stdio {
@@ -57,7 +60,7 @@ pub fn create(
     // What a crashed attempt left behind would be taken for a living container.
     let _ = fs::remove_dir_all(&state);
 
-    let console = request.bundle.join("console.sock");
+    let console = request.bundle.join(CONSOLE);
     let mut builder = ContainerBuilder::new(request.container.clone(), SyscallType::default())
         .with_root_path(&request.state)
         .map_err(describe)?
@@ -74,7 +77,12 @@ pub fn create(
         }
         None => {
             let _ = fs::remove_file(&console);
-            let listener = std::os::unix::net::UnixListener::bind(&console)
+            // The path may be longer than an address of a socket: it is bound from within its directory.
+            let listener = fs::File::open(&request.bundle)
+                .and_then(|bundle| {
+                    let short = format!("/proc/self/fd/{}/{CONSOLE}", bundle.as_raw_fd());
+                    std::os::unix::net::UnixListener::bind(short)
+                })
                 .map_err(|error| format!("listening on {}: {error}", console.display()))?;
             builder = builder.with_console_socket(Some(&console));
             Some(listener)

@@ -26,7 +26,7 @@ use kube::{
 use self::usage::Usage;
 use crate::{
     Context,
-    common::{discovery, enqueue, namespace},
+    common::{discovery, namespace},
 };
 
 /// All quotas are calculated anew this often, for what no watch tells us (counts of other kinds).
@@ -61,7 +61,7 @@ pub async fn run(context: Context) {
     controller.services.synced().await;
     controller.claims.synced().await;
     let queue = WorkQueue::new();
-    enqueue(&controller.quotas, &queue);
+    controller.watch_limits(&queue);
     controller.watch_usage(&queue);
     let workers = context.config.concurrent_resource_quota_syncs;
     let reconcile = |key| controller.reconcile(key);
@@ -76,6 +76,23 @@ pub async fn run(context: Context) {
 }
 
 impl Controller {
+    /// Queue quotas whose limits are new. That admission has charged one is no reason to count again: what it was charged
+    /// for may not be stored yet.
+    fn watch_limits(&self, queue: &WorkQueue<ObjectKey>) {
+        let queue = queue.clone();
+        self.quotas.on_change(move |change| {
+            let limits = |quota: &ResourceQuota| quota.spec.as_ref().and_then(|s| s.hard.clone());
+            let counts = match &change {
+                Change::Added(_) => true,
+                Change::Updated { old, new } => limits(old) != limits(new),
+                Change::Deleted(_) => false,
+            };
+            if counts {
+                queue.add(ObjectKey::of(&**change.object()));
+            }
+        });
+    }
+
     /// Queue the quotas of a namespace when something there released resources.
     fn watch_usage(&self, queue: &WorkQueue<ObjectKey>) {
         let notify =

@@ -23,6 +23,12 @@ fn change(revision: i64, key: &str) -> Change {
     }
 }
 
+fn encoded(batch: &Batch) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    batch.encode(&mut bytes);
+    bytes
+}
+
 pub fn batch_samples() -> Vec<Vec<u8>> {
     let mut batch = Batch {
         revision: 3,
@@ -35,7 +41,7 @@ pub fn batch_samples() -> Vec<Vec<u8>> {
     let mut entry = Vec::new();
     codec::encode_log(&mut entry, &change.key, &change.record);
     let head = Head::encode(&change.record, change.position);
-    vec![batch.encode(), entry, head, codec::version_key(b"a\0b", 5)]
+    vec![encoded(&batch), entry, head, codec::version_key(b"a\0b", 5)]
 }
 
 pub fn log_samples() -> Vec<Vec<u8>> {
@@ -53,7 +59,7 @@ pub fn read_log(bytes: &[u8]) {
 
 pub fn read_entries(bytes: &Bytes) {
     if let Some(batch) = Batch::decode(bytes) {
-        assert_eq!(Batch::decode(&batch.encode()), Some(batch));
+        assert_eq!(Batch::decode(&encoded(&batch)), Some(batch));
     }
     let _ = Record::decode(bytes);
     let _ = Head::decode(bytes);

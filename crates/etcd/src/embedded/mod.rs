@@ -31,6 +31,7 @@ pub use lease::LeaseStatus;
 pub use quota::Alarm;
 use storage::{Batch, Storage, Threads};
 pub use storage::{Damage, OpenError};
+pub(crate) use watch::{Follower, Revision};
 use writer::{Command, Thread};
 
 /// Requests that may wait for the writer before callers are held back.
@@ -177,6 +178,11 @@ impl Embedded {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.shared.storage.size()
+    }
+
+    /// All changes from now on.
+    pub(crate) fn follow(&self) -> Follower {
+        Follower::new(self.shared.clone())
     }
 
     /// Number of live keys; reads through all of them.

@@ -1,5 +1,5 @@
-//! Watches. Each one is a task with its own position: it follows the recent changes in memory and, when it has fallen
-//! behind those, reads the log. It waits for nobody and nobody waits for it.
+//! Watches. Each one is a task with a [`Follower`], a position of its own: that reads the recent changes in memory and,
+//! when it has fallen behind those, the log. It waits for nobody and nobody waits for it.
 
 use std::collections::VecDeque;
 use std::ops::Bound;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::codec::{self, Record};
@@ -14,8 +15,9 @@ use super::storage::Space;
 use super::{Shared, failed, read};
 use crate::{Error, Event, KeyValue, Watch, WatchStream, WatchUpdate};
 
-/// Revisions kept in memory for watchers.
+/// What is kept in memory for watchers: so many revisions, and so many bytes of keys and values.
 const RECENT: usize = 1024;
+const RECENT_BYTES: usize = 8 << 20;
 
 /// Updates a watcher may have waiting before it falls back to reading the log.
 const QUEUE: usize = 64;
@@ -25,7 +27,7 @@ const CATCH_UP: usize = 512;
 
 /// Announces revisions and keeps the recent ones.
 pub(super) struct Hub {
-    recent: Mutex<VecDeque<Arc<Revision>>>,
+    recent: Mutex<Recent>,
     revision: watch::Sender<i64>,
     compacted: std::sync::atomic::AtomicI64,
     /// The store is closed.
@@ -33,9 +35,36 @@ pub(super) struct Hub {
 }
 
 /// All changes of one revision.
-pub(super) struct Revision {
+pub(crate) struct Revision {
     pub revision: i64,
     pub events: Vec<Event>,
+}
+
+impl Revision {
+    fn bytes(&self) -> usize {
+        let bytes = |event: &Event| event.kv.key.len() + event.kv.value.len();
+        self.events.iter().map(bytes).sum()
+    }
+}
+
+/// The newest revisions, in order.
+#[derive(Default)]
+struct Recent {
+    revisions: VecDeque<Arc<Revision>>,
+    bytes: usize,
+}
+
+impl Recent {
+    fn push(&mut self, revision: Revision) {
+        self.bytes += revision.bytes();
+        self.revisions.push_back(Arc::new(revision));
+        while self.revisions.len() > RECENT || self.bytes > RECENT_BYTES {
+            let Some(oldest) = self.revisions.pop_front() else {
+                return;
+            };
+            self.bytes -= oldest.bytes();
+        }
+    }
 }
 
 impl Default for Hub {
@@ -75,10 +104,7 @@ impl Hub {
         };
         let mut recent = self.recent.lock();
         for revision in revisions {
-            if recent.len() == RECENT {
-                recent.pop_front();
-            }
-            recent.push_back(Arc::new(revision));
+            recent.push(revision);
         }
         drop(recent);
         self.revision.send_replace(last);
@@ -86,7 +112,7 @@ impl Hub {
 
     /// Recent revisions from `from` on, or `None` when memory does not reach back that far.
     fn since(&self, from: i64) -> Option<Vec<Arc<Revision>>> {
-        let recent = self.recent.lock();
+        let recent = &self.recent.lock().revisions;
         if recent.front().is_none_or(|first| first.revision > from) {
             return None;
         }
@@ -97,20 +123,18 @@ impl Hub {
 
 pub(super) fn start(shared: Arc<Shared>, watch: Watch) -> WatchStream {
     let (sender, updates) = mpsc::channel(QUEUE);
-    let next = if watch.start_revision > 0 {
-        watch.start_revision
-    } else {
-        shared.hub.revision() + 1
-    };
+    let mut follower = Follower::new(shared);
+    if watch.start_revision > 0 {
+        follower.skip_to(watch.start_revision - 1);
+    }
     tokio::spawn(async move {
         let mut watcher = Watcher {
-            shared,
+            reported: follower.position(),
+            follower,
             watch,
-            next,
-            reported: next - 1,
             sender,
         };
-        let stopped = watcher.shared.hub.stopped.clone();
+        let stopped = watcher.follower.shared.hub.stopped.clone();
         let ended = tokio::select! {
             ended = watcher.run() => ended,
             () = stopped.cancelled() => Err(Error::Stopped),
@@ -123,11 +147,101 @@ pub(super) fn start(shared: Arc<Shared>, watch: Watch) -> WatchStream {
     WatchStream { updates }
 }
 
-struct Watcher {
+/// Follows all changes, from its own position, at its reader's pace.
+pub(crate) struct Follower {
     shared: Arc<Shared>,
-    watch: Watch,
-    /// The first revision not yet looked at.
+    revisions: watch::Receiver<i64>,
+    /// The first revision not yet read.
     next: i64,
+    /// What is being read from the log.
+    reading: Option<JoinHandle<Result<Vec<Arc<Revision>>, Error>>>,
+}
+
+impl Follower {
+    /// From now on.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let revisions = shared.hub.revision.subscribe();
+        let next = *revisions.borrow() + 1;
+        Self {
+            shared,
+            revisions,
+            next,
+            reading: None,
+        }
+    }
+
+    /// Everything up to here was read.
+    pub fn position(&self) -> i64 {
+        self.next - 1
+    }
+
+    /// Goes on behind this revision.
+    pub fn skip_to(&mut self, position: i64) {
+        self.next = position + 1;
+        self.reading = None;
+    }
+
+    fn has_caught_up(&mut self) -> bool {
+        *self.revisions.borrow_and_update() < self.next
+    }
+
+    async fn changed(&mut self) -> Result<(), Error> {
+        self.revisions.changed().await.map_err(|_| Error::Stopped)
+    }
+
+    /// Whole revisions, at least one, in order; waits until there is one. Nothing is lost when this is dropped.
+    pub async fn read(&mut self) -> Result<Vec<Arc<Revision>>, Error> {
+        loop {
+            let compact_revision = self.shared.hub.compacted();
+            if self.next < compact_revision {
+                return Err(Error::Compacted { compact_revision });
+            }
+            if self.has_caught_up() {
+                self.changed().await?;
+                continue;
+            }
+            let batch = match self.shared.hub.since(self.next) {
+                Some(recent) => recent,
+                None => self.read_log().await?,
+            };
+            if let Some(last) = batch.last() {
+                self.next = last.revision + 1;
+                return Ok(batch);
+            }
+        }
+    }
+
+    /// Whole revisions from the log, at least one. A caller that did not wait finds its reading under way.
+    async fn read_log(&mut self) -> Result<Vec<Arc<Revision>>, Error> {
+        let (shared, from) = (&self.shared, self.next);
+        let reading = self.reading.get_or_insert_with(|| {
+            let shared = shared.clone();
+            tokio::task::spawn_blocking(move || shared.read_log(from))
+        });
+        let read = reading.await;
+        self.reading = None;
+        read.map_err(failed)?
+    }
+
+    /// What a changed key was before.
+    pub fn previous(&self, event: &Event) -> Result<Option<KeyValue>, Error> {
+        let KeyValue {
+            key,
+            mod_revision,
+            version,
+            ..
+        } = &event.kv;
+        // It is gone once it is compacted, even where the change is still in memory.
+        if *mod_revision <= self.shared.hub.compacted() || !(event.deleted || *version > 1) {
+            return Ok(None);
+        }
+        self.shared.previous(key, *mod_revision)
+    }
+}
+
+struct Watcher {
+    follower: Follower,
+    watch: Watch,
     /// The revision up to which the receiver knows to have everything.
     reported: i64,
     sender: mpsc::Sender<Result<WatchUpdate, Error>>,
@@ -136,59 +250,32 @@ struct Watcher {
 impl Watcher {
     /// Returns when the receiver is gone.
     async fn run(&mut self) -> Result<(), Error> {
-        let mut revisions = self.shared.hub.revision.subscribe();
         loop {
-            let compact_revision = self.shared.hub.compacted();
-            if self.next < compact_revision {
-                return Err(Error::Compacted { compact_revision });
-            }
-            if *revisions.borrow_and_update() < self.next {
-                if self.reported < self.next - 1 {
-                    self.reported = self.next - 1;
-                    let revision = self.reported;
-                    if self
-                        .sender
-                        .send(Ok(WatchUpdate::Progress { revision }))
-                        .await
-                        .is_err()
-                    {
-                        return Ok(());
-                    }
-                    continue;
+            if self.follower.has_caught_up() && self.reported < self.follower.position() {
+                self.reported = self.follower.position();
+                let revision = self.reported;
+                let update = Ok(WatchUpdate::Progress { revision });
+                if self.sender.send(update).await.is_err() {
+                    return Ok(());
                 }
-                tokio::select! {
-                    changed = revisions.changed() => if changed.is_err() { return Err(Error::Stopped) },
-                    () = self.sender.closed() => return Ok(()),
-                }
-                continue;
             }
-            let batch = match self.shared.hub.since(self.next) {
-                Some(recent) => recent,
-                None => self.read_log().await?,
+            let batch = tokio::select! {
+                batch = self.follower.read() => batch?,
+                () = self.sender.closed() => return Ok(()),
             };
-            let Some(last) = batch.last().map(|r| r.revision) else {
-                continue;
-            };
-            self.next = last + 1;
+            let revision = self.follower.position();
             let events = self.select(&batch)?;
-            let update = if events.is_empty() {
+            if events.is_empty() {
                 // Nothing of interest. When the queue is full, progress is reported once this has caught up.
-                if self
-                    .sender
-                    .try_send(Ok(WatchUpdate::Progress { revision: last }))
-                    .is_ok()
-                {
-                    self.reported = last;
+                let update = Ok(WatchUpdate::Progress { revision });
+                if self.sender.try_send(update).is_ok() {
+                    self.reported = revision;
                 }
                 continue;
-            } else {
-                WatchUpdate::Events {
-                    revision: last,
-                    events,
-                }
-            };
-            self.reported = last;
-            if self.sender.send(Ok(update)).await.is_err() {
+            }
+            self.reported = revision;
+            let update = Ok(WatchUpdate::Events { revision, events });
+            if self.sender.send(update).await.is_err() {
                 return Ok(());
             }
         }
@@ -202,23 +289,12 @@ impl Watcher {
             .filter(|e| self.watch.keys.contains(&e.kv.key))
         {
             let mut event = event.clone();
-            // What came before is gone once it is compacted, even where it is still in memory.
-            if !self.watch.prev_kv || event.kv.mod_revision <= self.shared.hub.compacted() {
-                event.prev = None;
-            } else if event.prev.is_none() && (event.deleted || event.kv.version > 1) {
-                event.prev = self.shared.previous(&event.kv.key, event.kv.mod_revision)?;
+            if self.watch.prev_kv {
+                event.prev = self.follower.previous(&event)?;
             }
             selected.push(event);
         }
         Ok(selected)
-    }
-
-    /// Whole revisions from the log, at least one.
-    async fn read_log(&self) -> Result<Vec<Arc<Revision>>, Error> {
-        let (shared, from) = (self.shared.clone(), self.next);
-        tokio::task::spawn_blocking(move || shared.read_log(from))
-            .await
-            .map_err(failed)?
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -23,6 +23,9 @@ use crate::{
 
 /// Transactions committed with one fsync.
 const GROUP: usize = 512;
+
+/// What part of the last commit's time a group waits for the next command.
+const GAP: u32 = 4;
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
@@ -91,6 +94,7 @@ impl Thread {
                     quota,
                     revision,
                     leases,
+                    last: Pace::default(),
                 }
                 .run(&receiver)
             })
@@ -125,6 +129,14 @@ struct Writer {
     quota: u64,
     revision: i64,
     leases: Leases,
+    last: Pace,
+}
+
+/// How the last group went.
+#[derive(Default)]
+struct Pace {
+    commands: usize,
+    took: Duration,
 }
 
 /// Gives one command its answer.
@@ -182,17 +194,34 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            while group.replies.len() < GROUP
-                && let Ok(command) = commands.try_recv()
-            {
-                self.evaluate(command, &mut group);
-            }
+            self.fill(commands, &mut group);
             for lease in self.leases.expired(Instant::now()) {
                 if let Err(error) = self.revoke(lease, &mut group) {
                     tracing::error!(lease, %error, "cannot expire a lease");
                 }
             }
             self.commit(group);
+        }
+    }
+
+    /// Takes in what is waiting. Those who were answered together come back one after the other: to commit what the
+    /// first of them wants alone would have the others wait for two fsyncs. So a group waits, as long as commands
+    /// keep coming and no longer than a commit takes, until it is as large as the one before.
+    fn fill(&mut self, commands: &Receiver<Command>, group: &mut Group) {
+        let begin = Instant::now();
+        while group.replies.len() < GROUP {
+            let waits = group.durable
+                && group.replies.len() < self.last.commands
+                && begin.elapsed() < self.last.took;
+            let command = if waits {
+                commands.recv_timeout(self.last.took / GAP).ok()
+            } else {
+                commands.try_recv().ok()
+            };
+            match command {
+                Some(command) => self.evaluate(command, group),
+                None => return,
+            }
         }
     }
 
@@ -382,6 +411,7 @@ impl Writer {
     }
 
     fn commit(&mut self, mut group: Group) {
+        let begin = Instant::now();
         let nothing = group.batch.changes.is_empty() && group.batch.entries.is_empty();
         let shared = &self.shared;
         group.batch.revision = self.revision;
@@ -402,6 +432,12 @@ impl Writer {
             if full != shared.alarms.disk_full.swap(full, Ordering::Relaxed) {
                 tracing::warn!(full, "the disk is full, or has room again");
             }
+        }
+        if group.durable {
+            self.last = Pace {
+                commands: group.replies.len(),
+                took: begin.elapsed(),
+            };
         }
         match &committed {
             Ok(()) => {

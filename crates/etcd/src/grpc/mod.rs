@@ -1,6 +1,6 @@
 //! etcd's v3 gRPC API over the embedded engine: one file per service, messages as etcd's own.
 //!
-//! The messages and service traits are those that `etcd-client` generates from etcd's protocol files.
+//! The messages and most service traits are those that `etcd-client` generates from etcd's protocol files.
 
 mod auth;
 mod cluster;
@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use etcd_client::proto::{
     PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbResponseHeader,
-    PbWatchServer,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -91,7 +90,7 @@ impl Member {
     pub fn routes(&self) -> Routes {
         let limit = self.0.options.max_request_bytes + MESSAGE_OVERHEAD;
         Routes::new(PbKvServer::new(self.clone()).max_decoding_message_size(limit))
-            .add_service(PbWatchServer::new(self.clone()))
+            .add_service(watch::WatchServer::new(self.clone()))
             .add_service(PbLeaseServer::new(self.clone()))
             .add_service(PbClusterServer::new(self.clone()))
             .add_service(PbMaintenanceServer::new(self.clone()))

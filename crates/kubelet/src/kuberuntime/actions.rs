@@ -83,7 +83,14 @@ fn should_retry_init(container: &Container, pod_policy: RestartPolicy, exit_code
     exit_code != 0 && should_restart(container, pod_policy, exit_code)
 }
 
-pub fn compute(pod: &Pod, runtime: &RuntimePod, probes: &dyn Probes) -> Actions {
+/// `resized` names the containers that have to be started anew for what they were newly allocated.
+pub fn compute(
+    pod: &Pod,
+    runtime: &RuntimePod,
+    probes: &dyn Probes,
+    resized: &[String],
+) -> Actions {
+    let facts = &Facts { probes, resized };
     let policy = pod.restart_policy();
     let mut actions = Actions::default();
     let Some(sandbox) = usable_sandbox(pod, runtime) else {
@@ -112,7 +119,7 @@ pub fn compute(pod: &Pod, runtime: &RuntimePod, probes: &dyn Probes) -> Actions 
                 kind: Kind::Main,
                 index,
             };
-            match check(container, here(&container.name), policy, probes) {
+            match check(container, here(&container.name), policy, facts) {
                 Verdict::Keep => *keep += 1,
                 Verdict::Start => actions.start.push(start),
                 Verdict::Replace(kill) => {
@@ -130,7 +137,7 @@ pub fn compute(pod: &Pod, runtime: &RuntimePod, probes: &dyn Probes) -> Actions 
         .containers
         .iter()
         .any(|c| here(&c.name).is_some());
-    match init(pod, &here, policy, probes, main_started) {
+    match init(pod, &here, policy, facts, main_started) {
         Init::Waiting { start, kill } => {
             actions.start.extend(start);
             actions.kill.extend(kill);
@@ -204,6 +211,12 @@ fn new_sandbox(pod: &Pod, runtime: &RuntimePod, policy: RestartPolicy, actions: 
     }
 }
 
+/// What is known besides the spec and the runtime's state.
+struct Facts<'a> {
+    probes: &'a dyn Probes,
+    resized: &'a [String],
+}
+
 enum Init {
     /// Main containers may run. Sidecars may need a start or a kill still.
     Done {
@@ -221,7 +234,7 @@ fn init<'a>(
     pod: &Pod,
     here: &dyn Fn(&str) -> Option<&'a RuntimeContainer>,
     policy: RestartPolicy,
-    probes: &dyn Probes,
+    facts: &Facts<'_>,
     main_started: bool,
 ) -> Init {
     let mut start = Vec::new();
@@ -233,10 +246,11 @@ fn init<'a>(
         };
         let status = here(&container.name);
         if is_sidecar(container) {
-            match check(container, status, RestartPolicy::Always, probes) {
+            match check(container, status, RestartPolicy::Always, facts) {
                 Verdict::Keep => {
                     let started = status.is_some_and(|c| {
-                        container.startup_probe.is_none() || probes.startup(&c.id) == Some(true)
+                        container.startup_probe.is_none()
+                            || facts.probes.startup(&c.id) == Some(true)
                     });
                     if started || main_started {
                         continue;
@@ -269,7 +283,7 @@ fn init<'a>(
                 return Init::Waiting { start, kill };
             }
             Some(c) if c.state == State::Running => {
-                if let Some(reason) = spoiled(container, c, probes) {
+                if let Some(reason) = spoiled(container, c, facts) {
                     kill.push(reason);
                     start.push(this);
                 }
@@ -308,7 +322,7 @@ fn check(
     container: &Container,
     status: Option<&RuntimeContainer>,
     policy: RestartPolicy,
-    probes: &dyn Probes,
+    facts: &Facts<'_>,
 ) -> Verdict {
     let Some(status) = status else {
         return Verdict::Start;
@@ -321,7 +335,7 @@ fn check(
             status,
             "Container is in unknown state, try killing it before restart".into(),
         )),
-        State::Running => match spoiled(container, status, probes) {
+        State::Running => match spoiled(container, status, facts) {
             None => Verdict::Keep,
             // A container whose image has changed is replaced whatever the policy.
             Some(kill) if kill.reason == KillReason::Stopping => Verdict::Replace(kill),
@@ -333,7 +347,8 @@ fn check(
 }
 
 /// Why a running container can't stay.
-fn spoiled(container: &Container, status: &RuntimeContainer, probes: &dyn Probes) -> Option<Kill> {
+fn spoiled(container: &Container, status: &RuntimeContainer, facts: &Facts<'_>) -> Option<Kill> {
+    let probes = facts.probes;
     let name = &container.name;
     if status
         .hash()
@@ -343,6 +358,10 @@ fn spoiled(container: &Container, status: &RuntimeContainer, probes: &dyn Probes
             status,
             format!("Container {name} definition changed, will be restarted"),
         ));
+    }
+    if facts.resized.contains(name) {
+        let message = format!("Container {name} resize requires restart");
+        return Some(stop(status, message));
     }
     if probes.liveness(&status.id) == Some(false) {
         return Some(Kill {

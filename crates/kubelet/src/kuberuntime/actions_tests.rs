@@ -122,7 +122,7 @@ fn main_containers() {
         ("Always", &["a:running", "b:created"], "+Main1"),
         ("Always", &["a:running", "b:unknown"], "-b +Main1"),
     ] {
-        let actions = compute(&pod(policy), &runtime(containers), &Fixed::default());
+        let actions = compute(&pod(policy), &runtime(containers), &Fixed::default(), &[]);
         assert_eq!(outline(&actions), expected, "{policy} {containers:?}");
     }
 }
@@ -142,13 +142,14 @@ fn sandbox_gone() {
     ] {
         let mut runtime = runtime(containers);
         runtime.sandboxes[0].ready = false;
-        let actions = compute(&pod(policy), &runtime, &Fixed::default());
+        let actions = compute(&pod(policy), &runtime, &Fixed::default(), &[]);
         assert_eq!(outline(&actions), expected, "{policy} {containers:?}");
     }
     let actions = compute(
         &with_init("Always"),
         &RuntimePod::default(),
         &Fixed::default(),
+        &[],
     );
     assert_eq!(outline(&actions), "kill-pod sandbox:0 +Init0");
 }
@@ -198,11 +199,11 @@ fn init_containers_in_turn() {
             "kill-pod",
         ),
     ] {
-        let actions = compute(&with_init(policy), &runtime(containers), &started);
+        let actions = compute(&with_init(policy), &runtime(containers), &started, &[]);
         assert_eq!(outline(&actions), expected, "{policy} {containers:?}");
     }
     let runtime = runtime(&["first:0", "side:running"]);
-    let actions = compute(&with_init("Always"), &runtime, &Fixed::default());
+    let actions = compute(&with_init("Always"), &runtime, &Fixed::default(), &[]);
     assert_eq!(
         outline(&actions),
         "",
@@ -217,17 +218,25 @@ fn probes_and_changes() {
         ..Fixed::default()
     };
     let all = runtime(&["a:running", "b:running"]);
-    let actions = compute(&pod("Always"), &all, &failing);
+    let actions = compute(&pod("Always"), &all, &failing, &[]);
     assert_eq!(outline(&actions), "-a +Main0");
     assert_eq!(
         actions.kill[0].message,
         "Container a failed liveness probe, will be restarted"
     );
-    assert_eq!(outline(&compute(&pod("Never"), &all, &failing)), "-a");
+    assert_eq!(outline(&compute(&pod("Never"), &all, &failing, &[])), "-a");
+
+    let resized = ["b".to_string()];
+    let actions = compute(&pod("Never"), &all, &Fixed::default(), &resized);
+    assert_eq!(outline(&actions), "-b +Main1");
+    assert_eq!(
+        actions.kill[0].message,
+        "Container b resize requires restart"
+    );
 
     let mut changed = pod("Never");
     changed.spec.as_mut().unwrap().containers[1].image = Some("other".into());
-    let actions = compute(&changed, &all, &Fixed::default());
+    let actions = compute(&changed, &all, &Fixed::default(), &[]);
     assert_eq!(outline(&actions), "-b +Main1");
 }
 
@@ -240,12 +249,14 @@ fn ephemeral_containers_run_once() {
         &pod,
         &runtime(&["a:running", "b:running"]),
         &Fixed::default(),
+        &[],
     );
     assert_eq!(outline(&actions), "+Ephemeral0");
     let actions = compute(
         &pod,
         &runtime(&["a:running", "b:running", "debug:0"]),
         &Fixed::default(),
+        &[],
     );
     assert_eq!(outline(&actions), "");
 }

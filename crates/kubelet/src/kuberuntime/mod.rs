@@ -5,6 +5,7 @@ pub mod container;
 pub mod kill;
 pub mod labels;
 pub mod lifecycle;
+pub mod resize;
 pub mod runtime_pod;
 pub mod sandbox;
 pub mod security_context;

@@ -7,12 +7,14 @@ use super::{Inputs, Phase};
 use crate::pod::{PodExt, is_sidecar};
 
 /// Types of the conditions that are the kubelet's to write.
-pub const OWNED: [&str; 5] = [
+pub const OWNED: [&str; 7] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
     "ContainersReady",
     "PodScheduled",
+    "PodResizePending",
+    "PodResizeInProgress",
 ];
 
 struct Verdict {
@@ -68,6 +70,7 @@ pub fn generate(
     .into_iter()
     .map(|(kind, verdict)| condition(inputs, kind, verdict))
     .collect();
+    conditions.extend(resize(inputs));
     // Readiness gates and whatever else others have set stay as they are.
     let others = inputs.old.conditions.iter().flatten();
     conditions.extend(
@@ -75,6 +78,28 @@ pub fn generate(
             .filter(|c| !OWNED.contains(&c.type_.as_str()))
             .cloned(),
     );
+    conditions
+}
+
+/// Only there while a resize is not done.
+fn resize(inputs: &Inputs<'_>) -> Vec<PodCondition> {
+    let mut conditions = Vec::new();
+    if let Some(pending) = &inputs.resize.pending {
+        let verdict = Verdict {
+            status: true,
+            reason: Some(pending.reason),
+            message: Some(pending.message.clone()),
+        };
+        conditions.push(condition(inputs, "PodResizePending", verdict));
+    }
+    if let Some(progress) = &inputs.resize.in_progress {
+        let verdict = Verdict {
+            status: true,
+            reason: progress.error.as_ref().map(|_| "Error"),
+            message: progress.error.clone(),
+        };
+        conditions.push(condition(inputs, "PodResizeInProgress", verdict));
+    }
     conditions
 }
 

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Inputs;
+use crate::kuberuntime::resize;
 use crate::kuberuntime::runtime_pod::{RuntimeContainer, State, timestamp};
 use crate::pod::{PodExt, is_sidecar};
 
@@ -196,7 +197,7 @@ fn status(
             latest.status.image_ref.clone()
         },
         container_id: Some(container_id(inputs, latest)),
-        resources: running.then(|| container.resources.clone().unwrap_or_default()),
+        resources: running.then(|| resize::actual(container, latest)),
         allocated_resources: running
             .then(|| container.resources.as_ref()?.requests.clone())
             .flatten(),

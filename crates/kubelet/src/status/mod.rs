@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, HostIP, Pod, PodIP, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::allocation::Resize;
 use crate::kuberuntime::container::StartError;
 use crate::kuberuntime::runtime_pod::{RuntimeContainer, RuntimePod};
 use crate::qos::QosClass;
@@ -37,6 +38,8 @@ pub struct Inputs<'a> {
     pub host_ips: &'a [String],
     pub ips: &'a [String],
     pub now: Timestamp,
+    /// How far a change of its resources is.
+    pub resize: &'a Resize,
     /// Nothing of the pod will be started again.
     pub ending: bool,
     /// Ended by a decision (eviction, deadline, rejection), with its reason and message.

@@ -85,6 +85,7 @@ fn make(
         host_ips: &["10.224.0.4".into()],
         ips: &["10.244.0.2".into()],
         now: Timestamp::UNIX_EPOCH,
+        resize: &Resize::default(),
         ending,
         verdict: None,
     })

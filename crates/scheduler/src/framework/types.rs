@@ -162,8 +162,32 @@ fn container_request(container: &Container) -> Resource {
     )
 }
 
-fn scored_request(container: &Container) -> Resource {
-    let mut request = container_request(container);
+/// What a container takes while it is resized: the most of what it asks for (unless its node can never give that), what
+/// its node has promised and what it has (KEP-1287).
+fn resized_request(pod: &Pod, container: &Container) -> Resource {
+    let wanted = container_request(container);
+    let Some(status) = &pod.status else {
+        return wanted;
+    };
+    let lists = [&status.container_statuses, &status.init_container_statuses];
+    let mut statuses = lists.into_iter().flatten().flatten();
+    let Some(own) = statuses.find(|own| own.name == container.name) else {
+        return wanted;
+    };
+    let mut request = Resource::of(own.allocated_resources.as_ref());
+    let actual = own.resources.as_ref();
+    request.at_least(&Resource::of(actual.and_then(|r| r.requests.as_ref())));
+    let is_infeasible = status.conditions.iter().flatten().any(|condition| {
+        condition.type_ == "PodResizePending" && condition.reason.as_deref() == Some("Infeasible")
+    });
+    if !is_infeasible || request == Resource::default() {
+        request.at_least(&wanted);
+    }
+    request
+}
+
+fn scored_request(pod: &Pod, container: &Container) -> Resource {
+    let mut request = resized_request(pod, container);
     if request.milli_cpu == 0 {
         request.milli_cpu = DEFAULT_MILLI_CPU;
     }
@@ -177,7 +201,7 @@ impl PodInfo {
     pub fn new(pod: Arc<Pod>) -> Self {
         let empty = PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&empty);
-        let scored = pod_request(spec, scored_request);
+        let scored = pod_request(spec, |container| scored_request(&pod, container));
         let affinity = spec.affinity.clone().unwrap_or_default();
         let together = affinity.pod_affinity.unwrap_or_default();
         let apart = affinity.pod_anti_affinity.unwrap_or_default();
@@ -195,7 +219,7 @@ impl PodInfo {
                 .collect()
         };
         Self {
-            request: pod_request(spec, container_request),
+            request: pod_request(spec, |container| resized_request(&pod, container)),
             scored_milli_cpu: scored.milli_cpu,
             scored_memory: scored.memory,
             host_ports: host_ports(spec),
@@ -427,6 +451,28 @@ fn in_zone_turns(mut nodes: Vec<Arc<NodeInfo>>) -> Vec<Arc<NodeInfo>> {
 mod tests {
     use super::*;
     use crate::testing::{node, pod};
+
+    #[test]
+    fn a_pod_takes_what_it_has_until_a_resize_is_done() {
+        let requested = |spec: &str, allocated: &str, reason: &str| {
+            let pod = serde_json::json!({
+                "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": spec}}}]},
+                "status": {
+                    "conditions": [{"type": "PodResizePending", "status": "True", "reason": reason}],
+                    "containerStatuses": [{
+                        "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                        "allocatedResources": {"cpu": allocated},
+                        "resources": {"requests": {"cpu": allocated}}
+                    }]
+                }
+            });
+            let pod: Pod = serde_json::from_value(pod).unwrap();
+            PodInfo::new(Arc::new(pod)).request.milli_cpu
+        };
+        assert_eq!(requested("2", "1", "Deferred"), 2000);
+        assert_eq!(requested("1", "2", "Deferred"), 2000);
+        assert_eq!(requested("100", "1", "Infeasible"), 1000);
+    }
 
     #[test]
     fn requests_of_init_containers_and_sidecars() {

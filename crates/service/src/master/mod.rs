@@ -14,8 +14,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
+use fluyt_apiserver::authn::Anonymous;
 use fluyt_apiserver::dial::Dialer;
-use fluyt_apiserver::{Server, ServiceNetwork};
+use fluyt_apiserver::{Encryption, Server, ServiceNetwork, Storage};
 use fluyt_etcd::DynStore;
 use fluyt_etcd::embedded::Embedded;
 use fluyt_network::netns;
@@ -141,7 +142,13 @@ async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
 
     let keys = pki::ensure(&config)?;
     let store: DynStore = Arc::new(Embedded::open(&config.directory.join("store"))?);
-    let server = Server::start(server_config(&config, &keys, store, inside, &shutdown)).await?;
+    let encryption = Encryption::load(&keys.encryption, "/registry/").await?;
+    let storage = Storage {
+        encryption: Arc::new(encryption),
+        ..Storage::default()
+    };
+    let server_config = server_config(&config, &keys, store, storage, inside, &shutdown);
+    let server = Server::start(server_config).await?;
     let listeners = [host, inner].map(|listener| {
         let (server, shutdown) = (server.clone(), shutdown.clone());
         tokio::spawn(async move {
@@ -177,11 +184,14 @@ fn server_config(
     config: &Config,
     keys: &pki::Keys,
     store: DynStore,
+    storage: Storage,
     advertise: SocketAddr,
     shutdown: &CancellationToken,
 ) -> fluyt_apiserver::Config {
     fluyt_apiserver::Config {
         store,
+        storage,
+        shares_store: false,
         dialer: Arc::new(InNetwork(config.network_namespace.clone())),
         advertise,
         service_network: ServiceNetwork {
@@ -204,9 +214,22 @@ fn server_config(
             keys.proxy_client.key_pem.clone(),
         )),
         requestheader_ca_pem: Some(keys.front_proxy_ca.certificate_pem().to_owned()),
+        authentication: authentication(),
+        authorization: fluyt_apiserver::authz::Settings::default(),
+        audit: fluyt_apiserver::audit::Settings::default(),
+        flow_control: fluyt_apiserver::flowcontrol::Settings::default(),
         features: fluyt_apiserver::Features::default(),
+        limits: fluyt_apiserver::Limits::default(),
         disable_admission_plugins: Vec::new(),
         shutdown: shutdown.clone(),
+    }
+}
+
+/// Who has no credentials may only ask whether the master is well.
+fn authentication() -> fluyt_apiserver::authn::Settings {
+    fluyt_apiserver::authn::Settings {
+        anonymous: Anonymous::only(&["/healthz", "/livez", "/readyz"]),
+        ..fluyt_apiserver::authn::Settings::default()
     }
 }
 

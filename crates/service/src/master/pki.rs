@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use fluyt_apiserver::Encryption;
 use fluyt_pki::{Authority, Identity, Issued, TokenKeys, Usage};
 
 use super::Config;
@@ -27,6 +28,8 @@ pub struct Keys {
     /// The user whom `get-credentials` hands out.
     pub admin: Issued,
     pub service_account_pem: String,
+    /// What is encrypted in the store, and with what.
+    pub encryption: String,
 }
 
 /// Loads the keys, making those that are missing or old.
@@ -56,7 +59,14 @@ pub fn ensure(config: &Config) -> anyhow::Result<Keys> {
             TokenKeys::create()?.private_pem().as_bytes(),
         )?;
     }
+    let encryption = directory.join("encryption.json");
+    if !encryption.exists() {
+        files::write_private(&encryption, Encryption::generate()?.as_bytes())?;
+        // What is encrypted with a key that a crash takes is lost: its name has to be on the disk as well.
+        File::open(&directory)?.sync_all()?;
+    }
     Ok(Keys {
+        encryption: files::read(&encryption)?,
         apiserver: certificate(
             &directory,
             "apiserver",
@@ -204,6 +214,7 @@ mod tests {
         let first = ensure(&config).unwrap();
         let again = ensure(&config).unwrap();
         assert_eq!(first.ca.certificate_pem(), again.ca.certificate_pem());
+        assert_eq!(first.encryption, again.encryption);
         assert_eq!(
             first.apiserver.certificate_pem,
             again.apiserver.certificate_pem

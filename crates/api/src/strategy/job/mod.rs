@@ -11,8 +11,8 @@ use super::template::{self, Options, warnings as template_warnings};
 use super::{MetaCheck, Strategy, at_mut, copy_field, default_at, items_mut, text, workload};
 use crate::meta;
 use crate::validation::{
-    At, Errors, SelectorOptions, api, dns_label, domain_prefixed_path, has_invalid_values,
-    internal, label_selector_with, selector_matches,
+    At, Errors, SelectorOptions, api, dns_label, has_invalid_values, internal, label_selector_with,
+    selector_matches,
 };
 
 const MAX_PARALLELISM: i64 = 100_000;
@@ -80,13 +80,7 @@ pub(super) fn validate_spec(spec: &At<'_, '_>, options: &Options, errors: &mut E
     }
     let manager = spec.field("managedBy");
     if manager.is_set() {
-        if manager.is_empty() {
-            errors.required(&manager, "");
-        } else {
-            for (part, problem) in domain_prefixed_path(manager.str()) {
-                errors.invalid_text(&manager, part, &problem);
-            }
-        }
+        errors.domain_prefixed_path(&manager, manager.str());
         if manager.str().len() > MAX_MANAGED_BY {
             errors.too_long(&manager, MAX_MANAGED_BY);
         }

@@ -7,8 +7,8 @@ use crate::strategy::service::{ingress_warnings, validate_ingress_points};
 use crate::strategy::template::options::list;
 use crate::strategy::{MetaCheck, Strategy, copy_field, default_at};
 use crate::validation::{
-    At, Errors, dns_label, dns_subdomain, domain_prefixed_path, ip, path_segment, port_name,
-    port_range, wildcard_dns_subdomain,
+    At, Errors, dns_label, dns_subdomain, ip, path_segment, port_name, port_range,
+    wildcard_dns_subdomain,
 };
 
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
@@ -234,13 +234,7 @@ impl Strategy for IngressClass {
         if controller.str().len() > MAX_CONTROLLER {
             errors.too_long(&controller, MAX_CONTROLLER);
         }
-        if controller.is_empty() {
-            errors.required(&controller, "");
-        } else {
-            for (part, problem) in domain_prefixed_path(controller.str()) {
-                errors.invalid_text(&controller, part, &problem);
-            }
-        }
+        errors.domain_prefixed_path(&controller, controller.str());
         let parameters = spec.field("parameters");
         if parameters.is_set() {
             validate_parameters(&parameters, errors);

@@ -138,6 +138,26 @@ fn template<'a>(group: &str, kind: &str, object: &'a Value) -> Option<&'a Value>
     object.pointer(at)
 }
 
+/// What the audit log learns: the standard that is enforced, and what one that is only audited objects to.
+fn record(
+    attributes: &Attributes<'_>,
+    audited: &Standard,
+    enforced: Option<&Standard>,
+    pod: &Value,
+) {
+    let record = &attributes.cx.record;
+    if let Some(enforced) = enforced {
+        let key = "pod-security.kubernetes.io/enforce-policy";
+        record.annotate(key, enforced.to_string());
+    }
+    if let Some(objection) = audited.objection(&pod["metadata"], &pod["spec"]) {
+        record.annotate(
+            "pod-security.kubernetes.io/audit-violations",
+            format!("would violate PodSecurity \"{audited}\": {objection}"),
+        );
+    }
+}
+
 fn warn(attributes: &Attributes<'_>, standard: &Standard, metadata: &Value, spec: &Value) {
     if let Some(objection) = standard.objection(metadata, spec) {
         attributes.cx.warnings.add(format!(
@@ -252,6 +272,16 @@ impl Plugin for PodSecurity {
         let mut errors = Errors::default();
         let enforce = Standard::of(&namespace, "enforce", &mut errors);
         let warned = Standard::of(&namespace, "warn", &mut errors);
+        if attributes.cx.record.is_audited() {
+            let pod = template.unwrap_or(object);
+            let audited = Standard::of(&namespace, "audit", &mut errors);
+            record(
+                attributes,
+                &audited,
+                template.is_none().then_some(&enforce),
+                pod,
+            );
+        }
         if let Some(template) = template {
             warn(
                 attributes,

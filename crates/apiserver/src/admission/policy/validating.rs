@@ -23,6 +23,8 @@ struct Policy {
     scope: Scope,
     variables: Variables,
     validations: Vec<Validation>,
+    /// Keys of the audit log, and what is recorded under them.
+    audit_annotations: Vec<(String, Program)>,
 }
 
 struct Validation {
@@ -37,6 +39,8 @@ struct Validation {
 struct Finding {
     message: String,
     reason: String,
+    /// Of the expression.
+    index: usize,
 }
 
 impl Policy {
@@ -60,11 +64,31 @@ impl Policy {
                 reason: text(&validation["reason"]),
             })
             .collect();
+        let annotations = spec["auditAnnotations"].as_array().into_iter().flatten();
+        let audit_annotations = annotations
+            .filter_map(|annotation| {
+                let program = environment.compile(&text(&annotation["valueExpression"]));
+                Some((text(&annotation["key"]), program.ok()?))
+            })
+            .collect();
         Self {
             scope,
             variables,
             validations,
+            audit_annotations,
             object,
+        }
+    }
+}
+
+impl Policy {
+    /// Records what the policy wants to have on record.
+    fn annotate(&self, attributes: &Attributes<'_>, variables: &fluyt_cel::Activation) {
+        for (key, program) in &self.audit_annotations {
+            if let (Ok(Cel::String(value)), _) = program.run(variables, PER_CALL_LIMIT) {
+                let key = format!("{}/{key}", name_of(&self.object));
+                attributes.cx.record.annotate(&key, value.trim());
+            }
         }
     }
 }
@@ -88,10 +112,12 @@ impl Validating {
         object: &Value,
     ) -> Result<Vec<Finding>, Error> {
         let mut findings = Vec::new();
-        let failed = |why: String| Finding {
+        let failed_at = |index: usize, why: String| Finding {
             message: why,
             reason: String::new(),
+            index,
         };
+        let failed = |why: String| failed_at(0, why);
         let params = match parameters(&self.shared, attributes, &policy.object, binding) {
             Ok(params) => params,
             Err(why) if policy.scope.fails => return Ok(vec![failed(why)]),
@@ -112,7 +138,7 @@ impl Validating {
             }
             let mut budget = RUNTIME_BUDGET;
             policy.variables.evaluate(&mut variables, &mut budget);
-            for validation in &policy.validations {
+            for (index, validation) in policy.validations.iter().enumerate() {
                 let outcome = match &validation.program {
                     Ok(program) => {
                         let (result, cost) = program.run(&variables, PER_CALL_LIMIT.min(budget));
@@ -134,10 +160,14 @@ impl Validating {
                     Ok(_) => findings.push(Finding {
                         message: validation.message(&variables),
                         reason: validation.reason.clone(),
+                        index,
                     }),
-                    Err(why) if policy.scope.fails => findings.push(failed(why)),
+                    Err(why) if policy.scope.fails => findings.push(failed_at(index, why)),
                     Err(_) => {}
                 }
+            }
+            if attributes.cx.record.is_audited() {
+                policy.annotate(attributes, &variables);
             }
         }
         Ok(findings)
@@ -178,6 +208,7 @@ impl Plugin for Validating {
         if matching::is_exempt(attributes) {
             return Ok(());
         }
+        let mut recorded = Vec::new();
         for (name, revision, entry) in
             matching::configurations(caches, "validatingadmissionpolicies")
         {
@@ -201,6 +232,12 @@ impl Plugin for Validating {
                 let actions = binding["spec"]["validationActions"].as_array();
                 let has = |action: &str| actions.is_some_and(|a| a.iter().any(|a| a == action));
                 for finding in findings {
+                    if has("Audit") && attributes.cx.record.is_audited() {
+                        recorded.push(json!({
+                            "message": finding.message, "policy": &*name, "binding": bound,
+                            "expressionIndex": finding.index, "validationActions": actions,
+                        }));
+                    }
                     if has("Warn") {
                         attributes.cx.warnings.add(format!(
                             "Validation failed for ValidatingAdmissionPolicy '{name}' with binding '{bound}': {}",
@@ -216,6 +253,12 @@ impl Plugin for Validating {
                     }
                 }
             }
+        }
+        if !recorded.is_empty() {
+            attributes.cx.record.annotate(
+                "validation.policy.admission.k8s.io/validation_failure",
+                Value::from(recorded).to_string(),
+            );
         }
         Ok(())
     }

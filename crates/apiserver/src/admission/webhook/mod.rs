@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fluyt_api::resources::Handle;
-use fluyt_api::{Cause, Error, Reason};
+use fluyt_api::{Cause, Error, Reason, meta};
 use serde_json::{Value, json};
 
 use super::expressions::{self, Condition};
@@ -22,6 +22,7 @@ const TIMEOUT: u64 = 10;
 
 /// One webhook of a configuration.
 pub(super) struct Webhook {
+    configuration: String,
     name: String,
     spec: Value,
     conditions: Vec<Condition>,
@@ -49,6 +50,7 @@ impl Webhook {
             .flatten()
             .map(|spec| {
                 Arc::new(Self {
+                    configuration: meta::name(&object).to_owned(),
                     name: spec["name"].as_str().unwrap_or_default().to_owned(),
                     conditions: expressions::conditions(&environment, &spec["matchConditions"]),
                     spec: spec.clone(),
@@ -114,7 +116,7 @@ impl Webhook {
 }
 
 impl Matched {
-    /// Asks the webhook. `None`: it failed, and that is to be ignored.
+    /// Asks the webhook. `None`: it failed, and that is to be ignored. `place` is its key in the audit log.
     ///
     /// # Errors
     /// Its refusal, or its failure.
@@ -123,6 +125,7 @@ impl Matched {
         shared: &Shared,
         attributes: &Attributes<'_>,
         object: &Value,
+        place: &str,
     ) -> Result<Option<Answer>, Error> {
         let (name, spec) = (&self.webhook.name, &self.webhook.spec);
         let safe = matches!(spec["sideEffects"].as_str(), Some("None" | "NoneOnDryRun"));
@@ -135,6 +138,8 @@ impl Matched {
             Ok(answer) => self.judge(attributes, &answer).map(Some),
             Err(error) if self.webhook.ignores_failure() => {
                 tracing::warn!(webhook = name, %error, "a failing webhook is ignored");
+                let key = format!("failed-open.{place}");
+                attributes.cx.record.annotate(&key, name);
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -194,6 +199,17 @@ impl Matched {
 
     fn judge(&self, attributes: &Attributes<'_>, response: &Value) -> Result<Answer, Error> {
         let name = &self.webhook.name;
+        for (key, value) in response["auditAnnotations"]
+            .as_object()
+            .into_iter()
+            .flatten()
+        {
+            let value = value.as_str().unwrap_or_default();
+            attributes
+                .cx
+                .record
+                .annotate(&format!("{name}/{key}"), value);
+        }
         for warning in response["warnings"].as_array().into_iter().flatten() {
             attributes
                 .cx

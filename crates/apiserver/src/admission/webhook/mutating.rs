@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use fluyt_api::Error;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Matched, Webhook};
 use crate::admission::{Attributes, Compiled, Plugin, Shared, matching};
@@ -28,10 +28,27 @@ impl Mutating {
         matched: &Matched,
         attributes: &Attributes<'_>,
         object: &mut Value,
+        (round, index): (usize, usize),
     ) -> Result<(), Error> {
-        let Some(answer) = matched.ask(&self.shared, attributes, object).await? else {
+        let place = format!("mutation.webhook.admission.k8s.io/round_{round}_index_{index}");
+        let asked = matched.ask(&self.shared, attributes, object, &place);
+        let Some(answer) = asked.await? else {
             return Ok(());
         };
+        let record = &attributes.cx.record;
+        if record.is_audited() {
+            let (configuration, webhook) = (&matched.webhook.configuration, &matched.webhook.name);
+            let mutated = answer.patch.is_some();
+            let said =
+                json!({"configuration": configuration, "webhook": webhook, "mutated": mutated});
+            record.annotate(&place, said.to_string());
+            let patch = answer.patch.as_deref().filter(|_| record.wants_request());
+            if let Some(patch) = patch.and_then(|p| serde_json::from_slice::<Value>(p).ok()) {
+                let said = json!({"configuration": configuration, "webhook": webhook, "patch": patch, "patchType": "JSONPatch"});
+                let place = format!("patch.webhook.admission.k8s.io/round_{round}_index_{index}");
+                record.annotate(&place, said.to_string());
+            }
+        }
         let Some(patch) = answer.patch else {
             return Ok(());
         };
@@ -91,14 +108,15 @@ impl Plugin for Mutating {
                 let Some(matched) = webhook.matches(&self.shared, attributes, object)? else {
                     continue;
                 };
-                self.one(&matched, attributes, object).await?;
+                let place = (0, called.len());
+                self.one(&matched, attributes, object, place).await?;
                 called.push((matched, object.clone()));
             }
         }
         // Those who want to see what others made of it later are asked once more.
-        for (matched, left) in called {
+        for (index, (matched, left)) in called.into_iter().enumerate() {
             if matched.webhook.spec["reinvocationPolicy"] == "IfNeeded" && left != *object {
-                self.one(&matched, attributes, object).await?;
+                self.one(&matched, attributes, object, (1, index)).await?;
             }
         }
         Ok(())

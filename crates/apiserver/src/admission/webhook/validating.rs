@@ -49,9 +49,13 @@ impl Plugin for Validating {
                 matched.extend(webhook.matches(&self.shared, attributes, object)?);
             }
         }
+        let places: Vec<String> = (0..matched.len())
+            .map(|i| format!("validating.webhook.admission.k8s.io/round_0_index_{i}"))
+            .collect();
         let asked = matched
             .iter()
-            .map(|m| m.ask(&self.shared, attributes, object));
+            .zip(&places)
+            .map(|(m, place)| m.ask(&self.shared, attributes, object, place));
         for answer in join_all(asked).await {
             answer?;
         }

@@ -87,10 +87,11 @@ impl Batch {
         self.entries.push(Entry { space, key, value });
     }
 
-    pub fn encode(&self) -> Vec<u8> {
+    /// Appends its form in the log.
+    pub fn encode(&self, bytes: &mut Vec<u8>) {
         let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
         let values: usize = self.changes.iter().map(|c| c.record.value.len()).sum();
-        let mut bytes = Vec::with_capacity(64 + 128 * self.changes.len() + values);
+        bytes.reserve(64 + 128 * self.changes.len() + values);
         bytes.extend_from_slice(&self.revision.to_le_bytes());
         bytes.extend_from_slice(&size(self.changes.len()));
         for change in &self.changes {
@@ -98,7 +99,7 @@ impl Batch {
             bytes.extend_from_slice(&change.position.to_le_bytes());
             let length = codec::log_length(&change.key, &change.record);
             bytes.extend_from_slice(&size(length));
-            codec::encode_log(&mut bytes, &change.key, &change.record);
+            codec::encode_log(bytes, &change.key, &change.record);
         }
         bytes.extend_from_slice(&size(self.entries.len()));
         for entry in &self.entries {
@@ -113,7 +114,6 @@ impl Batch {
                 None => bytes.extend_from_slice(&REMOVED.to_le_bytes()),
             }
         }
-        bytes
     }
 
     pub fn decode(bytes: &[u8]) -> Option<Self> {
@@ -204,7 +204,8 @@ mod tests {
         #[test]
         fn batches_come_back(revision in any::<i64>(), changes in prop::collection::vec(change(), 0..5), entries in prop::collection::vec(entry(), 0..5)) {
             let batch = Batch { revision, changes, entries };
-            let bytes = batch.encode();
+            let mut bytes = Vec::new();
+            batch.encode(&mut bytes);
             prop_assert_eq!(Batch::decode(&bytes), Some(batch));
             for cut in 0..bytes.len() {
                 prop_assert_eq!(Batch::decode(&bytes[..cut]), None);

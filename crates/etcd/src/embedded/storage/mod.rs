@@ -191,6 +191,14 @@ fn shortened(bound: Bound<Vec<u8>>, beyond: fn(Vec<u8>) -> Bound<Vec<u8>>) -> Bo
 impl Storage {
     /// Opens or makes the store in a directory.
     pub fn open(directory: &Path) -> Result<(Arc<Self>, Writing, Threads), OpenError> {
+        Self::open_verifying(directory, VERIFIED_AT_ONCE)
+    }
+
+    /// Opens it once so many bytes of tables are verified; the rest is while it runs.
+    fn open_verifying(
+        directory: &Path,
+        mut budget: u64,
+    ) -> Result<(Arc<Self>, Writing, Threads), OpenError> {
         std::fs::create_dir_all(directory).map_err(OpenError::io(directory))?;
         let lock = integrity::lock(directory)?;
         let id = match integrity::store_id(directory)? {
@@ -198,7 +206,6 @@ impl Storage {
             None => create(directory)?,
         };
         let mut later = Vec::new();
-        let mut budget = VERIFIED_AT_ONCE;
         for tree in ["state", "log"].map(|name| directory.join(name)) {
             integrity::remove_drafts(&tree)?;
             for table in integrity::tables(&tree)? {
@@ -319,16 +326,10 @@ impl Storage {
             self.seal(writing)?;
         }
         self.trim(writing);
-        let payload = batch.encode();
         let _under_way = self.numbering.lock();
         let seqno = self.seqno.next();
-        let record = wal::Record {
-            seqno,
-            payload: &payload,
-        };
-        let appended = writing.log.append(&record, sync);
+        let appended = writing.log.append(seqno, sync, |log| batch.encode(log));
         appended.map_err(|e| io_error(&e))?;
-        drop(payload);
         let revision = batch.revision;
         writing.revision = revision;
         // Readers see what is below `visible`: all of the batch appears with that.
@@ -780,6 +781,64 @@ impl Storage {
                 Ok(()) => {}
                 Err(damage) => self.give_up(&damage),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use codec::Record;
+
+    /// A store whose history is in tables.
+    fn filled(directory: &Path) {
+        let (storage, mut writing, _threads) = Storage::open(directory).unwrap();
+        let changes = (0..64).map(|n| Change {
+            revision: 2,
+            position: n,
+            key: Bytes::from(format!("key-{n:02}")),
+            record: Record {
+                mod_revision: 2,
+                create_revision: 2,
+                version: 1,
+                lease: 0,
+                value: vec![n.to_le_bytes()[0]; 4096].into(),
+            },
+        });
+        let batch = Batch {
+            revision: 2,
+            changes: changes.collect(),
+            ..Batch::default()
+        };
+        storage.commit(&mut writing, batch, true).unwrap();
+        storage.seal(&mut writing).unwrap();
+        storage.written().unwrap();
+    }
+
+    fn flip_a_byte(path: &Path) {
+        let mut bytes = std::fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn damage_that_is_found_late_stops_the_store() {
+        for damaged in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            filled(directory.path());
+            let tables = integrity::tables(&directory.path().join("log")).unwrap();
+            if damaged {
+                flip_a_byte(&tables[0].path);
+                let at_once = Storage::open(directory.path()).err().unwrap().to_string();
+                assert!(at_once.contains("tables"), "{at_once}");
+            }
+            let (storage, _writing, mut threads) =
+                Storage::open_verifying(directory.path(), 0).unwrap();
+            // The last of them is the verifier.
+            threads.threads.pop().unwrap().join().unwrap();
+            assert_eq!(storage.check().is_err(), damaged);
         }
     }
 }

@@ -28,6 +28,9 @@ const MARKER: usize = 40;
 /// Disk space is reserved in steps of this size: a file that grows with every record costs the file system more.
 const CHUNK: u64 = 256 << 10;
 
+/// The buffer of a record is kept for the next one up to this size.
+const KEPT: usize = 1 << 20;
+
 const DIRECTORY: &str = "wal";
 const COMMITTED: &str = "committed";
 
@@ -143,16 +146,25 @@ fn checksum(store_id: u64, segment: u64, head: &[u8], payload: &[u8]) -> u64 {
     xxh3_64_with_seed(payload, seed)
 }
 
-fn encode_record(buffer: &mut Vec<u8>, place: (u64, u64), index: u64, record: &Record<'_>) {
+/// A record whose payload is written by `payload`, in place.
+fn encode_record(
+    buffer: &mut Vec<u8>,
+    place: (u64, u64),
+    index: u64,
+    seqno: u64,
+    payload: impl FnOnce(&mut Vec<u8>),
+) {
     buffer.clear();
-    buffer.extend_from_slice(&RECORD_MAGIC);
-    let length = u32::try_from(record.payload.len()).unwrap_or(u32::MAX);
-    buffer.extend_from_slice(&length.to_le_bytes());
-    buffer.extend_from_slice(&index.to_le_bytes());
-    buffer.extend_from_slice(&record.seqno.to_le_bytes());
-    let checksum = checksum(place.0, place.1, buffer, record.payload);
-    buffer.extend_from_slice(&checksum.to_le_bytes());
-    buffer.extend_from_slice(record.payload);
+    buffer.resize(RECORD_HEADER, 0);
+    payload(buffer);
+    let (head, payload) = buffer.split_at_mut(RECORD_HEADER);
+    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+    head[..4].copy_from_slice(&RECORD_MAGIC);
+    head[4..8].copy_from_slice(&length.to_le_bytes());
+    head[8..16].copy_from_slice(&index.to_le_bytes());
+    head[16..24].copy_from_slice(&seqno.to_le_bytes());
+    let checksum = checksum(place.0, place.1, &head[..24], payload);
+    head[24..].copy_from_slice(&checksum.to_le_bytes());
 }
 
 /// The record at the start of the bytes: its index, itself, and how long it is.
@@ -289,21 +301,22 @@ impl Log {
 
     /// Writes a record, durably if `sync`. After an error it is as if it had not been written, except that a crash
     /// right then may leave it there.
-    pub fn append(&mut self, record: &Record<'_>, sync: bool) -> io::Result<()> {
+    pub fn append(
+        &mut self,
+        seqno: u64,
+        sync: bool,
+        payload: impl FnOnce(&mut Vec<u8>),
+    ) -> io::Result<()> {
         if self.spoiled {
             self.begin_segment()?;
         }
         let mut buffer = std::mem::take(&mut self.buffer);
-        encode_record(
-            &mut buffer,
-            (self.store_id, self.segment),
-            self.index,
-            record,
-        );
+        let place = (self.store_id, self.segment);
+        encode_record(&mut buffer, place, self.index, seqno, payload);
         let written = self.write(&buffer, sync);
         let length = buffer.len() as u64;
         // Large transactions are rare: their space need not be kept.
-        if buffer.capacity() <= CHUNK as usize {
+        if buffer.capacity() <= KEPT {
             self.buffer = buffer;
         }
         if let Err(error) = written {
@@ -530,7 +543,9 @@ fn follows(bytes: &[u8], store_id: u64, segment: u64, index: u64) -> bool {
 #[cfg(test)]
 pub fn log_sample(payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode_record(&mut bytes, (1, 1), 1, &Record { seqno: 1, payload });
+    encode_record(&mut bytes, (1, 1), 1, 1, |buffer| {
+        buffer.extend_from_slice(payload);
+    });
     bytes
 }
 
@@ -560,11 +575,9 @@ mod tests {
     }
 
     fn append(log: &mut Log, payload: &[u8]) -> io::Result<()> {
-        let record = Record {
-            seqno: payload.len() as u64,
-            payload,
-        };
-        log.append(&record, true)
+        log.append(payload.len() as u64, true, |buffer| {
+            buffer.extend_from_slice(payload);
+        })
     }
 
     fn segment(store: &Path, n: u64) -> PathBuf {
@@ -600,11 +613,9 @@ mod tests {
         let (mut log, _) = read(directory.path()).unwrap();
         let end = log.end;
         let mut torn = Vec::new();
-        let record = Record {
-            seqno: 3,
-            payload: b"bbb",
-        };
-        encode_record(&mut torn, (STORE, 1), 2, &record);
+        encode_record(&mut torn, (STORE, 1), 2, 3, |buffer| {
+            buffer.extend_from_slice(b"bbb");
+        });
         open(&path)
             .unwrap()
             .write_all_at(&torn[..torn.len() - 1], end)

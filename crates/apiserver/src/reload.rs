@@ -1,0 +1,52 @@
+//! Configuration files that take effect when they change.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::StreamExt as _;
+use inotify::{Inotify, WatchMask};
+use tokio_util::sync::CancellationToken;
+
+/// After a change, this long without another one: files are written in pieces.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Calls `apply` with the content of a file whenever that becomes another one. The directory is watched, since files of
+/// mounted volumes change by renaming a link beside them.
+pub fn spawn(
+    path: PathBuf,
+    shutdown: CancellationToken,
+    apply: impl Fn(String) + Send + 'static,
+) -> anyhow::Result<()> {
+    let mut known = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let inotify = Inotify::init().context("inotify")?;
+    let directory = path.parent().unwrap_or_else(|| Path::new("/")).to_owned();
+    let changes = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE;
+    inotify
+        .watches()
+        .add(&directory, changes)
+        .with_context(|| directory.display().to_string())?;
+    let mut events = inotify.into_event_stream(vec![0; 4096])?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => tracing::warn!(%error, path = %path.display(), "a watch failed"),
+                    None => return,
+                },
+                () = shutdown.cancelled() => return,
+            }
+            while let Ok(Some(_)) = tokio::time::timeout(SETTLE, events.next()).await {}
+            match tokio::fs::read_to_string(&path).await {
+                Ok(content) if content != known && !content.trim().is_empty() => {
+                    known.clone_from(&content);
+                    apply(content);
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, path = %path.display(), "not readable"),
+            }
+        }
+    });
+    Ok(())
+}

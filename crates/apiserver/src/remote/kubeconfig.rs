@@ -1,0 +1,152 @@
+//! A service that a kubeconfig describes: the current context's cluster is the service, its user is this server.
+
+use std::path::{Path, PathBuf};
+
+use ::http::HeaderValue;
+use anyhow::{Context as _, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use super::{Credentials, Remote, Trust};
+
+/// Reads the file and prepares calls to the service.
+///
+/// # Errors
+/// When a file is missing or malformed, or asks for what is not supported.
+pub fn load(path: &Path) -> anyhow::Result<Remote> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let directory = path.parent().unwrap_or_else(|| Path::new("/"));
+    parse(&text, directory).with_context(|| path.display().to_string())
+}
+
+fn parse(text: &str, directory: &Path) -> anyhow::Result<Remote> {
+    let config: Value = serde_saphyr::from_str(text)?;
+    let context = current(&config)?;
+    let cluster = named(&config, "clusters", "cluster", &context["cluster"])
+        .context("the context has no cluster")?;
+    let user = named(&config, "users", "user", &context["user"]).unwrap_or(&Value::Null);
+    for unsupported in ["exec", "auth-provider"] {
+        if !user[unsupported].is_null() {
+            bail!("credentials from {unsupported:?} are not supported");
+        }
+    }
+    if cluster["proxy-url"].is_string() {
+        bail!("proxy-url is not supported");
+    }
+    let file = |value: &Value, name: &str| Content { value, name }.read(directory);
+    let trust = if cluster["insecure-skip-tls-verify"] == true {
+        Trust::Anything
+    } else {
+        match file(cluster, "certificate-authority")? {
+            Some(pem) => Trust::Authorities(pem),
+            None => Trust::System,
+        }
+    };
+    let identity = match (file(user, "client-certificate")?, file(user, "client-key")?) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => bail!("a client certificate needs its key, and the key a certificate"),
+    };
+    Remote::new(
+        cluster["server"]
+            .as_str()
+            .context("the cluster has no server")?,
+        &trust,
+        identity.as_ref(),
+        cluster["tls-server-name"]
+            .as_str()
+            .filter(|name| !name.is_empty()),
+        credentials(user, directory)?,
+    )
+}
+
+/// The current context, or the only one.
+fn current(config: &Value) -> anyhow::Result<&Value> {
+    let name = &config["current-context"];
+    if name.as_str().is_some_and(|n| !n.is_empty()) {
+        return named(config, "contexts", "context", name)
+            .with_context(|| format!("context {name} was not found"));
+    }
+    match config["contexts"].as_array().map(Vec::as_slice) {
+        Some([only]) => Ok(&only["context"]),
+        _ => bail!("there is no current-context"),
+    }
+}
+
+fn named<'a>(config: &'a Value, list: &str, field: &str, name: &Value) -> Option<&'a Value> {
+    let entries = config[list].as_array()?;
+    entries
+        .iter()
+        .find(|e| e["name"] == *name)
+        .map(|e| &e[field])
+}
+
+fn credentials(user: &Value, directory: &Path) -> anyhow::Result<Credentials> {
+    let text = |name: &str| user[name].as_str().filter(|t| !t.is_empty());
+    if let Some(path) = text("tokenFile") {
+        return Ok(Credentials::TokenFile(directory.join(path)));
+    }
+    let header = match (text("token"), text("username")) {
+        (Some(token), _) => format!("Bearer {token}"),
+        (None, Some(name)) => {
+            let pair = format!("{name}:{}", text("password").unwrap_or_default());
+            format!("Basic {}", STANDARD.encode(pair))
+        }
+        (None, None) => return Ok(Credentials::None),
+    };
+    let mut value = HeaderValue::from_str(&header)?;
+    value.set_sensitive(true);
+    Ok(Credentials::Header(value))
+}
+
+/// `NAME-data` in base64, or a file called by `NAME`.
+struct Content<'a> {
+    value: &'a Value,
+    name: &'a str,
+}
+
+impl Content<'_> {
+    fn read(&self, directory: &Path) -> anyhow::Result<Option<String>> {
+        let text = |field: &str| self.value[field].as_str().filter(|t| !t.is_empty());
+        if let Some(data) = text(&format!("{}-data", self.name)) {
+            let bytes = STANDARD.decode(data).context(self.name.to_owned())?;
+            return Ok(Some(String::from_utf8(bytes)?));
+        }
+        let Some(path) = text(self.name) else {
+            return Ok(None);
+        };
+        let path: PathBuf = directory.join(path);
+        let read = std::fs::read_to_string(&path);
+        Ok(Some(read.with_context(|| path.display().to_string())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_current_context_names_the_service() {
+        let text = "
+clusters:
+- {name: other, cluster: {server: 'http://127.0.0.1:1/'}}
+- {name: hook, cluster: {server: 'http://127.0.0.1:2/authorize'}}
+users:
+- {name: me, user: {token: secret}}
+contexts:
+- {name: a, context: {cluster: hook, user: me}}
+current-context: a
+";
+        let remote = parse(text, Path::new("/")).unwrap();
+        assert_eq!(remote.url(), "http://127.0.0.1:2/authorize");
+        assert!(matches!(remote.credentials, Credentials::Header(_)));
+        let error = parse(
+            &text.replace("cluster: hook", "cluster: none"),
+            Path::new("/"),
+        );
+        assert!(error.is_err());
+        let exec = text.replace("token: secret", "exec: {command: x}");
+        assert!(parse(&exec, Path::new("/")).is_err());
+    }
+}

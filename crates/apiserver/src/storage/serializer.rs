@@ -1,0 +1,198 @@
+//! The stored form of objects, as upstream's: protobuf in its envelope for built-in kinds, JSON for custom ones. Whatever
+//! was stored in the other form, or in another version, is read all the same.
+
+use fluyt_api::resources::{self, Resource};
+use fluyt_api::schema::{Schema, TypeId};
+use fluyt_api::{convert, defaults, protobuf};
+use serde_json::Value;
+
+/// What built-in kinds are written in (`--storage-media-type`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MediaType {
+    #[default]
+    Protobuf,
+    Json,
+}
+
+impl std::str::FromStr for MediaType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "application/vnd.kubernetes.protobuf" => Ok(Self::Protobuf),
+            "application/json" => Ok(Self::Json),
+            other => Err(format!(
+                "--storage-media-type {other:?} invalid, allowed values: application/json,application/vnd.kubernetes.protobuf"
+            )),
+        }
+    }
+}
+
+/// An object that was stored.
+#[derive(Debug)]
+pub struct Stored {
+    pub object: Value,
+    /// It would be written in another form now.
+    pub stale: bool,
+}
+
+/// Gives an object the form that it will have when it is read again.
+pub fn prepare(resource: &Resource, object: &mut Value) {
+    if let Some(ty) = builtin_type(resource) {
+        defaults::as_stored(Schema::builtin(), ty, object);
+    }
+}
+
+/// Encodes an object of a resource in its stored version, which has no resourceVersion: that is the store's to say.
+#[must_use]
+pub fn encode(media_type: MediaType, resource: &Resource, object: &Value) -> Vec<u8> {
+    match (media_type, builtin_type(resource)) {
+        (MediaType::Protobuf, Some(ty)) => encode_protobuf(resource, ty, object),
+        _ => serde_json::to_vec(object).unwrap_or_default(),
+    }
+}
+
+fn encode_protobuf(resource: &Resource, ty: TypeId, object: &Value) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1024);
+    protobuf::seal_into(&resource.api_version(), resource.kind, &mut out, |out| {
+        protobuf::encode_into(ty, object, out);
+    });
+    out
+}
+
+/// The type of a kind that has a protobuf form.
+fn builtin_type(resource: &Resource) -> Option<TypeId> {
+    resource.ty.filter(|_| resource.definition.is_none())
+}
+
+/// Decodes a stored value into an object of the resource, which is in its stored version.
+///
+/// # Errors
+/// When it is damaged, or of another kind.
+pub fn decode(media_type: MediaType, resource: &Resource, stored: &[u8]) -> Result<Stored, String> {
+    let (object, is_protobuf) = if stored.starts_with(protobuf::MAGIC) {
+        (decode_protobuf(resource, stored)?, true)
+    } else {
+        (
+            serde_json::from_slice(stored).map_err(|e| e.to_string())?,
+            false,
+        )
+    };
+    let Some(ty) = builtin_type(resource) else {
+        return Ok(Stored {
+            object,
+            stale: is_protobuf,
+        });
+    };
+    let other_form = is_protobuf != (media_type == MediaType::Protobuf);
+    let (object, other_version) = in_version(resource, ty, object);
+    Ok(Stored {
+        object,
+        stale: other_form || other_version,
+    })
+}
+
+fn decode_protobuf(resource: &Resource, stored: &[u8]) -> Result<Value, String> {
+    let envelope = protobuf::open(stored)?;
+    let (group, version) = envelope
+        .api_version
+        .rsplit_once('/')
+        .unwrap_or(("", envelope.api_version));
+    let own =
+        envelope.kind == resource.kind && group == resource.group && version == resource.version;
+    let ty = if own {
+        resource.ty
+    } else {
+        // An older version's message has the fields of the present one, whose numbers never change.
+        resources::type_of(group, version, envelope.kind)
+            .or_else(|| resource.ty.filter(|_| envelope.kind == resource.kind))
+    };
+    let Some(ty) = ty else {
+        return Err(format!(
+            "no kind \"{}\" is registered for version \"{}\"",
+            envelope.kind, envelope.api_version
+        ));
+    };
+    let mut object = protobuf::decode(ty, envelope.raw)?;
+    defaults::as_stored(Schema::builtin(), ty, &mut object);
+    if let Some(map) = object.as_object_mut() {
+        map.insert("apiVersion".into(), envelope.api_version.into());
+        map.insert("kind".into(), envelope.kind.into());
+    }
+    Ok(object)
+}
+
+/// The object in the resource's version, and whether it was in another one.
+fn in_version(resource: &Resource, ty: TypeId, mut object: Value) -> (Value, bool) {
+    let wanted = resource.api_version();
+    let found = object["apiVersion"].as_str().unwrap_or_default();
+    if found == wanted {
+        return (object, false);
+    }
+    let (group, version) = found.rsplit_once('/').unwrap_or(("", found));
+    if let Some(from) = resources::find(group, version, resource.plural) {
+        object = convert::to_storage(from, resource, object);
+    } else if let Some(map) = object.as_object_mut() {
+        map.insert("apiVersion".into(), wanted.into());
+        map.insert("kind".into(), resource.kind.into());
+    }
+    defaults::as_stored(Schema::builtin(), ty, &mut object);
+    (object, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fluyt_api::resources::find;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let pods = find("", "v1", "pods").unwrap();
+        let mut pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "a", "namespace": "n", "uid": "u", "creationTimestamp": "2026-01-02T03:04:05Z"},
+            "spec": {"containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 80}],
+                "resources": {"limits": {"cpu": "100m"}}, "livenessProbe": {"httpGet": {"port": "x"}}}]},
+            "status": {"phase": "Running"},
+        });
+        defaults::as_stored(Schema::builtin(), pods.ty.unwrap(), &mut pod);
+        for (written, read, stale) in [
+            (MediaType::Protobuf, MediaType::Protobuf, false),
+            (MediaType::Json, MediaType::Json, false),
+            (MediaType::Json, MediaType::Protobuf, true),
+            (MediaType::Protobuf, MediaType::Json, true),
+        ] {
+            let bytes = encode(written, pods, &pod);
+            let stored = decode(read, pods, &bytes).unwrap();
+            assert_eq!((&stored.object, stored.stale), (&pod, stale));
+        }
+    }
+
+    #[test]
+    fn another_version_is_converted() {
+        let (v1, v2) = (
+            find("autoscaling", "v1", "horizontalpodautoscalers").unwrap(),
+            find("autoscaling", "v2", "horizontalpodautoscalers").unwrap(),
+        );
+        let old = json!({"apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "a"},
+            "spec": {"maxReplicas": 3, "scaleTargetRef": {"kind": "Deployment", "name": "d"}, "targetCPUUtilizationPercentage": 50}});
+        let stored = decode(
+            MediaType::Protobuf,
+            v2,
+            &encode(MediaType::Protobuf, v1, &old),
+        );
+        let stored = stored.unwrap();
+        assert!(stored.stale);
+        assert_eq!(stored.object["apiVersion"], "autoscaling/v2");
+        let target = &stored.object["spec"]["metrics"][0]["resource"]["target"];
+        assert_eq!(target["averageUtilization"], 50);
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        let pods = find("", "v1", "pods").unwrap();
+        assert!(decode(MediaType::Protobuf, pods, b"k8s\0\xff\xff").is_err());
+        assert!(decode(MediaType::Protobuf, pods, b"{").is_err());
+    }
+}

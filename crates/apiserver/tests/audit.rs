@@ -1,0 +1,320 @@
+//! The audit log of the whole server.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::service::{Service, eventually};
+use common::{Api, pod};
+use fluyt_apiserver::User;
+use fluyt_apiserver::audit::{
+    Batching, Delivery, Format, LogSettings, Mode, Policy, Settings, Truncation, WebhookSettings,
+};
+use http::{Method, Request, StatusCode};
+use http_body_util::Full;
+use serde_json::{Value, json};
+
+const BATCHING: Batching = Batching {
+    buffer: 100,
+    max_size: 10,
+    max_wait: Duration::from_millis(20),
+    throttle: None,
+    concurrent: true,
+};
+
+fn policy(rules: &str) -> Policy {
+    let text = format!(
+        "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nomitManagedFields: true\nrules:\n{rules}"
+    );
+    Policy::parse(&text).unwrap()
+}
+
+fn delivery(mode: Mode) -> Delivery {
+    Delivery {
+        mode,
+        batching: BATCHING,
+        truncation: None,
+    }
+}
+
+fn log(directory: &tempfile::TempDir, format: Format) -> LogSettings {
+    LogSettings {
+        path: directory.path().join("audit.log"),
+        format,
+        max_age: 0,
+        max_backups: 0,
+        max_size: 0,
+        compress: false,
+    }
+}
+
+/// A server that logs in blocking mode, so that a request's event is there when its answer is.
+async fn logging(rules: &str) -> (Api, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        policy: Some(policy(rules)),
+        log: Some((log(&directory, Format::Json), delivery(Mode::Blocking))),
+        webhook: None,
+    };
+    let api = Api::configured(|config, _| config.audit = settings).await;
+    (api, directory)
+}
+
+fn events(directory: &tempfile::TempDir) -> Vec<Value> {
+    let text = std::fs::read_to_string(directory.path().join("audit.log")).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn events_say_who_did_what_and_what_came_of_it() {
+    let rules = "- {level: RequestResponse, resources: [{group: '', resources: [pods]}]}\n- {level: Metadata, resources: [{group: '', resources: [configmaps]}]}\n- {level: None}\n";
+    let (api, directory) = logging(rules).await;
+    api.namespace().await;
+    let request = Request::post("/api/v1/namespaces/n/pods?fieldManager=me")
+        .header("content-type", "application/json")
+        .header("audit-id", "mine")
+        .header("user-agent", "tester/1");
+    let mut request = request.body(Full::from(pod("p").to_string())).unwrap();
+    request.extensions_mut().insert(api.user.clone());
+    let (status, headers, _) = api.send(request).await;
+    assert_eq!(status, StatusCode::CREATED);
+    assert_eq!(headers["audit-id"], "mine");
+    let all = events(&directory);
+    let [event] = all.as_slice() else {
+        panic!("{all:#?}")
+    };
+    for (pointer, value) in [
+        ("/apiVersion", "audit.k8s.io/v1"),
+        ("/kind", "Event"),
+        ("/level", "RequestResponse"),
+        ("/auditID", "mine"),
+        ("/stage", "ResponseComplete"),
+        ("/verb", "create"),
+        ("/requestURI", "/api/v1/namespaces/n/pods?fieldManager=me"),
+        ("/user/username", "admin"),
+        ("/userAgent", "tester/1"),
+        ("/objectRef/resource", "pods"),
+        ("/objectRef/name", "p"),
+        ("/objectRef/namespace", "n"),
+        ("/objectRef/apiVersion", "v1"),
+        ("/requestObject/kind", "Pod"),
+        ("/responseObject/status/phase", "Pending"),
+        ("/annotations/authorization.k8s.io~1decision", "allow"),
+        (
+            "/annotations/pod-security.kubernetes.io~1enforce-policy",
+            "privileged:latest",
+        ),
+    ] {
+        assert_eq!(
+            event.pointer(pointer).unwrap_or(&Value::Null),
+            value,
+            "{pointer} in {event:#}"
+        );
+    }
+    assert_eq!(
+        event["responseStatus"],
+        json!({"metadata": {}, "code": 201})
+    );
+    assert!(event["responseObject"]["metadata"]["managedFields"].is_null());
+
+    let map = json!({"metadata": {"name": "c"}, "data": {"secret": "x"}});
+    api.post("/api/v1/namespaces/n/configmaps", map).await;
+    let event = events(&directory).pop().unwrap();
+    assert_eq!(
+        (&event["level"], &event["objectRef"]["name"]),
+        (&json!("Metadata"), &json!("c"))
+    );
+    assert!(event["requestObject"].is_null() && event["responseObject"].is_null());
+
+    api.get("/api/v1/namespaces/n/secrets").await;
+    assert_eq!(
+        events(&directory).len(),
+        2,
+        "what the policy is not interested in is not there"
+    );
+}
+
+#[tokio::test]
+async fn failures_patches_and_deletions() {
+    let (api, directory) = logging("- {level: Request}\n").await;
+    api.namespace().await;
+    let last = || events(&directory).pop().unwrap();
+    let alice = User::new("alice", &[]);
+    api.call_as(
+        &alice,
+        Method::GET,
+        "/api/v1/namespaces/n/pods/p",
+        "",
+        Value::Null,
+    )
+    .await;
+    let event = last();
+    assert_eq!(event["responseStatus"]["code"], 403);
+    assert_eq!(event["responseStatus"]["reason"], "Forbidden");
+    assert_eq!(
+        event["annotations"]["authorization.k8s.io/decision"],
+        "forbid"
+    );
+
+    api.post(
+        "/api/v1/namespaces/n/configmaps",
+        json!({"metadata": {"name": "c"}}),
+    )
+    .await;
+    let patch = json!({"data": {"a": "b"}});
+    api.patch(
+        "/api/v1/namespaces/n/configmaps/c",
+        "merge-patch",
+        patch.clone(),
+    )
+    .await;
+    let event = last();
+    assert_eq!(
+        (&event["verb"], &event["requestObject"]),
+        (&json!("patch"), &patch)
+    );
+    api.call(
+        Method::DELETE,
+        "/api/v1/namespaces/n/configmaps/c",
+        json!({"propagationPolicy": "Background"}),
+    )
+    .await;
+    let event = last();
+    assert_eq!(event["requestObject"]["propagationPolicy"], "Background");
+    assert_eq!(event["responseStatus"]["status"], "Success");
+    assert_eq!(event["responseStatus"]["code"], 200);
+
+    let bad = Request::get("/api/v1/pods").header("authorization", "Bearer nonsense");
+    let (status, _, _) = api.send(bad.body(Full::default()).unwrap()).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    let event = last();
+    assert_eq!(event["stage"], "ResponseStarted");
+    assert_eq!(
+        event["responseStatus"]["message"],
+        "Authentication failed, attempted: bearer"
+    );
+    assert_eq!(event["user"], json!({}));
+}
+
+#[tokio::test]
+async fn impersonation_and_watches() {
+    let (api, directory) = logging("- {level: Metadata}\n").await;
+    let mut request = Request::get("/api/v1/pods?watch=true&timeoutSeconds=1")
+        .header("impersonate-user", "bob")
+        .header("impersonate-group", "system:masters")
+        .body(Full::default())
+        .unwrap();
+    request.extensions_mut().insert(api.user.clone());
+    let (status, _, _) = api.send(request).await;
+    assert_eq!(status, StatusCode::OK);
+    // The end of a watch is recorded after its answer.
+    let stages = || -> Vec<Value> {
+        let watches = events(&directory)
+            .into_iter()
+            .filter(|e| e["verb"] == "watch");
+        watches.map(|e| e["stage"].clone()).collect()
+    };
+    let complete = eventually(async || stages().len() == 2).await;
+    assert!(complete);
+    assert_eq!(stages(), ["ResponseStarted", "ResponseComplete"]);
+    let event = events(&directory)
+        .into_iter()
+        .find(|e| e["verb"] == "watch")
+        .unwrap();
+    assert_eq!(event["user"]["username"], "admin");
+    assert_eq!(event["impersonatedUser"]["username"], "bob");
+}
+
+#[tokio::test]
+async fn the_legacy_format_is_a_line_for_people() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        policy: Some(policy("- {level: Metadata}\n")),
+        log: Some((log(&directory, Format::Legacy), delivery(Mode::Blocking))),
+        webhook: None,
+    };
+    let api = Api::configured(|config, _| config.audit = settings).await;
+    api.get("/api/v1/namespaces/default/pods").await;
+    let text = std::fs::read_to_string(directory.path().join("audit.log")).unwrap();
+    let line = text.lines().last().unwrap();
+    for part in [
+        " AUDIT: id=\"",
+        "stage=\"ResponseComplete\"",
+        "method=\"list\"",
+        "user=\"admin\"",
+        "as=\"<self>\"",
+        "namespace=\"default\"",
+        "uri=\"/api/v1/namespaces/default/pods\"",
+        "response=\"200\"",
+    ] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+}
+
+#[tokio::test]
+async fn a_webhook_gets_batches_and_its_slowness_is_its_own() {
+    let gate = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let open = gate.clone();
+    let hook = Service::start(move |_, _| {
+        let status = if open.load(std::sync::atomic::Ordering::SeqCst) {
+            200
+        } else {
+            503
+        };
+        (status, json!({}))
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let webhook = WebhookSettings {
+        kubeconfig: hook.kubeconfig(&directory),
+        initial_backoff: Duration::from_millis(20),
+    };
+    let settings = Settings {
+        policy: Some(policy("- {level: Request}\n")),
+        log: None,
+        webhook: Some((
+            webhook,
+            Delivery {
+                truncation: Some(Truncation {
+                    max_event: 4096,
+                    max_batch: 64 * 1024,
+                }),
+                ..delivery(Mode::Batch)
+            },
+        )),
+    };
+    let api = Api::configured(|config, _| config.audit = settings).await;
+    api.namespace().await;
+    let began = Instant::now();
+    let map = json!({"metadata": {"name": "large"}, "data": {"x": "y".repeat(8000)}});
+    api.post("/api/v1/namespaces/n/configmaps", map).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "a request does not wait for a back end"
+    );
+    gate.store(true, std::sync::atomic::Ordering::SeqCst);
+    let event = || {
+        let received = hook.received.lock();
+        let items = received
+            .iter()
+            .flat_map(|(_, list)| list["items"].as_array().into_iter().flatten());
+        items
+            .filter(|e| e["objectRef"]["name"] == "large")
+            .last()
+            .cloned()
+    };
+    let arrived = eventually(async || event().is_some()).await;
+    assert!(arrived);
+    let event = event().unwrap();
+    assert_eq!(event["annotations"]["audit.k8s.io/truncated"], "true");
+    assert!(event["requestObject"].is_null());
+    let (_, list) = hook.received.lock().last().cloned().unwrap();
+    assert_eq!(
+        (&list["kind"], &list["apiVersion"]),
+        (&json!("EventList"), &json!("audit.k8s.io/v1"))
+    );
+}

@@ -1,0 +1,447 @@
+//! Who a request is from, through the whole server: certificates, front proxies, tokens of every kind, impersonation.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use common::Api;
+use common::service::{Service, eventually};
+use fluyt_apiserver::authn::jwt::AuthenticationConfiguration;
+use fluyt_apiserver::authn::{Anonymous, PeerCertificates, TokenFile, TokenWebhookSettings};
+use fluyt_apiserver::{MASTERS, User};
+use fluyt_pki::{Authority, Identity, TokenKeys, Usage};
+use http::{Method, Request, StatusCode};
+use http_body_util::Full;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use serde_json::{Value, json};
+
+const REVIEW: &str = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+
+fn review(headers: &[(&str, &str)], peer: Option<PeerCertificates>) -> Request<Full<bytes::Bytes>> {
+    let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
+    let mut request = Request::post(REVIEW).header("content-type", "application/json");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let mut request = request.body(Full::from(body.to_string())).unwrap();
+    if let Some(peer) = peer {
+        request.extensions_mut().insert(peer);
+    }
+    request
+}
+
+fn peer(authority: &Authority, name: &str, organizations: &[&str]) -> PeerCertificates {
+    let identity = Identity {
+        common_name: name.into(),
+        organizations: organizations.iter().map(|o| (*o).to_owned()).collect(),
+        ..Identity::default()
+    };
+    let issued = authority.issue(&identity, Usage::Client, 1).unwrap();
+    let chain = CertificateDer::pem_slice_iter(issued.certificate_pem.as_bytes());
+    PeerCertificates::new(chain.collect::<Result<Arc<[_]>, _>>().unwrap())
+}
+
+async fn user(api: &Api, headers: &[(&str, &str)], peer: Option<PeerCertificates>) -> (u16, Value) {
+    let (status, _, body) = api.send(review(headers, peer)).await;
+    (status.as_u16(), body["status"]["userInfo"].clone())
+}
+
+#[tokio::test]
+async fn certificates_and_front_proxies() {
+    let proxies = Authority::create("proxies").unwrap();
+    let api = Api::configured(|config, _| {
+        config.requestheader_ca_pem = Some(proxies.certificate_pem().to_owned());
+    })
+    .await;
+    let (status, found) = user(&api, &[], Some(peer(&api.authority, "alice", &["dev"]))).await;
+    assert_eq!(status, 201);
+    assert_eq!(found["username"], "alice");
+    assert_eq!(found["groups"], json!(["dev", "system:authenticated"]));
+    let id = &found["extra"]["authentication.kubernetes.io/credential-id"][0];
+    assert!(id.as_str().unwrap().starts_with("X509SHA256="));
+
+    let foreign = Authority::create("other").unwrap();
+    let (status, _) = user(&api, &[], Some(peer(&foreign, "alice", &[]))).await;
+    assert_eq!(status, 401);
+
+    let headers = [
+        ("x-remote-user", "bob"),
+        ("x-remote-group", "ops"),
+        ("x-remote-extra-acme%2ftier", "gold"),
+    ];
+    let proxy = || Some(peer(&proxies, "front-proxy-client", &[]));
+    let (status, found) = user(&api, &headers, proxy()).await;
+    assert_eq!((status, &found["username"]), (201, &json!("bob")));
+    assert_eq!(found["extra"], json!({"acme/tier": ["gold"]}));
+    // Another name of the same authority is no front proxy, and nobody else may say who they are.
+    let (status, _) = user(&api, &headers, Some(peer(&proxies, "mallory", &[]))).await;
+    assert_eq!(status, 401);
+    let (_, found) = user(&api, &headers, Some(peer(&api.authority, "alice", &[]))).await;
+    assert_eq!(found["username"], "alice");
+    let (status, _) = user(&api, &headers, None).await;
+    assert_eq!(status, 403, "anonymous may not review itself");
+}
+
+/// An issuer on loopback with a key that can be exchanged.
+struct Issuer {
+    service: Service,
+    keys: Arc<Mutex<TokenKeys>>,
+}
+
+impl Issuer {
+    async fn start() -> Self {
+        let keys = Arc::new(Mutex::new(TokenKeys::create().unwrap()));
+        let address: Arc<Mutex<String>> = Arc::default();
+        let (shown, at) = (keys.clone(), address.clone());
+        let service = Service::start(move |path, _| {
+            let url = at.lock().clone();
+            match path {
+                "/.well-known/openid-configuration" => (
+                    200,
+                    json!({"issuer": url, "jwks_uri": format!("{url}/keys")}),
+                ),
+                "/keys" => (200, shown.lock().jwks()),
+                _ => (404, Value::Null),
+            }
+        })
+        .await;
+        *address.lock() = service.url();
+        Self { service, keys }
+    }
+
+    fn claims(&self) -> Value {
+        let now = jiff::Timestamp::now().as_second();
+        json!({"iss": self.service.url(), "aud": "cluster", "sub": "u1", "email": "u1@acme", "email_verified": true,
+            "roles": ["dev"], "exp": now + 600, "iat": now, "jti": "t1"})
+    }
+
+    fn sign(&self, claims: &Value) -> String {
+        let keys = self.keys.lock();
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = keys.jwks()["keys"][0]["kid"].as_str().map(str::to_owned);
+        let key = EncodingKey::from_ec_pem(keys.private_pem().as_bytes()).unwrap();
+        jsonwebtoken::encode(&header, claims, &key).unwrap()
+    }
+
+    fn configuration(&self, mappings: &str) -> String {
+        let ca: Vec<String> = self
+            .service
+            .ca_pem
+            .lines()
+            .map(|l| format!("      {l}"))
+            .collect();
+        format!(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n- issuer:\n    url: {}\n    audiences: [cluster]\n    certificateAuthority: |\n{}\n  claimMappings:\n{mappings}\n",
+            self.service.url(),
+            ca.join("\n")
+        )
+    }
+}
+
+const CLAIM: &str =
+    "    username: {claim: sub, prefix: 'oidc:'}\n    groups: {claim: roles, prefix: ''}";
+
+#[tokio::test]
+async fn tokens_of_an_openid_issuer() {
+    let issuer = Issuer::start().await;
+    let config = AuthenticationConfiguration::parse(&issuer.configuration(CLAIM), &[]).unwrap();
+    let api = Api::configured(|c, _| c.authentication.jwt = config.jwt).await;
+    let token = issuer.sign(&issuer.claims());
+    // Its keys are fetched in the background.
+    let known = eventually(async || api.whoami(&token).await.0 == StatusCode::CREATED).await;
+    assert!(known);
+    let (_, found) = api.whoami(&token).await;
+    assert_eq!(found["username"], "oidc:u1");
+    assert_eq!(found["groups"], json!(["dev", "system:authenticated"]));
+
+    let changed = |field: &str, value: Value| {
+        let mut claims = issuer.claims();
+        claims[field] = value;
+        issuer.sign(&claims)
+    };
+    let parts: Vec<&str> = token.split('.').collect();
+    let none = URL_SAFE_NO_PAD.encode("{\"alg\":\"none\"}");
+    let hmac = jsonwebtoken::encode(
+        &Header::new(Algorithm::HS256),
+        &issuer.claims(),
+        &EncodingKey::from_secret(issuer.keys.lock().jwks().to_string().as_bytes()),
+    )
+    .unwrap();
+    let forged = format!(
+        "{}.{}.{}",
+        parts[0],
+        URL_SAFE_NO_PAD.encode("{\"sub\":\"admin\"}"),
+        parts[2]
+    );
+    for (what, bad) in [
+        ("expired", changed("exp", json!(1))),
+        ("without an end", changed("exp", Value::Null)),
+        ("not yet valid", changed("nbf", json!(4_000_000_000_i64))),
+        ("for others", changed("aud", json!("other"))),
+        ("of others", changed("iss", json!("https://127.0.0.1:1"))),
+        ("without its claim", changed("sub", Value::Null)),
+        ("unsigned", format!("{none}.{}.", parts[1])),
+        ("signed with the public key", hmac),
+        ("forged", forged),
+        ("cut", token[..token.len() - 10].to_owned()),
+        ("nonsense", "a.b.c".to_owned()),
+        ("long", "x".repeat(200_000)),
+    ] {
+        let (status, _) = api.whoami(&bad).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{what}");
+    }
+
+    // The issuer begins to sign with another key.
+    *issuer.keys.lock() = TokenKeys::create().unwrap();
+    let fresh = issuer.sign(&issuer.claims());
+    let rotated = eventually(async || api.whoami(&fresh).await.0 == StatusCode::CREATED).await;
+    assert!(rotated);
+    assert_eq!(api.whoami(&token).await.0, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn the_configuration_is_read_again_when_it_changes() {
+    let issuer = Issuer::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("authentication.yaml");
+    std::fs::write(&path, issuer.configuration(CLAIM)).unwrap();
+    let config = AuthenticationConfiguration::parse(&issuer.configuration(CLAIM), &[]).unwrap();
+    let api = Api::configured(|c, _| {
+        c.authentication.jwt = config.jwt;
+        c.authentication.config_file = Some(path.clone());
+    })
+    .await;
+    let token = issuer.sign(&issuer.claims());
+    let is_called = async |name: &str| {
+        eventually(async || api.whoami(&token).await.1["username"] == name).await
+    };
+    assert!(is_called("oidc:u1").await);
+    // What is wrong changes nothing; what is right takes effect.
+    std::fs::write(&path, "kind: Nothing").unwrap();
+    let expression = "    username: {expression: '\"e:\" + (claims.email_verified ? claims.email : claims.sub)'}";
+    std::fs::write(&path, issuer.configuration(expression)).unwrap();
+    assert!(is_called("e:u1@acme").await);
+}
+
+#[tokio::test]
+async fn tokens_of_files_webhooks_and_rotated_keys() {
+    let hook = Service::start(|_, review| {
+        let status = match review["spec"]["token"].as_str() {
+            Some("magic") => {
+                json!({"authenticated": true, "user": {"username": "wizard", "groups": ["hat"]}})
+            }
+            _ => json!({"authenticated": false}),
+        };
+        (
+            200,
+            json!({"apiVersion": review["apiVersion"], "kind": "TokenReview", "status": status}),
+        )
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let old = TokenKeys::create().unwrap();
+    let keys = TokenKeys::create().unwrap();
+    let pems = vec![old.private_pem().to_owned(), keys.private_pem().to_owned()];
+    let signing = keys.private_pem().to_owned();
+    let api = Api::configured(|config, _| {
+        config.service_account_key_pem = signing;
+        config.authentication.service_account_keys = pems;
+        config.authentication.token_file =
+            Some(TokenFile::parse("s3cret,carol,7,\"a,b\"").unwrap());
+        config.authentication.webhook = Some(TokenWebhookSettings {
+            kubeconfig: hook.kubeconfig(&directory),
+            version: "v1",
+            cache_ttl: std::time::Duration::from_secs(60),
+        });
+    })
+    .await;
+    let (_, found) = api.whoami("s3cret").await;
+    assert_eq!(
+        (&found["username"], &found["uid"]),
+        (&json!("carol"), &json!("7"))
+    );
+    for _ in 0..3 {
+        let (_, found) = api.whoami("magic").await;
+        assert_eq!(found["groups"], json!(["hat", "system:authenticated"]));
+    }
+    assert_eq!(hook.count(), 1, "answers are remembered");
+    assert_eq!(api.whoami("wrong").await.0, StatusCode::UNAUTHORIZED);
+
+    api.namespace().await;
+    let request =
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+    let (_, made) = api
+        .post(
+            "/api/v1/namespaces/n/serviceaccounts/default/token",
+            request,
+        )
+        .await;
+    let token = made["status"]["token"].as_str().unwrap();
+    let (status, found) = api.whoami(token).await;
+    assert_eq!(
+        (status, &found["username"]),
+        (
+            StatusCode::CREATED,
+            &json!("system:serviceaccount:n:default")
+        )
+    );
+    // The same claims under the key of the past are good, under a stranger's not.
+    let claims = keys.verify(token).unwrap();
+    assert_eq!(
+        api.whoami(&old.sign(&claims).unwrap()).await.0,
+        StatusCode::CREATED
+    );
+    let stranger = TokenKeys::create().unwrap();
+    assert_eq!(
+        api.whoami(&stranger.sign(&claims).unwrap()).await.0,
+        StatusCode::UNAUTHORIZED
+    );
+    let (_, _, set) = api.send(as_admin(Request::get("/openid/v1/jwks"))).await;
+    assert_eq!(set["keys"].as_array().unwrap().len(), 2);
+    // Whoever the token is bound to has to exist.
+    api.call(
+        Method::DELETE,
+        "/api/v1/namespaces/n/serviceaccounts/default",
+        Value::Null,
+    )
+    .await;
+    assert_eq!(api.whoami(token).await.0, StatusCode::UNAUTHORIZED);
+}
+
+fn as_admin(request: http::request::Builder) -> Request<Full<bytes::Bytes>> {
+    let mut request = request.body(Full::default()).unwrap();
+    request
+        .extensions_mut()
+        .insert(User::new("admin", &[MASTERS]));
+    request
+}
+
+#[tokio::test]
+async fn anonymous_requests_only_where_they_are_allowed() {
+    let api =
+        Api::configured(|c, _| c.authentication.anonymous = Anonymous::only(&["/livez"])).await;
+    let get = |path: &str| Request::get(path).body(Full::default()).unwrap();
+    assert_eq!(api.send(get("/livez")).await.0, StatusCode::OK);
+    assert_eq!(api.send(get("/version")).await.0, StatusCode::UNAUTHORIZED);
+    let (status, headers, body) = api.send(get("/api/v1/pods")).await;
+    assert_eq!(
+        (status, &body["reason"]),
+        (StatusCode::UNAUTHORIZED, &json!("Unauthorized"))
+    );
+    assert!(headers.contains_key("audit-id"));
+    // Bad credentials do not fall back to none.
+    let bad = Request::get("/livez").header("authorization", "Bearer x");
+    assert_eq!(
+        api.send(bad.body(Full::default()).unwrap()).await.0,
+        StatusCode::UNAUTHORIZED
+    );
+}
+
+#[tokio::test]
+async fn websockets_bring_their_token_as_a_protocol() {
+    let api = Api::configured(|c, _| {
+        c.authentication.token_file = Some(TokenFile::parse("s3cret,carol,7").unwrap());
+    })
+    .await;
+    let token = URL_SAFE_NO_PAD.encode("s3cret");
+    let protocols = format!("base64url.bearer.authorization.k8s.io.{token}, base64.binary.k8s.io");
+    let headers = |protocols: &str| {
+        let all = [
+            ("upgrade", "websocket"),
+            ("connection", "upgrade"),
+            ("sec-websocket-protocol", protocols),
+        ];
+        review(&all, None)
+    };
+    let (status, _, body) = api.send(headers(&protocols)).await;
+    assert_eq!(status, StatusCode::CREATED);
+    assert_eq!(body["status"]["userInfo"]["username"], "carol");
+    let (status, _, _) = api
+        .send(headers("base64url.bearer.authorization.k8s.io.AAAA, x"))
+        .await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn impersonation_takes_rights_to_every_part() {
+    let api = Api::start().await;
+    let role = |name: &str, rules: Value| json!({"metadata": {"name": name}, "rules": rules});
+    let rules = json!([
+        {"verbs": ["impersonate"], "apiGroups": [""], "resources": ["users"], "resourceNames": ["bob"]},
+        {"verbs": ["impersonate"], "apiGroups": [""], "resources": ["groups"], "resourceNames": ["ops"]},
+        {"verbs": ["impersonate"], "apiGroups": ["authentication.k8s.io"], "resources": ["userextras/scopes"], "resourceNames": ["dev"]},
+    ]);
+    api.post(
+        "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+        role("actor", rules),
+    )
+    .await;
+    let narrow = json!([
+        {"verbs": ["impersonate:user-info"], "apiGroups": ["authentication.k8s.io"], "resources": ["users"], "resourceNames": ["eve"]},
+        {"verbs": ["impersonate-on:user-info:create"], "apiGroups": ["authentication.k8s.io"], "resources": ["selfsubjectreviews"]},
+    ]);
+    api.post(
+        "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+        role("narrow", narrow),
+    )
+    .await;
+    for name in ["actor", "narrow"] {
+        let binding = json!({"metadata": {"name": name}, "subjects": [{"kind": "User", "name": "alice"}],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}});
+        api.post(
+            "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+            binding,
+        )
+        .await;
+    }
+    let alice = peer(&api.authority, "alice", &[]);
+    let act = async |headers: &[(&str, &str)]| {
+        let (status, _, body) = api.send(review(headers, Some(alice.clone()))).await;
+        (status.as_u16(), body)
+    };
+    let (status, body) = act(&[
+        ("impersonate-user", "bob"),
+        ("impersonate-group", "ops"),
+        ("impersonate-extra-scopes", "dev"),
+    ])
+    .await;
+    assert_eq!(status, 201);
+    let found = &body["status"]["userInfo"];
+    assert_eq!(found["username"], "bob");
+    assert_eq!(found["groups"], json!(["ops", "system:authenticated"]));
+    assert_eq!(found["extra"], json!({"scopes": ["dev"]}));
+    let (status, body) = act(&[("impersonate-user", "eve")]).await;
+    assert_eq!(
+        (status, &body["status"]["userInfo"]["username"]),
+        (201, &json!("eve"))
+    );
+    let (status, _) = act(&[
+        ("impersonate-user", "bob"),
+        ("impersonate-group", "system:masters"),
+    ])
+    .await;
+    assert_eq!(status, 403);
+    let (status, body) = act(&[("impersonate-user", "dan")]).await;
+    assert_eq!(status, 403);
+    assert_eq!(
+        body["message"],
+        "users.authentication.k8s.io \"dan\" is forbidden: User \"alice\" cannot impersonate:user-info resource \"users\" in API group \"authentication.k8s.io\" at the cluster scope"
+    );
+    let (status, _) = act(&[("impersonate-user", "bob"), ("impersonate-uid", "7")]).await;
+    assert_eq!(status, 403);
+    let (status, body) = act(&[("impersonate-group", "ops")]).await;
+    assert_eq!(status, 400);
+    assert!(
+        body["message"]
+            .as_str()
+            .unwrap()
+            .ends_with("without impersonating a user name")
+    );
+}

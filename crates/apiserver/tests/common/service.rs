@@ -1,0 +1,125 @@
+//! A service on loopback that a server is configured to ask: an OpenID issuer, or a webhook.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use fluyt_pki::{Authority, Identity, Usage};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use rustls::ServerConfig;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
+use tokio_rustls::TlsAcceptor;
+
+type Answer = dyn Fn(&str, &Value) -> (u16, Value) + Send + Sync;
+
+/// A running service; what it was sent is kept.
+pub struct Service {
+    pub address: SocketAddr,
+    pub received: Arc<Mutex<Vec<(String, Value)>>>,
+    pub ca_pem: String,
+}
+
+impl Service {
+    /// Answers a path and a body with a status and JSON.
+    pub async fn start(
+        answer: impl Fn(&str, &Value) -> (u16, Value) + Send + Sync + 'static,
+    ) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let authority = Authority::create("service").unwrap();
+        let identity = Identity {
+            common_name: "service".into(),
+            addresses: vec!["127.0.0.1".parse().unwrap()],
+            ..Identity::default()
+        };
+        let issued = authority.issue(&identity, Usage::Server, 1).unwrap();
+        let chain = CertificateDer::pem_slice_iter(issued.certificate_pem.as_bytes());
+        let chain = chain.collect::<Result<Vec<_>, _>>().unwrap();
+        let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
+        let config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let received: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
+        let (log, answer): (_, Arc<Answer>) = (received.clone(), Arc::new(answer));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, log, answer) = (acceptor.clone(), log.clone(), answer.clone());
+                tokio::spawn(async move {
+                    let Ok(stream) = acceptor.accept(stream).await else {
+                        return;
+                    };
+                    let service = service_fn(move |request: Request<Incoming>| {
+                        let (log, answer) = (log.clone(), answer.clone());
+                        async move {
+                            let path = request.uri().path().to_owned();
+                            let body = request.into_body().collect().await?.to_bytes();
+                            let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+                            let (status, value) = answer(&path, &body);
+                            log.lock().push((path, body));
+                            let mut response =
+                                Response::new(Full::new(bytes::Bytes::from(value.to_string())));
+                            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+                            Ok::<_, hyper::Error>(response)
+                        }
+                    });
+                    let connection = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service);
+                    let _ = connection.await;
+                });
+            }
+        });
+        Self {
+            address,
+            received,
+            ca_pem: authority.certificate_pem().to_owned(),
+        }
+    }
+
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    /// A kubeconfig of this service in a file.
+    pub fn kubeconfig(&self, directory: &tempfile::TempDir) -> PathBuf {
+        let ca = base64::engine::general_purpose::STANDARD.encode(&self.ca_pem);
+        let config = json!({
+            "clusters": [{"name": "c", "cluster": {"server": format!("{}/hook", self.url()), "certificate-authority-data": ca}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c"}}],
+            "current-context": "x",
+        });
+        let path = directory
+            .path()
+            .join(format!("{}.kubeconfig", self.address.port()));
+        std::fs::write(&path, config.to_string()).unwrap();
+        path
+    }
+
+    pub fn count(&self) -> usize {
+        self.received.lock().len()
+    }
+}
+
+/// Waits until something holds, for at most ten seconds.
+pub async fn eventually(mut holds: impl AsyncFnMut() -> bool) -> bool {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while tokio::time::Instant::now() < deadline {
+        if holds().await {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    false
+}

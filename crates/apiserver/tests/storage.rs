@@ -1,0 +1,388 @@
+//! What is in the store: upstream's layout and encoding, older forms, and encryption.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::Api;
+use fluyt_api::protobuf;
+use fluyt_apiserver::{Encryption, Features, MediaType, Storage};
+use fluyt_etcd::embedded::Embedded;
+use fluyt_etcd::{DynStore, Keys, Op, Put, Range, Txn};
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+async fn stored(api: &Api, key: &str) -> Vec<u8> {
+    let range = Range::new(Keys::One(key.to_owned().into()));
+    let found = api.store.range(range).await.unwrap();
+    found.kvs[0].value.to_vec()
+}
+
+async fn put(store: &DynStore, key: &str, value: Vec<u8>) {
+    let txn = Txn {
+        compares: Vec::new(),
+        success: vec![Op::Put(Put::new(key.to_owned(), value))],
+        failure: Vec::new(),
+    };
+    store.txn(txn).await.unwrap();
+}
+
+fn store() -> (DynStore, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(directory.path()).unwrap());
+    (store, directory)
+}
+
+fn config_map(name: &str) -> Value {
+    json!({"metadata": {"name": name}, "data": {"k": "v"}})
+}
+
+#[tokio::test]
+async fn built_in_kinds_are_protobuf_and_custom_ones_json() {
+    let api = Api::start().await;
+    api.namespace().await;
+    let maps = "/api/v1/namespaces/n/configmaps";
+    api.post(maps, config_map("a")).await;
+    let value = stored(&api, "/registry/configmaps/n/a").await;
+    let envelope = protobuf::open(&value).unwrap();
+    assert_eq!((envelope.api_version, envelope.kind), ("v1", "ConfigMap"));
+    let service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+    api.post("/api/v1/namespaces/n/services", service).await;
+    let value = stored(&api, "/registry/services/specs/n/s").await;
+    assert_eq!(protobuf::open(&value).unwrap().kind, "Service");
+    // The version is the store's alone.
+    let got = api.get(&format!("{maps}/a")).await.1;
+    assert!(got["metadata"]["resourceVersion"].is_string());
+}
+
+#[tokio::test]
+async fn what_older_servers_wrote_is_served_and_rewritten_when_it_is_written() {
+    let (store, _directory) = store();
+    let old = json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "a", "namespace": "n", "uid": "u", "creationTimestamp": "2026-01-02T03:04:05Z"}, "data": {"k": "v"}});
+    let key = "/registry/configmaps/n/a";
+    put(&store, key, old.to_string().into_bytes()).await;
+    let api = Api::start_on(store, Storage::default(), Features::default()).await;
+    let path = "/api/v1/namespaces/n/configmaps/a";
+    let (status, got) = api.get(path).await;
+    assert_eq!((status, &got["data"]["k"]), (StatusCode::OK, &json!("v")));
+    // Nothing changes, but its form does.
+    let (status, put) = api.call(Method::PUT, path, got.clone()).await;
+    assert_eq!(status, StatusCode::OK, "{put}");
+    assert!(stored(&api, key).await.starts_with(protobuf::MAGIC));
+    assert_ne!(
+        put["metadata"]["resourceVersion"],
+        got["metadata"]["resourceVersion"]
+    );
+    // Now nothing is written any more.
+    let again = api.call(Method::PUT, path, put.clone()).await.1;
+    assert_eq!(again, put);
+}
+
+#[tokio::test]
+async fn json_is_written_when_it_is_asked_for() {
+    let (store, _directory) = store();
+    let storage = Storage {
+        media_type: MediaType::Json,
+        ..Storage::default()
+    };
+    let api = Api::start_on(store, storage, Features::default()).await;
+    api.namespace().await;
+    api.post("/api/v1/namespaces/n/configmaps", config_map("a"))
+        .await;
+    let value = stored(&api, "/registry/configmaps/n/a").await;
+    let value: Value = serde_json::from_slice(&value).unwrap();
+    assert_eq!(value["data"]["k"], "v");
+}
+
+/// A configuration that encrypts secrets with the given providers.
+fn configuration(providers: &str) -> String {
+    format!(
+        "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources: [{{resources: [secrets], providers: {providers}}}]\n"
+    )
+}
+
+async fn encrypted(store: &DynStore, providers: &str) -> Api {
+    let loaded = Encryption::load(&configuration(providers), "/registry/").await;
+    let storage = Storage {
+        encryption: Arc::new(loaded.unwrap()),
+        ..Storage::default()
+    };
+    Api::start_on(store.clone(), storage, Features::default()).await
+}
+
+const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+const SECRETS: &str = "/api/v1/namespaces/n/secrets";
+const STORED: &str = "/registry/secrets/n/a";
+
+fn secret() -> Value {
+    json!({"metadata": {"name": "a"}, "stringData": {"password": "hidden-word"}})
+}
+
+/// Whether the secret is in the store for everybody to see.
+async fn is_plain(api: &Api) -> bool {
+    let value = stored(api, STORED).await;
+    value.windows(11).any(|w| w == b"hidden-word")
+}
+
+#[tokio::test]
+async fn secrets_are_encrypted_and_keys_rotate() {
+    let (store, _directory) = store();
+    let plain = Api::start_on(store.clone(), Storage::default(), Features::default()).await;
+    plain.namespace().await;
+    plain.post(SECRETS, secret()).await;
+    assert!(is_plain(&plain).await);
+    drop(plain);
+
+    // Plain data still reads, and is encrypted by the next write.
+    let one = format!("{{secretbox: {{keys: [{{name: one, secret: {KEY}}}]}}}}");
+    let api = encrypted(&store, &format!("[{one}, {{identity: {{}}}}]")).await;
+    let path = format!("{SECRETS}/a");
+    let got = api.get(&path).await.1;
+    assert_eq!(got["data"]["password"], "aGlkZGVuLXdvcmQ=");
+    api.call(Method::PUT, &path, got).await;
+    assert!(!is_plain(&api).await);
+    assert!(
+        stored(&api, STORED)
+            .await
+            .starts_with(b"k8s:enc:secretbox:v1:one:")
+    );
+    drop(api);
+
+    let two = format!("{{aescbc: {{keys: [{{name: two, secret: {KEY}}}]}}}}");
+    let api = encrypted(&store, &format!("[{two}, {one}]")).await;
+    let got = api.get(&path).await.1;
+    api.call(Method::PUT, &path, got).await;
+    let value = stored(&api, STORED).await;
+    assert!(value.starts_with(b"k8s:enc:aescbc:v1:two:"));
+    // A graceful deletion, a watch and a list of the past read the same.
+    let list = api.get(SECRETS).await.1;
+    assert_eq!(list["items"][0]["data"]["password"], "aGlkZGVuLXdvcmQ=");
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap();
+    api.call(Method::DELETE, &path, Value::Null).await;
+    let past = format!("{SECRETS}?resourceVersion={version}&resourceVersionMatch=Exact");
+    let past = api.get(&past).await.1;
+    assert_eq!(past["items"][0]["data"]["password"], "aGlkZGVuLXdvcmQ=");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configuration_is_reloaded() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("encryption.yaml");
+    std::fs::write(&path, configuration("[{identity: {}}]")).unwrap();
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let loaded = Encryption::load_file(&path, "/registry/", true, shutdown).await;
+    let (store, _directory) = store();
+    let storage = Storage {
+        encryption: loaded.unwrap(),
+        ..Storage::default()
+    };
+    let api = Api::start_on(store, storage, Features::default()).await;
+    api.namespace().await;
+    api.post(SECRETS, secret()).await;
+    assert!(is_plain(&api).await);
+    // A mistake changes nothing; the next one counts.
+    std::fs::write(&path, "kind: Nonsense").unwrap();
+    let replacement = directory.path().join("next");
+    let next = configuration(&format!(
+        "[{{aesgcm: {{keys: [{{name: a, secret: {KEY}}}]}}}}, {{identity: {{}}}}]"
+    ));
+    std::fs::write(&replacement, next).unwrap();
+    std::fs::rename(&replacement, &path).unwrap();
+    let path = format!("{SECRETS}/a");
+    let rewritten = async {
+        while is_plain(&api).await {
+            let got = api.get(&path).await.1;
+            api.call(Method::PUT, &path, got).await;
+            tokio::task::yield_now().await;
+        }
+    };
+    let limit = std::time::Duration::from_secs(20);
+    tokio::time::timeout(limit, rewritten).await.unwrap();
+    assert!(
+        stored(&api, STORED)
+            .await
+            .starts_with(b"k8s:enc:aesgcm:v1:a:")
+    );
+}
+
+/// A plugin that hides keys by turning their bits over.
+mod plugin {
+    use std::collections::HashMap;
+    use std::convert::Infallible;
+    use std::future::{Ready, ready};
+    use std::task::{Context, Poll};
+
+    use futures::future::BoxFuture;
+    use prost::Message;
+    use tonic::codegen::{Body, Service, StdError, http};
+    use tonic::server::{Grpc, NamedService, UnaryService};
+    use tonic::{Request, Response, Status};
+    use tonic_prost::ProstCodec;
+
+    #[derive(Clone, PartialEq, Message)]
+    pub struct Nothing {}
+
+    #[derive(Clone, PartialEq, Message)]
+    pub struct Answer {
+        #[prost(string, tag = "1")]
+        pub version: String,
+        #[prost(string, tag = "2")]
+        pub healthz: String,
+        #[prost(string, tag = "3")]
+        pub key_id: String,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub struct Bytes {
+        #[prost(bytes = "vec", tag = "1")]
+        pub bytes: Vec<u8>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub struct Encrypted {
+        #[prost(bytes = "vec", tag = "1")]
+        pub ciphertext: Vec<u8>,
+        #[prost(string, tag = "2")]
+        pub key_id: String,
+        #[prost(map = "string, bytes", tag = "3")]
+        pub annotations: HashMap<String, Vec<u8>>,
+    }
+
+    #[derive(Clone)]
+    pub struct Plugin(pub std::sync::Arc<super::AtomicBool>);
+
+    impl NamedService for Plugin {
+        const NAME: &'static str = "v2.KeyManagementService";
+    }
+
+    struct StatusCall(bool);
+    impl UnaryService<Nothing> for StatusCall {
+        type Response = Answer;
+        type Future = Ready<Result<Response<Answer>, Status>>;
+        fn call(&mut self, _: Request<Nothing>) -> Self::Future {
+            let healthz = if self.0 { "ok" } else { "ill" };
+            ready(Ok(Response::new(Answer {
+                version: "v2".into(),
+                healthz: healthz.into(),
+                key_id: "key-1".into(),
+            })))
+        }
+    }
+
+    struct EncryptCall;
+    impl UnaryService<Bytes> for EncryptCall {
+        type Response = Encrypted;
+        type Future = Ready<Result<Response<Encrypted>, Status>>;
+        fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+            let plain = request.into_inner().bytes;
+            ready(Ok(Response::new(Encrypted {
+                ciphertext: plain.iter().map(|b| !b).collect(),
+                key_id: "key-1".into(),
+                annotations: [("a.example.com".to_owned(), vec![1])].into(),
+            })))
+        }
+    }
+
+    struct DecryptCall;
+    impl UnaryService<Bytes> for DecryptCall {
+        type Response = Bytes;
+        type Future = Ready<Result<Response<Bytes>, Status>>;
+        fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+            let hidden = request.into_inner().bytes;
+            let bytes = hidden.iter().map(|b| !b).collect();
+            ready(Ok(Response::new(Bytes { bytes })))
+        }
+    }
+
+    impl<B> Service<http::Request<B>> for Plugin
+    where
+        B: Body + Send + 'static,
+        B::Error: Into<StdError> + Send + 'static,
+        B::Data: Send,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = Infallible;
+        type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: http::Request<B>) -> Self::Future {
+            let well = self.0.load(super::Ordering::Relaxed);
+            Box::pin(async move {
+                let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
+                Ok(match method.as_str() {
+                    "Status" => {
+                        let mut grpc = Grpc::new(ProstCodec::default());
+                        grpc.unary(StatusCall(well), request).await
+                    }
+                    "Encrypt" => {
+                        Grpc::new(ProstCodec::default())
+                            .unary(EncryptCall, request)
+                            .await
+                    }
+                    _ => {
+                        Grpc::new(ProstCodec::default())
+                            .unary(DecryptCall, request)
+                            .await
+                    }
+                })
+            })
+        }
+    }
+}
+
+fn serve_plugin(socket: &Path, well: Arc<AtomicBool>) {
+    let listener = tokio::net::UnixListener::bind(socket).unwrap();
+    let incoming = futures::stream::unfold(listener, |listener| async {
+        let accepted = listener.accept().await.map(|(stream, _)| stream);
+        Some((accepted, listener))
+    });
+    let server = tonic::transport::Server::builder().add_service(plugin::Plugin(well));
+    tokio::spawn(server.serve_with_incoming(incoming));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_keeps_the_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("kms.sock");
+    let well = Arc::new(AtomicBool::new(true));
+    serve_plugin(&socket, well.clone());
+    let provider = format!(
+        "[{{kms: {{apiVersion: v2, name: p, endpoint: 'unix://{}', timeout: 2s}}}}]",
+        socket.display()
+    );
+    let (store, _directory) = store();
+    let api = encrypted(&store, &provider).await;
+    api.namespace().await;
+    let (status, made) = api.post(SECRETS, secret()).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    assert!(stored(&api, STORED).await.starts_with(b"k8s:enc:kms:v2:p:"));
+    assert!(!is_plain(&api).await);
+    let (status, health) = api.get("/healthz/kms-providers").await;
+    assert_eq!(status, StatusCode::OK, "{health}");
+    drop(api);
+
+    // Another server has the plugin decrypt the key that the first one made.
+    let api = encrypted(&store, &provider).await;
+    let got = api.get(&format!("{SECRETS}/a")).await.1;
+    assert_eq!(got["data"]["password"], "aGlkZGVuLXdvcmQ=");
+    drop(api);
+
+    // A plugin that is ill when the server starts lets nothing be written.
+    well.store(false, Ordering::Relaxed);
+    let missing = provider.replace("kms.sock", "nobody.sock");
+    let (other, _directory) = self::store();
+    let api = encrypted(&other, &missing).await;
+    api.namespace().await;
+    let (status, failed) = api.post(SECRETS, secret()).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{failed}");
+    let (status, _) = api.get("/healthz/kms-providers").await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+}
