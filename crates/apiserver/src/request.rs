@@ -208,12 +208,13 @@ fn parse_target(served: &Snapshot, path: &str) -> Option<Target> {
     let plural = segments.next().filter(|s| !s.is_empty())?;
     let name = segments.next().unwrap_or_default();
     let subresource = segments.next().unwrap_or_default();
-    let rest: Vec<String> = segments.collect();
-    let rest = if rest.is_empty() {
-        String::new()
-    } else {
-        format!("/{}", rest.join("/"))
-    };
+    // As it was sent: what it means is the backend's to say.
+    let mut rest = String::new();
+    let raw: Vec<&str> = path.rsplit('/').take(segments.len()).collect();
+    for segment in raw.into_iter().rev() {
+        rest.push('/');
+        rest.push_str(segment);
+    }
     if plural == "namespaces" && namespace.is_empty() {
         namespace.clone_from(&name);
     }

@@ -261,6 +261,11 @@ async fn stream(call: Call, operation: &str) -> Result<Response<Body>, Error> {
 /// An answer of what a pod, service or node serves, with links that work from here.
 async fn through_proxy(mut call: Call) -> Result<Response<Body>, Error> {
     let path = call.parts.uri.path();
+    let is_read = matches!(call.parts.method, Method::GET | Method::HEAD);
+    let upgrades = call.parts.headers.contains_key(header::UPGRADE);
+    if call.target.rest.is_empty() && is_read && !upgrades {
+        return to_root(&call);
+    }
     let prefix = path.strip_suffix(&call.target.rest).unwrap_or(path);
     let prefix = prefix.trim_end_matches('/').to_owned();
     if let Ok(uri) = path.parse() {
@@ -273,6 +278,17 @@ async fn through_proxy(mut call: Call) -> Result<Response<Body>, Error> {
     };
     let host = host.to_string();
     Ok(Proxied { prefix, host }.answer(answer))
+}
+
+/// Relative links of what is served at the root would lead to the proxy's parent.
+fn to_root(call: &Call) -> Result<Response<Body>, Error> {
+    let uri = &call.parts.uri;
+    let query = uri.query().map(|q| format!("?{q}")).unwrap_or_default();
+    Response::builder()
+        .status(StatusCode::MOVED_PERMANENTLY)
+        .header(header::LOCATION, format!("{}/{query}", uri.path()))
+        .body(crate::http::full(bytes::Bytes::new()))
+        .map_err(Error::internal)
 }
 
 async fn node_proxy(call: Call) -> Result<Response<Body>, Error> {
