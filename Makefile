@@ -19,6 +19,7 @@ help:
 	@echo 'make nightly          the long forms of tests: the store for minutes each'
 	@echo 'make bench            the figures of README, on the release build'
 	@echo 'make bench-store      the store beside etcd (ETCD=/path/to/etcd)'
+	@echo 'make bench-apiserver  what requests cost the API server'
 
 .PHONY: deps
 deps:
@@ -77,3 +78,7 @@ bench: release $(CACHE)/bin/kubectl
 .PHONY: bench-store
 bench-store:
 	$(CARGO) run --release -p fluyt-bench -- store
+
+.PHONY: bench-apiserver
+bench-apiserver:
+	$(CARGO) run --release -p fluyt-bench -- apiserver

@@ -8,8 +8,22 @@ use crate::resources::Resource;
 #[must_use]
 pub fn from_storage(resource: &Resource, mut object: Value) -> Value {
     match (resource.group, resource.version, resource.plural) {
-        ("events.k8s.io", "v1", "events") => rename(&mut object, &EVENT_FIELDS, false),
-        ("autoscaling", "v1", "horizontalpodautoscalers") => autoscaler_to_v1(&mut object),
+        ("events.k8s.io", "v1", "events") => {
+            rename(&mut object, &EVENT_FIELDS, false);
+            if let Some(map) = object.as_object_mut() {
+                // Always written in the core group, but not here.
+                let empty =
+                    |name: &str, value: &Value| name.starts_with("reporting") && value == "";
+                map.retain(|name, value| !empty(name, value));
+            }
+        }
+        ("autoscaling", "v1", "horizontalpodautoscalers") => {
+            autoscaler_to_v1(&mut object);
+            for count in ["currentReplicas", "desiredReplicas"] {
+                let status = crate::meta::child(&mut object, "status");
+                status.entry(count).or_insert(0.into());
+            }
+        }
         _ => {}
     }
     stamp(&mut object, &resource.api_version(), resource.kind);

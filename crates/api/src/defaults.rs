@@ -64,7 +64,9 @@ impl Walk<'_> {
     /// Fields and keys are both in order of name, so that one pass over each will do.
     fn object(self, ty: TypeId, object: &mut Value) {
         let Value::Object(map) = object else { return };
-        let mut fields = self.schema.get(ty).fields.iter().peekable();
+        let described = self.schema.get(ty);
+        let of_api = described.name.starts_with("io.k8s.api.");
+        let mut fields = described.fields.iter().peekable();
         let mut missing: Vec<&Field> = Vec::new();
         map.retain(|name, value| {
             while let Some(field) = fields.next_if(|f| *f.name < **name) {
@@ -74,7 +76,7 @@ impl Walk<'_> {
                 return !self.strip || !value.is_null();
             };
             let nothing = self.stored && field.must_be_a_list() && is_empty(value);
-            if nothing || self.strip && field.is_absent(value) {
+            if nothing || self.strip && (field.is_absent(value) || stored_empty(value, of_api)) {
                 missing.push(field);
                 return false;
             }
@@ -111,6 +113,11 @@ impl Walk<'_> {
             _ => {}
         }
     }
+}
+
+/// Upstream stores objects of the API's own groups as protobuf, where an empty list and none are the same.
+fn stored_empty(value: &Value, of_api: bool) -> bool {
+    of_api && value.as_array().is_some_and(Vec::is_empty)
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -151,6 +158,8 @@ impl Field {
             Kind::Object(_) if self.by_value => Some(Value::Object(serde_json::Map::new())),
             Kind::Int32 | Kind::Int64 if self.required => Some(0.into()),
             Kind::Bool if self.required => Some(false.into()),
+            Kind::String if self.required => Some("".into()),
+            Kind::List(_) | Kind::Map(_) if self.required => Some(Value::Null),
             _ => None,
         }
     }

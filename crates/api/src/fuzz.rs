@@ -100,6 +100,11 @@ fn object(ty: TypeId, depth: usize, random: &mut StdRng) -> Value {
             );
         }
     }
+    // Claims in the template of a set say what they are.
+    if depth > 0 && of.name.ends_with(".PersistentVolumeClaim") {
+        map.insert("apiVersion".into(), "v1".into());
+        map.insert("kind".into(), "PersistentVolumeClaim".into());
+    }
     map.into()
 }
 

@@ -55,9 +55,13 @@ impl From<&'static Resource> for Handle {
     }
 }
 
+/// Built-in resources that are not served: their groups, versions and names.
+pub type Hidden = HashSet<(&'static str, &'static str, &'static str)>;
+
 /// Everything that is served at one moment: the built-in table and the established custom resources.
 #[derive(Debug, Default)]
 pub struct Snapshot {
+    hidden: Arc<Hidden>,
     custom: Vec<Arc<Resource>>,
     by_path: HashMap<(&'static str, &'static str, &'static str), usize>,
 }
@@ -70,13 +74,29 @@ impl Snapshot {
             .enumerate()
             .map(|(i, r)| ((r.group, r.version, r.plural), i))
             .collect();
-        Self { custom, by_path }
+        Self {
+            hidden: Arc::default(),
+            custom,
+            by_path,
+        }
+    }
+
+    /// The same without some of the built-in resources.
+    #[must_use]
+    pub fn hiding(self, hidden: Arc<Hidden>) -> Self {
+        Self { hidden, ..self }
+    }
+
+    fn shows(&self, resource: &Resource) -> bool {
+        let path = (resource.group, resource.version, resource.plural);
+        self.hidden.is_empty() || !self.hidden.contains(&path)
     }
 
     /// The resource at a path.
     #[must_use]
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Handle> {
         find(group, version, plural)
+            .filter(|r| self.shows(r))
             .map(Handle::Builtin)
             .or_else(|| {
                 let index = self.by_path.get(&(group, version, plural))?;
@@ -88,6 +108,7 @@ impl Snapshot {
     #[must_use]
     pub fn find_kind(&self, group: &str, version: &str, kind: &str) -> Option<Handle> {
         find_kind(group, version, kind)
+            .filter(|r| self.shows(r))
             .map(Handle::Builtin)
             .or_else(|| {
                 self.custom
@@ -100,7 +121,8 @@ impl Snapshot {
 
     /// Every resource, the built-in ones first.
     pub fn all(&self) -> impl Iterator<Item = &Resource> {
-        builtin().iter().chain(self.custom.iter().map(|r| &**r))
+        let builtin = builtin().iter().filter(|r| self.shows(r));
+        builtin.chain(self.custom.iter().map(|r| &**r))
     }
 
     /// Handles of the custom ones.

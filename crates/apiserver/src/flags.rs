@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::REGISTRY;
 use crate::dial::Direct;
+use crate::served;
 use crate::{Config, Encryption, Features, Limits, MediaType, Server, ServiceNetwork, Storage};
 
 use audit::AuditArgs;
@@ -104,6 +105,8 @@ pub struct Args {
     proxy_client_key_file: Option<PathBuf>,
     #[command(flatten)]
     limits: Limits,
+    #[command(flatten)]
+    versions: served::Flags,
     /// Name=bool, separated by commas.
     #[arg(long, default_value = "")]
     feature_gates: String,
@@ -260,6 +263,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         flow_control: args.flow_control.settings()?,
         features: Features::parse(&args.feature_gates)?,
         limits: args.limits,
+        served: args.versions.served()?,
         shutdown,
     };
     let server = Server::start(config).await?;

@@ -33,6 +33,7 @@ use crate::limits::{self, Limits};
 use crate::metrics::{Labels, Metrics};
 use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
+use crate::served::Served;
 use crate::storage::Storage;
 use crate::user::User;
 use crate::{
@@ -47,6 +48,8 @@ pub struct Config {
     pub storage: Storage,
     /// Other servers use the same store.
     pub shares_store: bool,
+    /// What is served of the built-in versions.
+    pub served: Served,
     pub dialer: Arc<dyn Dialer>,
     /// The address that pods reach through the `kubernetes` service.
     pub advertise: SocketAddr,
@@ -93,6 +96,7 @@ impl Config {
             store,
             storage: Storage::default(),
             shares_store: false,
+            served: Served::default(),
             dialer: Arc::new(Direct),
             advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
             service_network: ServiceNetwork::default(),
@@ -152,7 +156,11 @@ impl Server {
     /// # Errors
     /// When a key or certificate is malformed or the store cannot be read.
     pub async fn start(config: Config) -> anyhow::Result<Arc<Self>> {
-        let caches = Caches::new(config.store.clone(), config.storage.clone());
+        let caches = Caches::new(
+            config.store.clone(),
+            config.storage.clone(),
+            config.served.hidden.clone(),
+        );
         let keys = TokenKeys::load(&config.service_account_key_pem)?;
         let tokens = Arc::new(keys.verified_by(&config.authentication.service_account_keys)?);
         let front_proxies = config.requestheader_ca_pem.as_deref().unwrap_or_default();
@@ -504,7 +512,7 @@ impl Server {
             return Ok(http::text(ok, dump));
         }
         match info.path.as_str() {
-            "/version" | "/version/" => Ok(http::json(ok, &version())),
+            "/version" | "/version/" => Ok(http::json(ok, &version(&self.config.served))),
             "/metrics" => Ok(http::text(ok, self.render_metrics())),
             "/openid/v1/jwks" => {
                 let set = json!(self.tokens.jwks());
@@ -543,12 +551,13 @@ impl Server {
         let up = self.started.elapsed().as_secs();
         let started = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(up.cast_signed());
         format!(
-            "\napiserver statusz\nWarning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.\n\nStarted: {}\nUp: {} hr {} min {} sec\nBinary version: {}\nEmulation version: 1.36\nPaths: /healthz /livez /metrics /readyz /statusz /version\n",
+            "\napiserver statusz\nWarning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.\n\nStarted: {}\nUp: {} hr {} min {} sec\nBinary version: {}\nEmulation version: 1.{}\nPaths: /healthz /livez /metrics /readyz /statusz /version\n",
             started.strftime("%a %b %e %H:%M:%S UTC %Y"),
             up / 3600,
             up / 60 % 60,
             up % 60,
             crate::VERSION.trim_start_matches('v'),
+            self.config.served.emulated,
         )
     }
 
@@ -586,12 +595,12 @@ fn stopped_after(config: &Config) -> CancellationToken {
     stopped
 }
 
-fn version() -> serde_json::Value {
+fn version(served: &Served) -> serde_json::Value {
     let mut numbers = crate::VERSION.trim_start_matches('v').split('.');
     json!({
         "major": numbers.next(), "minor": numbers.next(), "gitVersion": crate::VERSION, "gitCommit": "", "gitTreeState": "clean",
         "buildDate": "", "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",
-        "emulationMajor": "1", "emulationMinor": "36", "minCompatibilityMajor": "1", "minCompatibilityMinor": "35",
+        "emulationMajor": "1", "emulationMinor": served.emulated.to_string(), "minCompatibilityMajor": "1", "minCompatibilityMinor": served.compatible.to_string(),
     })
 }
 

@@ -339,6 +339,12 @@ async fn quotas_are_charged_before_anything_is_stored() {
     api.namespace().await;
     let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"count/configmaps": "2"}}});
     api.post("/api/v1/namespaces/n/resourcequotas", quota).await;
+    // As the controller says once it has counted.
+    let counted =
+        json!({"status": {"hard": {"count/configmaps": "2"}, "used": {"count/configmaps": "0"}}});
+    let path = "/api/v1/namespaces/n/resourcequotas/q/status";
+    let (status, answer) = api.patch(path, "merge-patch", counted).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
     let creations = (0..6).map(|i| {
         let object = json!({"metadata": {"name": format!("c{i}")}});
         api.call(Method::POST, "/api/v1/namespaces/n/configmaps", object)

@@ -290,7 +290,7 @@ async fn large_answers_are_compressed() {
         .read_to_string(&mut text)
         .unwrap();
     let list: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(list, api.get(MAPS).await.1);
+    assert_eq!(list["items"], api.get(MAPS).await.1["items"]);
     let (_, headers, _) = send(&api, Method::GET, &format!("{MAPS}/a"), &gzip, "").await;
     assert!(!headers.contains_key("content-encoding"));
 }

@@ -6,6 +6,7 @@ mod common;
 
 use common::Api;
 use fluyt_api::protobuf::wire::{Fields, Wire};
+use fluyt_apiserver::Served;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
@@ -201,4 +202,26 @@ async fn custom_resources_are_in_both_versions() {
         schema["x-kubernetes-group-version-kind"][0]["kind"],
         "Widget"
     );
+}
+
+#[tokio::test]
+async fn what_is_not_served_is_nowhere() {
+    let served = Served::configured("autoscaling/v1=false,batch/v1=false").unwrap();
+    let api = Api::configured(|config, _| config.served = served).await;
+    let (status, ..) = get(&api, "/apis/batch/v1/jobs", &[]).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let groups = json_of(&api, "/apis").await;
+    let named = |name: &str| {
+        groups["groups"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|g| g["name"] == name)
+    };
+    assert!(named("batch").is_none());
+    let versions = &named("autoscaling").unwrap()["versions"];
+    assert_eq!(versions.as_array().unwrap().len(), 1);
+    let index = json_of(&api, "/openapi/v3").await;
+    assert!(index["paths"]["apis/batch/v1"].is_null());
+    assert!(index["paths"]["apis/autoscaling/v2"].is_object());
 }

@@ -1,6 +1,7 @@
 //! `make bench`: the figures of this machine. Measured on the release build, from outside, in a world of its own.
-//! `make bench-store`: the store's, beside etcd's.
+//! `make bench-store`: the store's, beside etcd's. `make bench-apiserver`: the API server's alone.
 
+mod apiserver;
 mod process;
 mod requests;
 mod starts;
@@ -33,24 +34,39 @@ enum Command {
     },
     /// The store as a server, for the loads
     Etcd(fluyt_etcd::Args),
+    /// What requests cost the API server
+    Apiserver,
+    /// The API server, for the loads
+    KubeApiserver(fluyt_apiserver::Args),
+}
+
+/// Runs a server until it is told to stop.
+fn serve<F>(run: impl FnOnce(tokio_util::sync::CancellationToken) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let shutdown = tokio_util::sync::CancellationToken::new();
+        let mut ended = signal(SignalKind::terminate())?;
+        let stop = shutdown.clone();
+        tokio::spawn(async move {
+            ended.recv().await;
+            stop.cancel();
+        });
+        run(shutdown).await
+    })
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         None => {}
         Some(Command::Store { filter }) => return store::run(&filter),
-        Some(Command::Etcd(args)) => {
-            let runtime = tokio::runtime::Runtime::new()?;
-            return runtime.block_on(async {
-                let shutdown = tokio_util::sync::CancellationToken::new();
-                let mut ended = signal(SignalKind::terminate())?;
-                let stop = shutdown.clone();
-                tokio::spawn(async move {
-                    ended.recv().await;
-                    stop.cancel();
-                });
-                fluyt_etcd::run(args, shutdown).await
-            });
+        Some(Command::Etcd(args)) => return serve(|stop| fluyt_etcd::run(args, stop)),
+        Some(Command::Apiserver) => return apiserver::run(),
+        Some(Command::KubeApiserver(args)) => {
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            return serve(|stop| fluyt_apiserver::run(args, stop));
         }
     }
     let world = World::new(State::Disk)?;

@@ -8,6 +8,7 @@ pub mod jsonpath;
 pub mod prune;
 pub mod structural;
 pub mod typing;
+pub mod v1beta1;
 pub mod validate;
 
 use std::borrow::Cow;

@@ -419,29 +419,23 @@ impl Set {
     /// The `fieldsV1` text with its keys in upstream's order.
     #[must_use]
     pub fn to_text(fields: &Value) -> String {
-        fn write(node: &Value, text: &mut String) {
+        fn write(map: &Map<String, Value>, text: &mut String) {
             text.push('{');
-            let mut first = true;
-            let mut put = |key: &str, node: &Value, text: &mut String| {
-                if !std::mem::take(&mut first) {
-                    text.push(',');
-                }
-                let _ = write!(text, "{}:", Value::String(key.to_owned()));
-                write(node, text);
-            };
-            if let Value::Object(map) = node {
-                if let Some(own) = map.get(SELF) {
-                    put(SELF, own, text);
-                }
-                match sorted(map) {
-                    Ok(children) => {
-                        for (element, child) in children {
-                            // Cheaper than keeping the key: this form is only written for protobuf.
-                            put(&element.to_key(), &Value::Object(child.clone()), text);
-                        }
+            if let Some(Value::Object(own)) = map.get(SELF) {
+                put(SELF, own, text);
+            }
+            let children = map.iter().filter(|(key, _)| *key != SELF);
+            // Names are in order as they are; only keys and values of items are not.
+            let names_only = children.clone().all(|(key, _)| key.starts_with("f:"));
+            match (!names_only).then(|| sorted(map)) {
+                Some(Ok(children)) => {
+                    for (element, child) in children {
+                        put(&element.to_key(), child, text);
                     }
-                    Err(_) => {
-                        for (key, child) in map.iter().filter(|(k, _)| *k != SELF) {
+                }
+                _ => {
+                    for (key, child) in children {
+                        if let Value::Object(child) = child {
                             put(key, child, text);
                         }
                     }
@@ -449,8 +443,24 @@ impl Set {
             }
             text.push('}');
         }
+        fn put(key: &str, node: &Map<String, Value>, text: &mut String) {
+            if !text.ends_with('{') {
+                text.push(',');
+            }
+            if key.contains(['"', '\\']) || key.chars().any(char::is_control) {
+                let _ = write!(text, "{}:", Value::from(key));
+            } else {
+                text.push('"');
+                text.push_str(key);
+                text.push_str("\":");
+            }
+            write(node, text);
+        }
         let mut text = String::new();
-        write(fields, &mut text);
+        match fields {
+            Value::Object(map) => write(map, &mut text),
+            _ => text.push_str("{}"),
+        }
         text
     }
 }

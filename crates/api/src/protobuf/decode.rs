@@ -1,5 +1,6 @@
 //! Messages into objects.
 
+use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
@@ -7,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::wire::{Fields, Wire};
 use super::{is_wrapped_list, unions, utf8};
 use crate::decode::MAX_DEPTH;
+use crate::resources;
 use crate::schema::{Field, Kind, Schema, Type, TypeId};
 
 /// Decodes the message of an object of a built-in type.
@@ -67,6 +69,18 @@ fn level(fields: &[(&[u32], u16)]) -> Box<[Slot]> {
             }
         })
         .collect()
+}
+
+/// Version and kind of a type that is a resource's.
+fn kind_of(ty: TypeId) -> Option<&'static (String, &'static str)> {
+    static KINDS: OnceLock<HashMap<TypeId, (String, &'static str)>> = OnceLock::new();
+    let kinds = KINDS.get_or_init(|| {
+        let named = resources::builtin()
+            .iter()
+            .filter_map(|r| Some((r.ty?, (r.api_version(), r.kind))));
+        named.collect()
+    });
+    kinds.get(&ty)
 }
 
 fn object_fields(
@@ -235,6 +249,11 @@ fn value(kind: &Kind, wire: Wire<'_>, depth: usize) -> Result<Value, String> {
         (Kind::Object(ty), Wire::Bytes(message)) => {
             let mut object = Map::new();
             object_fields(*ty, message, &mut object, depth + 1)?;
+            // A message does not say of which kind it is; an object in a list of such, as of claims, does.
+            if let Some((api_version, kind)) = kind_of(*ty) {
+                object.insert("apiVersion".to_owned(), api_version.as_str().into());
+                object.insert("kind".to_owned(), (*kind).into());
+            }
             Value::Object(object)
         }
         _ => {

@@ -84,7 +84,7 @@ mod tests {
     use k8s_pb::apimachinery::pkg::util::intstr::IntOrString;
     use proptest::prelude::*;
     use prost::Message as _;
-    use serde_json::{Value, json};
+    use serde_json::{Map, Value, json};
 
     fn pod() -> core::Pod {
         core::Pod {
@@ -257,10 +257,16 @@ mod tests {
                     };
                     (f.name.to_string(), value)
                 };
-                numbered
+                let mut object: Map<String, Value> = numbered
                     .filter(|f| &*f.name != "dependencies")
                     .map(field)
-                    .collect()
+                    .collect();
+                // Claims in the template of a set say what they are.
+                if ty.name.ends_with(".PersistentVolumeClaim") && depth < 6 {
+                    object.insert("apiVersion".into(), "v1".into());
+                    object.insert("kind".into(), "PersistentVolumeClaim".into());
+                }
+                object.into()
             }
         }
     }

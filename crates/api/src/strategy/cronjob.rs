@@ -138,10 +138,8 @@ fn parse_schedule(schedule: &str) -> Result<(), String> {
         .or_else(|| schedule.strip_prefix("CRON_TZ="))
     {
         let Some((zone, rest)) = rest.split_once(' ') else {
-            return Err(format!(
-                "invalid schedule format: runtime error: slice bounds out of range [{}:-1]",
-                schedule.len() - rest.len()
-            ));
+            let problem = "invalid schedule format: runtime error: slice bounds out of range [:-1]";
+            return Err(problem.to_owned());
         };
         if !zone.is_empty() && jiff::tz::TimeZone::get(zone).is_err() {
             return Err(format!(

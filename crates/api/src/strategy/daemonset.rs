@@ -122,8 +122,9 @@ impl Strategy for DaemonSet {
     fn validate_on_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
         let mut options = Options::for_update(false, &old["spec"]["template"]);
         options.invalid_label_values_in_selectors |= has_invalid_values(&old["spec"]["selector"]);
-        errors.immutable(
+        errors.immutable_as(
             "spec.selector",
+            template::SELECTOR,
             &object["spec"]["selector"],
             &old["spec"]["selector"],
         );

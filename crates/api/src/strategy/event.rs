@@ -162,6 +162,10 @@ impl Strategy for Event {
         errors.immutable_field(&event, &old, "reportingInstance");
     }
 
+    fn has_standard_finalizers(&self) -> bool {
+        matches!(self, Self::Events)
+    }
+
     fn metadata_on_update(&self) -> &'static [MetaCheck] {
         match self {
             Self::Core => &[],

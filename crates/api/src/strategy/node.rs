@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::template::scheduling::validate_taint_effect;
 use super::{MetaCheck, Strategy, at_mut, copy_field, text};
 use crate::validation::{
-    At, Errors, config_map_key, dns_label, dns_subdomain, go_json, ip, label_key, label_value,
+    At, Errors, config_map_key, dns_label, dns_subdomain, internal, ip, label_key, label_value,
     pattern, resource,
 };
 
@@ -34,7 +34,7 @@ fn validate_taints(taints: &At<'_, '_>, errors: &mut Errors) {
                 .all(|field| other.get(field) == taint.value().get(field))
         };
         if taints.list()[..i].iter().any(same) {
-            let shown = go_json(taint.value());
+            let shown = internal("io.k8s.api.core.v1.Taint", taint.value());
             let detail = "taints must be unique by key and effect pair";
             errors.duplicate_because(&taint, &shown, detail);
         }
@@ -162,11 +162,7 @@ fn validate_update(node: &At<'_, '_>, old: &Value, errors: &mut Errors) {
     let addresses = status.field("addresses");
     for (i, address) in addresses.items().enumerate() {
         if addresses.list()[..i].contains(address.value()) {
-            let shown = format!(
-                "{{\"Type\":{},\"Address\":{}}}",
-                crate::validation::quote(address.text("type")),
-                crate::validation::quote(address.text("address"))
-            );
+            let shown = internal("io.k8s.api.core.v1.NodeAddress", address.value());
             errors.duplicate_as(&address, &shown);
         }
     }

@@ -53,8 +53,9 @@ impl Strategy for ReplicaSet {
     fn validate_on_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
         let options = Options::for_update(false, &old["spec"]["template"]);
         Self::validate_with(object, &options, errors);
-        errors.immutable(
+        errors.immutable_as(
             "spec.selector",
+            template::SELECTOR,
             &object["spec"]["selector"],
             &old["spec"]["selector"],
         );

@@ -31,6 +31,10 @@ fn unknown_system_class(object: &Value) -> Option<String> {
 }
 
 impl Strategy for PriorityClass {
+    fn default(&self, object: &mut Value) {
+        super::default_at(object, &["preemptionPolicy"], "PreemptLowerPriority");
+    }
+
     fn prepare_create(&self, _object: &mut Value) {}
 
     fn prepare_update(&self, _object: &mut Value, _old: &Value) {}

@@ -8,7 +8,7 @@ use super::template::options::list;
 use super::template::{self, Options};
 use super::{Strategy, at_mut, copy_field, default_at, items_mut, workload};
 use crate::validation::{
-    At, Errors, Problems, dns_label, int_or_percent, internal, percent_at_most_100,
+    At, Errors, Problems, api, dns_label, int_or_percent, internal, percent_at_most_100,
 };
 
 /// What may change of a spec.
@@ -66,7 +66,7 @@ fn validate_spec(spec: &At<'_, '_>, options: &Options, kept: Kept, errors: &mut 
         }
         validate_template(spec, options, kept, errors);
     } else {
-        errors.bad(&selector, "");
+        errors.invalid_as(&selector, &api(template::SELECTOR, selector.value()), "");
     }
     template::validate_always_running(&spec.field("template"), "StatefulSet", errors);
 }

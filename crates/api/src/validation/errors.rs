@@ -5,7 +5,7 @@ use std::fmt::Display;
 use serde_json::Value;
 
 use super::At;
-use super::render::{quote, render};
+use super::render::{api, quote, render};
 use crate::error::Cause;
 
 /// Collected field errors.
@@ -269,6 +269,13 @@ impl Errors {
     pub fn immutable(&mut self, field: impl Display, new: &Value, old: &Value) {
         if new != old {
             self.invalid(field, new, "field is immutable");
+        }
+    }
+
+    /// The same of an object of a type, which is shown as upstream shows it.
+    pub fn immutable_as(&mut self, field: impl Display, type_name: &str, new: &Value, old: &Value) {
+        if new != old {
+            self.invalid_as(field, &api(type_name, new), "field is immutable");
         }
     }
 

@@ -194,7 +194,14 @@ pub fn object_meta_update(errors: &mut Errors, object: &Value, old: &Value) {
             errors.forbidden(metadata.field("finalizers"), &detail);
         }
     }
-    for field in ["name", "namespace", "uid", "creationTimestamp"] {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+    ] {
         errors.immutable_field(&metadata, &before, field);
     }
     common(errors, &metadata);

@@ -21,6 +21,18 @@ impl Plugin for Priority {
         attributes: &Attributes<'_>,
         pod: &mut Value,
     ) -> Result<(), Error> {
+        if let Some(old) = attributes
+            .old
+            .filter(|_| attributes.is("pods", Operation::Update))
+        {
+            // What creation has found stays, whether the update has it or not.
+            for field in ["priority", "preemptionPolicy"] {
+                let kept = &old["spec"][field];
+                if pod["spec"][field].is_null() && !kept.is_null() {
+                    meta::child(pod, "spec").insert(field.to_owned(), kept.clone());
+                }
+            }
+        }
         if !attributes.is("pods", Operation::Create) {
             return Ok(());
         }
@@ -58,6 +70,14 @@ impl Plugin for Priority {
         {
             let why = format!(
                 "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {priority} from the given PriorityClass name"
+            );
+            return Err(attributes.forbidden(why));
+        }
+        if let Some(given) = pod["spec"]["preemptionPolicy"].as_str()
+            && given != preemption
+        {
+            let why = format!(
+                "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {preemption} from the given PriorityClass name"
             );
             return Err(attributes.forbidden(why));
         }

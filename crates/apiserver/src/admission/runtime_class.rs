@@ -25,12 +25,6 @@ impl Plugin for RuntimeClass {
             return Ok(());
         }
         let Some(name) = pod["spec"]["runtimeClassName"].as_str().map(str::to_owned) else {
-            if pod["spec"]["overhead"]
-                .as_object()
-                .is_some_and(|o| !o.is_empty())
-            {
-                return Err(attributes.forbidden("pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead"));
-            }
             return Ok(());
         };
         let class = cluster_scoped(caches, "node.k8s.io", "runtimeclasses")
@@ -74,6 +68,23 @@ impl Plugin for RuntimeClass {
             {
                 list.push(toleration.clone());
             }
+        }
+        Ok(())
+    }
+
+    async fn validate(
+        &self,
+        _: &Caches,
+        attributes: &Attributes<'_>,
+        pod: &Value,
+    ) -> Result<(), Error> {
+        let spec = &pod["spec"];
+        let overhead = spec["overhead"].as_object();
+        if attributes.is("pods", Operation::Create)
+            && spec["runtimeClassName"].is_null()
+            && overhead.is_some_and(|o| !o.is_empty())
+        {
+            return Err(attributes.forbidden("pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead"));
         }
         Ok(())
     }

@@ -25,6 +25,8 @@ impl Plugin for StorageObjectInUseProtection {
             "kubernetes.io/pvc-protection"
         } else if attributes.is("persistentvolumes", Operation::Create) {
             "kubernetes.io/pv-protection"
+        } else if attributes.is("volumeattributesclasses", Operation::Create) {
+            "kubernetes.io/vac-protection"
         } else {
             return Ok(());
         };

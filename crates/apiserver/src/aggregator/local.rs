@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use fluyt_api::resources;
 use serde_json::json;
 
 use crate::Server;
@@ -38,8 +37,10 @@ const PRIORITIES: &[(&str, &str, i64, i64)] = &[
 
 /// Registers every built-in group and version that is not registered yet.
 pub async fn register(server: Arc<Server>) {
-    let mut served: Vec<(&str, &str)> = resources::builtin()
-        .iter()
+    let snapshot = server.caches.served();
+    let mut served: Vec<(&str, &str)> = snapshot
+        .all()
+        .filter(|r| r.definition.is_none())
         .map(|r| (r.group, r.version))
         .filter(|(group, _)| *group != "apiregistration.k8s.io")
         .collect();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fluyt_api::custom;
-use fluyt_api::resources::{self, Handle, Resource};
+use fluyt_api::resources::{self, Handle, Hidden, Resource};
 use fluyt_api::{Error, meta};
 use fluyt_etcd::{DynStore, KeyValue, Keys, Range, Txn, TxnResult, Watch, WatchUpdate};
 use parking_lot::RwLock;
@@ -37,6 +37,7 @@ pub struct Caches {
     store: DynStore,
     pub(crate) storage: Storage,
     pub(crate) metrics: Arc<Metrics>,
+    hidden: Arc<Hidden>,
     /// Objects that writers of this server have in hand.
     handover: handover::HandOver,
     builtin: HashMap<&'static str, Arc<ResourceCache>>,
@@ -60,7 +61,7 @@ const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 impl Caches {
     /// Caches for every stored built-in resource, empty until [`Caches::run`] fills them.
     #[must_use]
-    pub fn new(store: DynStore, storage: Storage) -> Arc<Self> {
+    pub fn new(store: DynStore, storage: Storage, hidden: Arc<Hidden>) -> Arc<Self> {
         let mut builtin: HashMap<&'static str, Arc<ResourceCache>> = HashMap::new();
         for resource in resources::builtin().iter().filter(|r| !r.is_virtual()) {
             let resource = storage_resource(resource);
@@ -72,9 +73,13 @@ impl Caches {
             store,
             storage,
             metrics: Arc::default(),
+            hidden: hidden.clone(),
             handover: handover::HandOver::default(),
             builtin,
-            custom: RwLock::default(),
+            custom: RwLock::new(Custom {
+                served: Arc::new(resources::Snapshot::default().hiding(hidden)),
+                ..Custom::default()
+            }),
             applied: watch::Sender::new(0),
         })
     }
@@ -153,7 +158,8 @@ impl Caches {
             }
             kept
         });
-        custom.served = Arc::new(resources::Snapshot::new(served));
+        let served = resources::Snapshot::new(served).hiding(self.hidden.clone());
+        custom.served = Arc::new(served);
         let first = resources.into_iter().next()?;
         let stored = match first.definition.as_ref().and_then(|d| d.stored.clone()) {
             Some(stored) => stored,

@@ -186,6 +186,9 @@ async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
         call.warnings.add(&**deprecation);
         call.record().annotate("k8s.io/deprecated", "true");
     }
+    if let Some(deprecation) = deprecation(&call.resource) {
+        call.warnings.add(deprecation);
+    }
     if !call.target.subresource.is_empty() {
         return Box::pin(subresources::handle(call)).await;
     }
@@ -227,4 +230,15 @@ async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
         }
     };
     answer.await
+}
+
+/// What users of an old API are told.
+fn deprecation(resource: &fluyt_api::resources::Resource) -> Option<&'static str> {
+    match (resource.group, resource.kind) {
+        ("", "Endpoints") => {
+            Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+        }
+        ("", "ComponentStatus") => Some("v1 ComponentStatus is deprecated in v1.19+"),
+        _ => None,
+    }
 }

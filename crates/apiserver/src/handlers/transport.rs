@@ -141,10 +141,12 @@ impl Coding {
             Self::Plain(_) => Ok(piece.to_vec()),
             Self::Gzip(decoder, _) => {
                 decoder.write_all(piece)?;
+                decoder.flush()?;
                 Ok(std::mem::take(decoder.get_mut()))
             }
             Self::Deflate(decoder, _) => {
                 decoder.write_all(piece)?;
+                decoder.flush()?;
                 Ok(std::mem::take(decoder.get_mut()))
             }
         }
@@ -390,7 +392,7 @@ mod tests {
         let prefix = proxied().prefix;
         let expected = format!(
             concat!(
-                "<!doctype html><!-- <a href=\"/kept\"> --><a href=\"{0}/x\">1 < 2</a><IMG alt='a>b' src = {0}/y/>",
+                "<!doctype html><!-- <a href=\"/kept\"> --><a href=\"{0}/x\">1 < 2</a><IMG alt= 'a>b' src = {0}/y/>",
                 "<a href='{0}/z?q'></a><a href=\"http://elsewhere/w\"></a><a href=\"rel\" title=\"/t\"></a>",
                 "<script src=\"{0}/s.js\">var a = '<a href=\"/kept\">'</script><link href=/api/v1/namespaces/n/pods/p/proxy/k>",
             ),

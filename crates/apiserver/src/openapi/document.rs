@@ -44,9 +44,9 @@ fn key(resource: &Resource) -> String {
 
 /// Of a document's content: of the program, and of the custom resources that are part of it.
 #[must_use]
-pub fn hash(served: &Snapshot, key: &str) -> String {
+pub fn hash(served: &Snapshot, key: &str, cbor: bool) -> String {
     let mut hasher = DefaultHasher::new();
-    (fingerprint(), key).hash(&mut hasher);
+    (fingerprint(), key, cbor).hash(&mut hasher);
     for resource in served.custom().iter().filter(|r| self::key(r) == key) {
         hash_custom(resource, &mut hasher);
     }
@@ -55,9 +55,9 @@ pub fn hash(served: &Snapshot, key: &str) -> String {
 
 /// The same of the document of everything, besides what other servers have added to it.
 #[must_use]
-pub fn hash_all(served: &Snapshot, added: &[Value]) -> String {
+pub fn hash_all(served: &Snapshot, cbor: bool, added: &[Value]) -> String {
     let mut hasher = DefaultHasher::new();
-    fingerprint().hash(&mut hasher);
+    (fingerprint(), cbor).hash(&mut hasher);
     for resource in served.custom() {
         hash_custom(resource, &mut hasher);
     }
@@ -82,7 +82,7 @@ fn fingerprint() -> u64 {
     *FINGERPRINT.get_or_init(|| {
         let mut hasher = DefaultHasher::new();
         env!("CARGO_PKG_VERSION").hash(&mut hasher);
-        if let Some(core) = v3(&Snapshot::default(), "api/v1") {
+        if let Some(core) = v3(&Snapshot::default(), "api/v1", false) {
             core.to_string().hash(&mut hasher);
         }
         hasher.finish()
@@ -91,8 +91,8 @@ fn fingerprint() -> u64 {
 
 /// The v3 document of a key; `None` when there is none.
 #[must_use]
-pub fn v3(served: &Snapshot, key: &str) -> Option<Value> {
-    let mut schemas = Schemas::new();
+pub fn v3(served: &Snapshot, key: &str, cbor: bool) -> Option<Value> {
+    let mut schemas = Schemas::new(cbor);
     let paths = paths(served, key, &mut schemas, false)?;
     let schemas: Map<String, Value> = schemas.all.into_iter().collect();
     let paths: Map<String, Value> = paths.into_iter().collect();
@@ -106,8 +106,8 @@ pub fn v3(served: &Snapshot, key: &str) -> Option<Value> {
 
 /// The v2 document, into which those of other servers are merged.
 #[must_use]
-pub fn v2(served: &Snapshot, others: Vec<Value>) -> Value {
-    let mut schemas = Schemas::new();
+pub fn v2(served: &Snapshot, cbor: bool, others: Vec<Value>) -> Value {
+    let mut schemas = Schemas::new(cbor);
     let mut all = Map::new();
     for key in keys(served) {
         let paths = paths(served, &key, &mut schemas, true).unwrap_or_default();

@@ -62,20 +62,21 @@ pub async fn handle(
 ) -> Option<Response<Body>> {
     let rest = path.strip_prefix("/openapi/")?.trim_end_matches('/');
     let served = server.caches.served();
+    let cbor = server.config.features.cbor;
     if rest == "v2" {
         let Some(form) = negotiate(headers, &V2_PROTOBUF) else {
             return Some(not_acceptable());
         };
         let others = aggregated::v2(server).await;
-        let tag = document::hash_all(&served, &others);
+        let tag = document::hash_all(&served, cbor, &others);
         return Some(answer(headers, &form, &tag, || {
-            document::v2(&served, others)
+            document::v2(&served, cbor, others)
         }));
     }
     if rest == "v3" {
         let mut paths = aggregated::v3(server).await;
         for key in document::keys(&served) {
-            let url = url(&key, &document::hash(&served, &key));
+            let url = url(&key, &document::hash(&served, &key, cbor));
             paths.insert(key, json!({"serverRelativeURL": url}));
         }
         let index = json!({"paths": paths});
@@ -89,12 +90,12 @@ pub async fn handle(
     let Some(form) = negotiate(headers, &V3_PROTOBUF) else {
         return Some(not_acceptable());
     };
-    let tag = document::hash(&served, key);
+    let tag = document::hash(&served, key, cbor);
     match query.get("hash") {
         None | Some("") => {}
         Some(hash) if hash == tag => {
             let mut response = answer(headers, &form, &tag, || {
-                document::v3(&served, key).unwrap_or_default()
+                document::v3(&served, key, cbor).unwrap_or_default()
             });
             let year = jiff::SignedDuration::from_hours(24 * 365);
             let expires = jiff::Timestamp::now() + year;
@@ -112,7 +113,7 @@ pub async fn handle(
         }
     }
     Some(answer(headers, &form, &tag, || {
-        document::v3(&served, key).unwrap_or_default()
+        document::v3(&served, key, cbor).unwrap_or_default()
     }))
 }
 

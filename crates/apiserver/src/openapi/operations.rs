@@ -150,11 +150,8 @@ pub fn discovery(schemas: &mut Schemas, path: &str) -> Paths {
     };
     let schema = schemas.reference(&format!("{META}.{ty}"));
     schemas.mark(&format!("{META}.{ty}"), "", "v1", ty);
-    let formats = if ty == "APIResourceList" {
-        &FORMATS[..]
-    } else {
-        &FORMATS[..3]
-    };
+    let cbor = schemas.cbor && ty == "APIResourceList";
+    let formats = if cbor { &FORMATS[..] } else { &FORMATS[..3] };
     let operation = json!({
         "operationId": id, "description": description, "tags": [tag],
         "responses": responses(READ, formats, &schema),
@@ -670,6 +667,7 @@ impl Builder<'_> {
         if operation.streams {
             formats.extend(STREAMS);
         }
+        formats.retain(|format| self.schemas.cbor || !format.contains("cbor"));
         if operation.answer["type"] == "string" {
             formats.push("text/plain");
         }
@@ -693,7 +691,8 @@ impl Builder<'_> {
         if let Some((schema, required)) = operation.body {
             let formats: &[&str] = match (operation.method, self.is_custom()) {
                 ("patch", true) => &CUSTOM_PATCHES,
-                ("patch", false) => &PATCHES,
+                ("patch", false) if self.schemas.cbor => &PATCHES,
+                ("patch", false) => &PATCHES[..4],
                 (_, true) => &CUSTOM_FORMATS,
                 (_, false) => &["*/*"],
             };
@@ -754,7 +753,7 @@ mod tests {
 
     fn paths(group: &str, version: &str, plural: &str) -> Paths {
         let resource = find(group, version, plural).unwrap();
-        let mut schemas = Schemas::new();
+        let mut schemas = Schemas::new(false);
         let item = &Schema::builtin().get(resource.ty.unwrap()).name;
         of(resource, item, &mut schemas)
     }

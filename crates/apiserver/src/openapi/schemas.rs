@@ -14,6 +14,8 @@ const JSON_SCHEMA: &str =
 /// The schemas of a document, each added once.
 pub struct Schemas {
     builtin: &'static Schema,
+    /// CBOR is served, behind its gate.
+    pub cbor: bool,
     pub all: BTreeMap<String, Value>,
 }
 
@@ -195,9 +197,10 @@ const UNIONS: &[Union] = &[
 
 impl Schemas {
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(cbor: bool) -> Self {
         Self {
             builtin: Schema::builtin(),
+            cbor,
             all: BTreeMap::new(),
         }
     }
@@ -306,6 +309,14 @@ impl Schemas {
         let refers = of.get("$ref").is_some();
         let mut schema = if refers { json!({}) } else { of.clone() };
         describe(&mut schema, &ty.name, &field.name);
+        if let Some(values) = enumeration(&ty.name, &field.name) {
+            let of = match &field.kind {
+                Kind::List(_) => &mut schema["items"],
+                Kind::Map(_) => &mut schema["additionalProperties"],
+                _ => &mut schema,
+            };
+            of["enum"] = values;
+        }
         if let Some(default) = default(ty, field) {
             schema["default"] = default;
         }
@@ -454,6 +465,17 @@ fn is_named(full: &str, name: &str) -> bool {
     full.strip_prefix("io.k8s.api.") == Some(name)
 }
 
+/// The values that a field is limited to.
+fn enumeration(ty: &str, field: &str) -> Option<Value> {
+    let mut lines = include_str!("enums.txt").lines();
+    let values = lines.find_map(|line| {
+        let rest = line.strip_prefix(ty)?.strip_prefix(' ')?;
+        rest.strip_prefix(field)?.strip_prefix(' ')
+    })?;
+    let value = |v: &str| Value::from(if v == "\"\"" { "" } else { v });
+    Some(values.split(',').map(value).collect())
+}
+
 /// The one list of a built-in type of which nothing is said.
 fn is_unmarked(ty: &Type, field: &Field) -> bool {
     &*field.name == "verbs" && ty.name.ends_with(".APIResource")
@@ -467,7 +489,8 @@ fn is_required(ty: &Type, field: &Field) -> bool {
         || &*field.name == "name"
             && DECLARED.iter().any(declared)
             && !ty.name.ends_with("NodeRuntimeHandler");
-    field.required && !optional
+    let of_event = &*field.name == "eventTime" && is_named(&ty.name, "events.v1.Event");
+    field.required && !optional || of_event
 }
 
 fn default(ty: &Type, field: &Field) -> Option<Value> {

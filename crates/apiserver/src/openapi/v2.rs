@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use super::schemas::REFERENCE;
 
 /// The order in which formats are listed.
-const ORDER: [&str; 8] = [
+const ORDER: [&str; 13] = [
+    "text/plain",
     "application/json",
     "application/yaml",
     "application/vnd.kubernetes.protobuf",
@@ -13,7 +14,11 @@ const ORDER: [&str; 8] = [
     "application/json;stream=watch",
     "application/vnd.kubernetes.protobuf;stream=watch",
     "application/cbor-seq",
-    "text/plain",
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+    "application/apply-patch+cbor",
 ];
 
 /// A path's item.

@@ -108,14 +108,12 @@ impl<'a> Location<'a> {
     }
 
     fn store_key(&self) -> Keys {
-        Keys::One(
-            format!(
-                "{REGISTRY}{}/{}",
-                storage_resource(self.resource).storage,
-                self.key()
-            )
-            .into(),
-        )
+        Keys::One(format!("{REGISTRY}{}", self.store_path()).into())
+    }
+
+    /// Where the object is below the root of the store.
+    fn store_path(&self) -> String {
+        format!("{}/{}", storage_resource(self.resource).storage, self.key())
     }
 
     #[must_use]
@@ -649,12 +647,9 @@ fn stamp_new(object: &mut Value, strategy: &dyn Strategy) {
     }
     meta::set(object, "uid", uuid::Uuid::new_v4().to_string());
     meta::set(object, "creationTimestamp", meta::now());
-    let generation = if strategy.has_generation() {
-        1.into()
-    } else {
-        Value::Null
-    };
-    meta::set(object, "generation", generation);
+    if strategy.has_generation() {
+        meta::set(object, "generation", 1);
+    }
 }
 
 fn keep_system_metadata(object: &mut Value, old: &Value) {
@@ -679,10 +674,6 @@ fn keep_system_metadata(object: &mut Value, old: &Value) {
 fn bump_generation(object: &mut Value, old: &Value, strategy: &dyn Strategy) {
     if strategy.changes_generation(object, old) {
         meta::set(object, "generation", meta::generation(old) + 1);
-    }
-    // Looking at a missing part must not leave it behind.
-    if let Some(map) = object.as_object_mut() {
-        map.retain(|_, v| !v.is_null());
     }
 }
 
@@ -714,8 +705,10 @@ fn check_uid(object: &Value, old: &Value, at: Location<'_>) -> Result<(), Error>
     if wanted.is_empty() || wanted == found {
         return Ok(());
     }
-    let why =
-        format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}");
+    let key = at.store_path();
+    let why = format!(
+        "StorageError: invalid object, Code: 4, Key: /{key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
+    );
     Err(Error::conflict(
         at.resource.group,
         at.resource.plural,

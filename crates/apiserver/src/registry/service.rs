@@ -71,6 +71,7 @@ impl Allocator {
         let mut errors = Errors::default();
         self.assign_address(service, old, &in_use, &mut errors);
         self.assign_ports(service, &in_use, &mut errors);
+        self.assign_health_check_port(service, old, &in_use)?;
         if errors.is_empty() {
             return Ok(Assignment(Some(guard)));
         }
@@ -222,6 +223,63 @@ impl Allocator {
     }
 }
 
+impl Allocator {
+    /// A load balancer that only wants local endpoints asks a port of each node whether there are any.
+    fn assign_health_check_port(
+        &self,
+        service: &mut Value,
+        old: Option<&Value>,
+        in_use: &InUse,
+    ) -> Result<(), Error> {
+        let spec = &service["spec"];
+        let wanted = spec["type"] == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local";
+        let given = spec["healthCheckNodePort"].as_i64().unwrap_or(0);
+        if !wanted || (given != 0 && old.is_some_and(|o| o["spec"]["healthCheckNodePort"] == given))
+        {
+            return Ok(());
+        }
+        let (low, high) = (
+            i64::from(self.network.node_ports.0),
+            i64::from(self.network.node_ports.1),
+        );
+        let own: Vec<i64> = service["spec"]["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|port| port["nodePort"].as_i64())
+            .collect();
+        let is_free = |number: i64| {
+            !own.contains(&number) && !in_use.ports.iter().any(|(used, _)| *used == number)
+        };
+        if given != 0 {
+            let problem = if !(low..=high).contains(&given) {
+                format!(
+                    "provided port is not in the valid range. The range of valid ports is {low}-{high}"
+                )
+            } else if is_free(given) {
+                return Ok(());
+            } else {
+                "provided port is already allocated".to_owned()
+            };
+            return Err(Error::internal(format!(
+                "failed to allocate requested HealthCheck NodePort {given}: {problem}"
+            )));
+        }
+        let span = high - low + 1;
+        let start = rand::random_range(0..span);
+        let free = (0..span)
+            .map(|n| low + (start + n) % span)
+            .find(|n| is_free(*n));
+        let Some(number) = free else {
+            return Err(Error::internal(
+                "failed to allocate a HealthCheck NodePort: range is full",
+            ));
+        };
+        meta::child(service, "spec").insert("healthCheckNodePort".into(), number.into());
+        Ok(())
+    }
+}
+
 impl InUse {
     /// What all services but this one hold.
     fn of(caches: &Caches, resource: &Resource, service: &Value) -> Self {
@@ -237,6 +295,9 @@ impl InUse {
             let other = entry.object();
             if let Some(address) = other["spec"]["clusterIP"].as_str() {
                 in_use.addresses.insert(address.to_owned());
+            }
+            if let Some(number) = other["spec"]["healthCheckNodePort"].as_i64() {
+                in_use.ports.insert((number, String::new()));
             }
             for port in other["spec"]["ports"].as_array().into_iter().flatten() {
                 if let Some(number) = port["nodePort"].as_i64() {

@@ -1,5 +1,7 @@
 //! Cases with answers: how they are made, written, read and compared.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -117,25 +119,80 @@ impl Case {
     }
 }
 
+/// Long values, and how they are written in files.
+const SHORTHANDS: [(usize, &str); 2] = [(40_000, "⟨a×40000⟩"), (260, "⟨a×260⟩")];
+
 impl Recording {
+    /// Results are written as what differs from the first of the same object and verb, since most defaults are the same.
     pub fn write(&self, folder: &Path) {
-        let lines: String = self
-            .cases
-            .iter()
-            .map(|c| format!("{}\n", c.to_json()))
-            .collect();
+        let mut lines = String::new();
+        let mut first = FirstResults::default();
+        for case in &self.cases {
+            let mut json = case.to_json();
+            if let Some(known) = first.of(case) {
+                let (same, new): (Vec<&String>, Vec<&String>) =
+                    case.answer.result.iter().partition(|r| known.contains(r));
+                let gone: Vec<&String> = known.iter().filter(|k| !same.contains(k)).collect();
+                json["result"] = json!({"without": gone, "with": new});
+            }
+            lines.push_str(&json.to_string());
+            lines.push('\n');
+        }
+        for (count, short) in SHORTHANDS {
+            lines = lines.replace(&"a".repeat(count), short);
+        }
         let path = folder.join(format!("recorded/{}.jsonl", self.kind));
         std::fs::write(path, lines).unwrap();
     }
 
     pub fn read(folder: &Path, kind: &str) -> Option<Self> {
         let path = folder.join(format!("recorded/{kind}.jsonl"));
-        let text = std::fs::read_to_string(path).ok()?;
-        let case = |line: &str| Case::from_json(&serde_json::from_str(line).unwrap());
+        let mut text = std::fs::read_to_string(path).ok()?;
+        for (count, short) in SHORTHANDS {
+            text = text.replace(short, &"a".repeat(count));
+        }
+        let mut first = FirstResults::default();
+        let mut cases = Vec::new();
+        for line in text.lines() {
+            let json: Value = serde_json::from_str(line).unwrap();
+            let mut case = Case::from_json(&json);
+            let strings = |v: &Value| -> Vec<String> {
+                let items = v.as_array().into_iter().flatten();
+                items.map(|i| i.as_str().unwrap().to_owned()).collect()
+            };
+            if let Some(known) = first.of(&case) {
+                let gone = strings(&json["result"]["without"]);
+                let kept = known.iter().filter(|k| !gone.contains(k)).cloned();
+                case.answer.result = kept.chain(strings(&json["result"]["with"])).collect();
+                case.answer.result.sort();
+            }
+            cases.push(case);
+        }
         Some(Self {
             kind: kind.to_owned(),
-            cases: text.lines().map(case).collect(),
+            cases,
         })
+    }
+}
+
+/// The first result of each object and verb.
+#[derive(Default)]
+struct FirstResults(BTreeMap<(String, String), Vec<String>>);
+
+impl FirstResults {
+    /// What a case's result is compared with; nothing when it is the first, or has none.
+    fn of(&mut self, case: &Case) -> Option<&Vec<String>> {
+        if case.answer.code >= 300 {
+            return None;
+        }
+        let key = (case.base.clone(), case.verb.clone());
+        match self.0.entry(key) {
+            Entry::Occupied(known) => Some(known.into_mut()),
+            Entry::Vacant(unknown) => {
+                unknown.insert(case.answer.result.clone());
+                None
+            }
+        }
     }
 }
 
@@ -144,8 +201,10 @@ impl Answer {
     fn of(response: &Response, sent: &Value) -> Self {
         let uid = response.body["metadata"]["uid"].as_str().map(str::to_owned);
         let uid = uid.or_else(|| sent["metadata"]["uid"].as_str().map(str::to_owned));
-        let clean =
-            |text: &str| without_go_objects(&first_line(&without_uid(text, uid.as_deref())));
+        let clean = |text: &str| {
+            let text = without_uid(text, uid.as_deref());
+            without_go_objects(&first_line(&without_suffix(&text, sent)))
+        };
         let body = &response.body;
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
         let mut answer = Self {
@@ -177,6 +236,7 @@ impl Answer {
                 &normal(body, sent, uid.as_deref()),
                 &mut answer.result,
             );
+            answer.result.sort();
         }
         answer
     }
@@ -217,6 +277,22 @@ fn without_uid(text: &str, uid: Option<&str>) -> String {
 /// Differences between objects of Go are not compared.
 fn first_line(text: &str) -> String {
     text.split('\n').next().unwrap_or_default().to_owned()
+}
+
+/// Generated names end in something that is never the same twice.
+fn without_suffix(text: &str, sent: &Value) -> String {
+    let prefix = sent["metadata"]["generateName"]
+        .as_str()
+        .unwrap_or_default();
+    let generated = format!("\"{prefix}");
+    match text.find(&generated).filter(|_| !prefix.is_empty()) {
+        Some(at) => {
+            let (start, rest) = text.split_at(at + generated.len());
+            let suffix = rest.bytes().take_while(u8::is_ascii_alphanumeric).count();
+            format!("{start}…{}", &rest[suffix..])
+        }
+        None => text.to_owned(),
+    }
 }
 
 /// Objects of Go's internal types are not compared, only that they are shown.
@@ -381,6 +457,15 @@ async fn discard(server: &dyn Server, kind: &Kind, base: &Base) {
     let options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0, "propagationPolicy": "Background"});
     let gone = server.send("DELETE", &path, Some(&options)).await;
     assert!(gone.code < 300, "{path}: {gone:?}");
+    if kind.name == "namespace" {
+        // Nobody else says that nothing is left in it.
+        let mut left = server.send("GET", &path, None).await.body;
+        left["spec"]["finalizers"] = json!([]);
+        let done = server
+            .send("PUT", &format!("{path}/finalize"), Some(&left))
+            .await;
+        assert!(done.code == 200, "{path}: {done:?}");
+    }
 }
 
 /// All changes to try of a base with one verb.

@@ -10,7 +10,9 @@ mod server;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use server::{Server, Usage};
+use server::Server;
+
+pub use server::{Usage, usage};
 
 /// What a run of a load has taken.
 pub struct Measured {

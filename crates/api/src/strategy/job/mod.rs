@@ -11,7 +11,7 @@ use super::template::{self, Options, warnings as template_warnings};
 use super::{MetaCheck, Strategy, at_mut, copy_field, default_at, items_mut, text, workload};
 use crate::meta;
 use crate::validation::{
-    At, Errors, SelectorOptions, dns_label, has_invalid_values, internal, label_selector_with,
+    At, Errors, SelectorOptions, api, dns_label, has_invalid_values, internal, label_selector_with,
     selector_matches,
 };
 
@@ -250,11 +250,8 @@ fn validate_generated_selector(object: &Value, prefixed_labels: bool, errors: &m
         }
     }
     if !selector_matches(&spec["selector"], &expected.into()) {
-        errors.invalid(
-            "spec.selector",
-            &spec["selector"],
-            "`selector` not auto-generated",
-        );
+        let shown = api(template::SELECTOR, &spec["selector"]);
+        errors.invalid_as("spec.selector", &shown, "`selector` not auto-generated");
     }
 }
 
@@ -341,7 +338,13 @@ fn validate_spec_update(object: &Value, old: &Value, errors: &mut Errors) {
             "can only be modified in tandem with spec.parallelism",
         );
     }
-    errors.immutable_field(&spec, &was, "selector");
+    let selector = spec.field("selector");
+    errors.immutable_as(
+        &selector,
+        template::SELECTOR,
+        selector.value(),
+        was.get("selector"),
+    );
     validate_template_update(object, old, errors);
     errors.immutable_field(&spec, &was, "completionMode");
     for (field, ty) in [

@@ -78,7 +78,7 @@ fn validate_http(http: &At<'_, '_>, errors: &mut Errors) {
     }
     for path in paths.items() {
         let (at, ty) = (path.field("path"), path.field("pathType"));
-        if !ty.is_set() {
+        if ty.is_empty() {
             errors.required(&ty, "pathType must be specified");
             continue;
         }

@@ -82,7 +82,11 @@ pub(super) fn choose_families(spec: &mut Value, old: Option<&Value>) {
         .skip(families.len())
         .take_while(|a| *a != "None")
     {
-        families.push(if ip::is_ipv6(address) { "IPv6" } else { "IPv4" }.to_owned());
+        let family = if ip::is_ipv6(address) { "IPv6" } else { "IPv4" };
+        if families.iter().any(|known| known == family) {
+            break;
+        }
+        families.push(family.to_owned());
     }
     if families.is_empty() {
         families.push(FAMILY.to_owned());

@@ -57,7 +57,10 @@ const KINDS: &[Kind] = &[
         need_of_reference(&at.field("secretRef"), &["name", "namespace"], e);
     }),
     kind("fc", fibre_channel),
-    kind("flexVolume", flex),
+    Kind {
+        when_second: "",
+        ..kind("flexVolume", flex)
+    },
     kind("azureFile", |at, _, e| {
         need(at, &["secretName", "shareName"], e);
         let namespace = at.field("secretNamespace");
@@ -255,7 +258,7 @@ fn validate_immutable(object: &Value, old: &Value, errors: &mut Errors) {
     {
         errors.invalid_as(
             "nodeAffinity",
-            &internal("io.k8s.api.core.v1.VolumeNodeAffinity", &affinity(object)),
+            &shown_affinity(&affinity(object)),
             "field is immutable, except for updating from beta label to GA",
         );
     }
@@ -303,6 +306,13 @@ fn with_stable_keys(new: Value, old: &Value) -> Value {
         }
     }
     result
+}
+
+fn shown_affinity(affinity: &Value) -> String {
+    if affinity.is_null() {
+        return "null".to_owned();
+    }
+    internal("io.k8s.api.core.v1.VolumeNodeAffinity", affinity)
 }
 
 fn has_invalid_labels(old: &Value) -> bool {
@@ -454,7 +464,7 @@ impl Strategy for PersistentVolume {
     }
 
     fn metadata_on_update(&self) -> &'static [MetaCheck] {
-        &[MetaCheck::Whole]
+        &[MetaCheck::Whole, MetaCheck::Whole]
     }
 
     fn generation_of(&self) -> &'static [&'static str] {

@@ -15,17 +15,16 @@ pub(in crate::strategy) fn default_spec(spec: &mut Value) {
         return;
     }
     drop_disabled(spec);
-    for (one, other) in [
-        ("serviceAccountName", "serviceAccount"),
-        ("serviceAccount", "serviceAccountName"),
-    ] {
-        if let Some(name) = spec[one]
-            .as_str()
-            .filter(|n| !n.is_empty())
-            .map(str::to_owned)
-        {
-            default_at(spec, &[other], name);
-        }
+    // The older name of the field is another way to say the same, and gives way.
+    let name = ["serviceAccountName", "serviceAccount"]
+        .into_iter()
+        .find_map(|field| {
+            let name = spec.get(field).and_then(Value::as_str);
+            name.filter(|name| !name.is_empty()).map(str::to_owned)
+        });
+    if let Some(name) = name {
+        spec["serviceAccount"] = name.as_str().into();
+        spec["serviceAccountName"] = name.into();
     }
     for list in CONTAINER_LISTS {
         for container in items_mut(spec, &[list]) {

@@ -28,6 +28,7 @@ pub(in crate::strategy) struct Options {
     pub devices_in_user_namespace: bool,
     pub host_network_in_user_namespace: bool,
     pub toleration_comparisons: bool,
+    pub mount_option_policy: bool,
 }
 
 impl Options {
@@ -80,6 +81,7 @@ impl Options {
                     .flat_map(|name| list(&spec[*name]))
                     .any(|c| list(&c["volumeDevices"]).next().is_some()),
             host_network_in_user_namespace: user_namespace && spec["hostNetwork"] == true,
+            mount_option_policy: spec["securityContext"]["seLinuxChangePolicy"] == "MountOption",
             toleration_comparisons: list(&spec["tolerations"])
                 .any(|t| t["operator"] == "Lt" || t["operator"] == "Gt"),
         }

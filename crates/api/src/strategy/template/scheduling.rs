@@ -131,7 +131,8 @@ fn validate_pod_affinity_term(term: &At<'_, '_>, options: &Options, errors: &mut
         label_selector_with(errors, &term.field(field), selector_options);
     }
     for namespace in term.get("namespaces").as_array().into_iter().flatten() {
-        errors.optional_name(&term.place("namespace", namespace), dns_label);
+        let at = term.place("namespace", namespace);
+        errors.problems(&at, dns_label(at.str()));
     }
     match_label_keys(term, errors);
     let key = term.field("topologyKey");

@@ -21,6 +21,7 @@ pub(in crate::strategy) type Validate = fn(&At<'_, '_>, &Options, &mut Errors);
 pub(in crate::strategy) struct Kind {
     pub field: &'static str,
     pub called: &'static str,
+    /// What errors call it when another kind is there already; nothing when that is not minded.
     pub when_second: &'static str,
     pub validate: Validate,
 }
@@ -181,7 +182,7 @@ pub(in crate::strategy) fn validate_kinds(
             continue;
         }
         count += 1;
-        if count == 1 {
+        if count == 1 || kind.when_second.is_empty() {
             (kind.validate)(&source, options, errors);
             after(kind.field, errors);
         } else {

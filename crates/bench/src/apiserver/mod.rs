@@ -1,0 +1,148 @@
+//! The API server alone: what requests cost it, over mutual TLS and HTTP/2, with JSON ConfigMaps of 1.5 KB.
+//!
+//! `fluyt-bench apiserver`; `APISERVER` names another server with the same flags to measure instead, `ETCD_SERVERS` its store.
+
+mod client;
+mod server;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use client::Clients;
+use server::Server;
+
+use crate::row;
+
+/// Objects that are created, read and updated, each.
+const OBJECTS: usize = 5000;
+
+/// Lists of all of them.
+const LISTS: usize = 20;
+
+const WATCHERS: usize = 100;
+/// Objects that are created under the eyes of the watchers.
+const SEEN: usize = 1000;
+
+const MANY: usize = 10_000;
+/// Watches of one connection.
+const STREAMS: usize = 100;
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// A ConfigMap of 1.5 KB.
+fn body(name: &str, value: char) -> Vec<u8> {
+    let filler: String = std::iter::repeat_n(value, 1400).collect();
+    serde_json::json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": name, "labels": {"app": "bench"}}, "data": {"key": filler},
+    })
+    .to_string()
+    .into_bytes()
+}
+
+/// Runs everything and prints a line each.
+///
+/// # Errors
+/// When the server does not start or refuses a request.
+pub fn run() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(measure())
+}
+
+async fn measure() -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let server = Server::start().await?;
+    row(
+        "ready after start",
+        format!("{:.0} ms", begin.elapsed().as_secs_f64() * 1e3),
+    );
+    // What happens at the start is over; then memory is what is measured.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    row("RSS, idle", format!("{:.1} MB", server.usage()?.resident));
+    let clients = Clients::connect(&server.access).await?;
+    requests(&server, &clients).await?;
+    events(&server, &clients).await?;
+    memory(&server, &clients).await
+}
+
+/// Prints what a load costs per request, and how long requests took.
+async fn cost(
+    server: &Server,
+    clients: &Clients,
+    what: &str,
+    requests: Vec<client::Request>,
+) -> anyhow::Result<f64> {
+    let count = requests.len();
+    let before = server.usage()?.cpu_seconds;
+    let (begin, mut took) = (Instant::now(), clients.run(requests).await?);
+    let seconds = begin.elapsed().as_secs_f64();
+    #[expect(clippy::cast_precision_loss)]
+    let micros = (server.usage()?.cpu_seconds - before) * 1e6 / count as f64;
+    took.sort_unstable();
+    let p99 = took.get(count * 99 / 100).context("no requests")?;
+    #[expect(clippy::cast_precision_loss)]
+    let rate = count as f64 / seconds;
+    row(
+        what,
+        format!(
+            "{micros:>8.0} µs of CPU, {rate:>7.0}/s, p99 {:.1} ms",
+            p99.as_secs_f64() * 1e3
+        ),
+    );
+    Ok(micros)
+}
+
+async fn requests(server: &Server, clients: &Clients) -> anyhow::Result<()> {
+    let names = || (0..OBJECTS).map(|n| format!("a-{n}"));
+    let creates = names().map(|n| client::Request::post(MAPS, body(&n, 'x')));
+    cost(server, clients, "create", creates.collect()).await?;
+    let gets = names().map(|n| client::Request::get(format!("{MAPS}/{n}")));
+    cost(server, clients, "get", gets.collect()).await?;
+    let updates = names().map(|n| client::Request::put(format!("{MAPS}/{n}"), body(&n, 'y')));
+    cost(server, clients, "update", updates.collect()).await?;
+    let lists = (0..LISTS).map(|_| client::Request::get(MAPS.to_owned()));
+    let what = format!("list of {OBJECTS}");
+    cost(server, clients, &what, lists.collect()).await?;
+    Ok(())
+}
+
+async fn events(server: &Server, clients: &Clients) -> anyhow::Result<()> {
+    let create = |prefix: &'static str| {
+        let names = (0..SEEN).map(move |n| format!("{prefix}-{n}"));
+        names
+            .map(|n| client::Request::post(MAPS, body(&n, 'x')))
+            .collect::<Vec<_>>()
+    };
+    let alone = cost(server, clients, "create, nobody watches", create("b")).await?;
+    let watchers = clients.watch(MAPS, WATCHERS, SEEN).await?;
+    let what = format!("create, with {WATCHERS} watchers");
+    let watched = cost(server, clients, &what, create("c")).await?;
+    for watcher in watchers {
+        watcher.await??;
+    }
+    #[expect(clippy::cast_precision_loss)]
+    let each = (watched - alone) / WATCHERS as f64;
+    row("an event to one watcher", format!("{each:.1} µs of CPU"));
+    Ok(())
+}
+
+async fn memory(server: &Server, clients: &Clients) -> anyhow::Result<()> {
+    let present = OBJECTS + 2 * SEEN;
+    let names = (present..MANY).map(|n| format!("d-{n}"));
+    let creates = names.map(|n| client::Request::post(MAPS, body(&n, 'x')));
+    cost(server, clients, "create, up to 10,000", creates.collect()).await?;
+    let before = server.usage()?.resident;
+    row("RSS with 10,000 objects", format!("{before:.1} MB"));
+    let watches = Clients::hold(&server.access, MAPS, MANY / STREAMS, STREAMS).await?;
+    let with = server.usage()?.resident;
+    #[expect(clippy::cast_precision_loss)]
+    let each = (with - before) * 1e3 / MANY as f64;
+    row(
+        "RSS with 10,000 watches as well",
+        format!("{with:.1} MB, {each:.1} KB each"),
+    );
+    drop(watches);
+    Ok(())
+}
