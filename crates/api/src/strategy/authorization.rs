@@ -55,7 +55,7 @@ impl Role {
         let has = |field: &str| list(&rule[field]).next().is_some();
         if !has("verbs") {
             errors.required(
-                &format!("{at}.verbs"),
+                format!("{at}.verbs"),
                 "verbs must contain at least one value",
             );
         }
@@ -79,13 +79,13 @@ impl Role {
         }
         if !has("apiGroups") {
             errors.required(
-                &format!("{at}.apiGroups"),
+                format!("{at}.apiGroups"),
                 "resource rules must supply at least one api group",
             );
         }
         if !has("resources") {
             errors.required(
-                &format!("{at}.resources"),
+                format!("{at}.resources"),
                 "resource rules must supply at least one resource",
             );
         }
@@ -157,11 +157,11 @@ impl Binding {
     fn validate_subject(&self, subject: &Value, at: &str, errors: &mut Errors) {
         let (name, group) = (text(subject, "name"), text(subject, "apiGroup"));
         if name.is_empty() {
-            errors.required(&format!("{at}.name"), "");
+            errors.required(format!("{at}.name"), "");
         }
         let mut grouped = |expected: &str| {
             if group != expected {
-                errors.not_supported(&format!("{at}.apiGroup"), &group.into(), &[expected]);
+                errors.not_supported(format!("{at}.apiGroup"), &group.into(), &[expected]);
             }
         };
         match text(subject, "kind") {
@@ -169,16 +169,16 @@ impl Binding {
                 grouped("");
                 if !name.is_empty() {
                     for problem in validation::dns_subdomain(name) {
-                        errors.invalid(&format!("{at}.name"), &name.into(), &problem);
+                        errors.invalid(format!("{at}.name"), &name.into(), &problem);
                     }
                 }
                 if !self.namespaced && text(subject, "namespace").is_empty() {
-                    errors.required(&format!("{at}.namespace"), "");
+                    errors.required(format!("{at}.namespace"), "");
                 }
             }
             "User" | "Group" => grouped(GROUP),
             kind => errors.not_supported(
-                &format!("{at}.kind"),
+                format!("{at}.kind"),
                 &kind.into(),
                 &["ServiceAccount", "User", "Group"],
             ),

@@ -109,7 +109,7 @@ fn validate_schema(name: &str, spec: &Value, errors: &mut Errors) {
 fn validate_rule(rule: &Value, at: &str, errors: &mut Errors) {
     if list(&rule["subjects"]).next().is_none() {
         errors.required(
-            &format!("{at}.subjects"),
+            format!("{at}.subjects"),
             "subjects must contain at least one value",
         );
     }
@@ -154,7 +154,7 @@ fn validate_subject(subject: &Value, at: &str, errors: &mut Errors) {
     let kind = text(subject, "kind");
     let Some((_, own)) = KINDS.iter().find(|(k, _)| *k == kind) else {
         let supported = ["Group", "ServiceAccount", "User"];
-        return errors.not_supported(&format!("{at}.kind"), &kind.into(), &supported);
+        return errors.not_supported(format!("{at}.kind"), &kind.into(), &supported);
     };
     let (field, named) = (format!("{at}.{own}"), &subject[*own]);
     if !named.is_object() {
@@ -163,10 +163,10 @@ fn validate_subject(subject: &Value, at: &str, errors: &mut Errors) {
     } else {
         let name = text(named, "name");
         if name.is_empty() {
-            errors.required(&format!("{field}.name"), "");
+            errors.required(format!("{field}.name"), "");
         } else if kind == "ServiceAccount" && name != "*" {
             for problem in validation::dns_subdomain(name) {
-                errors.invalid(&format!("{field}.name"), &name.into(), &problem);
+                errors.invalid(format!("{field}.name"), &name.into(), &problem);
             }
         }
         if kind == "ServiceAccount" {
@@ -184,7 +184,7 @@ fn validate_subject(subject: &Value, at: &str, errors: &mut Errors) {
     for (other, field) in KINDS.iter().filter(|(k, _)| *k != kind) {
         if subject[*field].is_object() {
             let why = format!("{field} is forbidden when subject kind is not '{other}'");
-            errors.forbidden(&format!("{at}.{field}"), &why);
+            errors.forbidden(format!("{at}.{field}"), &why);
         }
     }
 }
@@ -259,7 +259,7 @@ fn validate_resource_rule(rule: &Value, at: &str, errors: &mut Errors) {
             for problem in validation::dns_label(namespace.as_str().unwrap_or_default()) {
                 let why =
                     format!("each member of this list must be '*' or a DNS-1123 label; {problem}");
-                errors.invalid(&format!("{field}[{i}]"), namespace, &why);
+                errors.invalid(format!("{field}[{i}]"), namespace, &why);
             }
         }
     }
@@ -362,7 +362,7 @@ fn validate_shares(level: &Value, at: &str, errors: &mut Errors) {
     let shares = &level["nominalConcurrencyShares"];
     if shares.as_i64().is_some_and(|n| n < 0) {
         errors.invalid(
-            &format!("{at}.nominalConcurrencyShares"),
+            format!("{at}.nominalConcurrencyShares"),
             shares,
             "must be a non-negative integer",
         );
@@ -373,7 +373,7 @@ fn validate_lendable(level: &Value, at: &str, errors: &mut Errors) {
     let lendable = &level["lendablePercent"];
     if lendable.as_i64().is_some_and(|n| !(0..=100).contains(&n)) {
         errors.invalid(
-            &format!("{at}.lendablePercent"),
+            format!("{at}.lendablePercent"),
             lendable,
             "must be between 0 and 100, inclusive",
         );
@@ -418,7 +418,7 @@ fn validate_response(response: &Value, errors: &mut Errors) {
 fn validate_queuing(queuing: &Value, at: &str, errors: &mut Errors) {
     let number = |field: &str| queuing[field].as_i64().unwrap_or_default();
     let mut invalid = |field: &str, why: &str| {
-        errors.invalid(&format!("{at}.{field}"), &number(field).into(), why);
+        errors.invalid(format!("{at}.{field}"), &number(field).into(), why);
     };
     if number("queueLengthLimit") <= 0 {
         invalid("queueLengthLimit", "must be positive");

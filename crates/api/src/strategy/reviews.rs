@@ -112,12 +112,12 @@ fn validate_selector(attributes: &Value, name: &str, errors: &mut Errors) {
     let requirements = requirements.map(Vec::as_slice).unwrap_or_default();
     match (raw.is_empty(), requirements.is_empty()) {
         (false, false) => errors.invalid(
-            &format!("{at}.rawSelector"),
+            format!("{at}.rawSelector"),
             &raw.into(),
             "may not specified at the same time as requirements",
         ),
         (true, true) => errors.required(
-            &format!("{at}.requirements"),
+            format!("{at}.requirements"),
             &format!("when {at} is specified, requirements or rawSelector is required"),
         ),
         _ => {}
@@ -129,22 +129,22 @@ fn validate_selector(attributes: &Value, name: &str, errors: &mut Errors) {
         let key = requirement["key"].as_str().unwrap_or_default();
         let is_label = name == "labelSelector";
         if key.is_empty() && !is_label {
-            errors.required(&format!("{at}.key"), "must be specified");
+            errors.required(format!("{at}.key"), "must be specified");
         }
         match operator {
             "In" | "NotIn" if values == 0 => errors.required(
-                &format!("{at}.values"),
+                format!("{at}.values"),
                 "must be specified when `operator` is 'In' or 'NotIn'",
             ),
             "Exists" | "DoesNotExist" if values > 0 => errors.forbidden(
-                &format!("{at}.values"),
+                format!("{at}.values"),
                 "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
             ),
             _ => {}
         }
         if is_label {
             for problem in validation::qualified_name(key) {
-                errors.invalid(&format!("{at}.key"), &key.into(), &problem);
+                errors.invalid(format!("{at}.key"), &key.into(), &problem);
             }
         }
     }
