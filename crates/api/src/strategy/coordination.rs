@@ -22,6 +22,10 @@ impl Lease {
 }
 
 impl Strategy for Lease {
+    fn has_standard_finalizers(&self) -> bool {
+        false
+    }
+
     fn prepare_create(&self, object: &mut Value) {
         Self::drop_disabled(object, None);
     }

@@ -33,6 +33,10 @@ impl PodDisruptionBudget {
 }
 
 impl Strategy for PodDisruptionBudget {
+    fn has_standard_finalizers(&self) -> bool {
+        false
+    }
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
         Self::validate_with(object, SelectorOptions::default(), errors);
     }

@@ -28,11 +28,13 @@ impl Strategy for Namespace {
     fn default(&self, object: &mut Value) {
         let name = meta::name(object).to_owned();
         if !name.is_empty() {
-            super::default_at(
-                object,
-                &["metadata", "labels", "kubernetes.io/metadata.name"],
-                name,
-            );
+            let labels = meta::metadata(object)
+                .entry("labels")
+                .or_insert(Value::Null);
+            if labels.is_null() {
+                *labels = json!({});
+            }
+            labels["kubernetes.io/metadata.name"] = name.into();
         }
     }
 

@@ -96,6 +96,10 @@ fn validate_scheduling(at: &At<'_, '_>, errors: &mut Errors) {
 }
 
 impl Strategy for RuntimeClass {
+    fn has_standard_finalizers(&self) -> bool {
+        false
+    }
+
     fn prepare_create(&self, _object: &mut Value) {}
 
     fn prepare_update(&self, _object: &mut Value, _old: &Value) {}

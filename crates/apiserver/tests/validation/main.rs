@@ -121,7 +121,7 @@ impl Expected {
         let id = case.id();
         let mut covered = false;
         for ((of, pattern), uses) in &mut self.patterns {
-            if of == kind && matches(pattern, &id) {
+            if (of == kind || of == "*") && matches(pattern, &id) {
                 *uses += 1;
                 covered = true;
             }

@@ -230,8 +230,7 @@ pub(super) fn validate_ephemeral_containers(object: &Value, old: &Value, errors:
     let place = "spec.ephemeralContainers";
     for before in list(&old["spec"]["ephemeralContainers"]) {
         let name = before["name"].as_str().unwrap_or_default();
-        let mut now = list(&object["spec"]["ephemeralContainers"]);
-        match now.rfind_by_name(name) {
+        match last_named(list(&object["spec"]["ephemeralContainers"]), name) {
             None => {
                 let detail =
                     format!("existing ephemeral containers \"{name}\" may not be removed\n");
@@ -249,14 +248,9 @@ pub(super) fn validate_ephemeral_containers(object: &Value, old: &Value, errors:
     }
 }
 
-trait RfindByName<'a> {
-    fn rfind_by_name(&mut self, name: &str) -> Option<&'a Value>;
-}
-
-impl<'a, I: Iterator<Item = &'a Value>> RfindByName<'a> for I {
-    fn rfind_by_name(&mut self, name: &str) -> Option<&'a Value> {
-        self.filter(|v| v["name"] == name).last()
-    }
+/// The last of the values with a name.
+fn last_named<'v>(values: impl Iterator<Item = &'v Value>, name: &str) -> Option<&'v Value> {
+    values.filter(|value| value["name"] == name).last()
 }
 
 fn is_mirror(pod: &Value) -> bool {
@@ -631,8 +625,8 @@ fn validate_extended_claim(status: &At<'_, '_>, spec: &At<'_, '_>, errors: &mut 
             mapping.field("resourceName"),
         );
         let request = mapping.field("requestName");
-        let mut containers = list(spec.get("initContainers")).chain(list(spec.get("containers")));
-        match containers.rfind_by_name(container.str()) {
+        let containers = list(spec.get("initContainers")).chain(list(spec.get("containers")));
+        match last_named(containers, container.str()) {
             Some(c) if c["resources"]["requests"][name.str()].is_null() => errors.bad(&name, "must match the extended resource name of an entry in spec.initContainers.resources.requests or spec.containers.resources.requests"),
             Some(_) => {}
             None => errors.bad(&container, "must match the name of an entry in spec.initContainers.name or spec.containers.name"),

@@ -51,34 +51,27 @@ fn validate_lists(
     errors: &mut Errors,
 ) {
     let (mut basic, mut huge) = (false, false);
-    let mut one = |amount: &At<'_, '_>, name: &str, errors: &mut Errors, last: bool| {
-        if !last {
-            name_rule(errors, amount, name);
-            resource::amount(errors, amount, name);
-            basic |= name == "cpu" || name == "memory";
-            huge |= resource::is_huge_page(name);
-        }
-        if last && resource::is_huge_page(name) && !options.indivisible_huge_pages {
-            validate_huge_page(amount, name, errors);
-        }
+    let mut validate_amount = |amount: &At<'_, '_>, name: &str, errors: &mut Errors| {
+        name_rule(errors, amount, name);
+        resource::amount(errors, amount, name);
+        basic |= name == "cpu" || name == "memory";
+        huge |= resource::is_huge_page(name);
     };
     for (name, limit) in limits.entries() {
-        one(&limit, name, errors, false);
-        one(&limit, name, errors, true);
+        validate_amount(&limit, name, errors);
+        validate_huge_page(&limit, name, options, errors);
     }
     for (name, request) in requests.entries() {
-        one(&request, name, errors, false);
-        let limit = &limits.value()[name];
-        match (quantity_of(request.value()), quantity_of(limit)) {
+        validate_amount(&request, name, errors);
+        let (wanted, most) = (quantity_of(request.value()), limits.get(name));
+        match (wanted, quantity_of(most)) {
             (Some(wanted), Some(most)) => {
-                let detail = if wanted != most && !resource::is_overcommit_allowed(name) {
-                    format!("must be equal to {name} limit of {most}")
+                let overcommits = resource::is_overcommit_allowed(name);
+                if wanted != most && !overcommits {
+                    let detail = format!("must be equal to {name} limit of {most}");
+                    errors.invalid(requests, request.value(), &detail);
                 } else if wanted > most {
-                    format!("must be less than or equal to {name} limit of {most}")
-                } else {
-                    String::new()
-                };
-                if !detail.is_empty() {
+                    let detail = format!("must be less than or equal to {name} limit of {most}");
                     errors.invalid(requests, request.value(), &detail);
                 }
             }
@@ -87,15 +80,17 @@ fn validate_lists(
             }
             _ => {}
         }
-        one(&request, name, errors, true);
+        validate_huge_page(&request, name, options, errors);
     }
     if huge && !basic {
         errors.forbidden(at, "HugePages require cpu or memory");
     }
 }
 
-fn validate_huge_page(amount: &At<'_, '_>, name: &str, errors: &mut Errors) {
-    if !is_divisible(name, amount.value()) {
+/// Huge pages are whole ones, unless the old pod already had others.
+fn validate_huge_page(amount: &At<'_, '_>, name: &str, options: &Options, errors: &mut Errors) {
+    let concerns = resource::is_huge_page(name) && !options.indivisible_huge_pages;
+    if concerns && !is_divisible(name, amount.value()) {
         let written = quantity_of(amount.value())
             .map(|q| q.to_string())
             .unwrap_or_default();
