@@ -434,7 +434,7 @@ pub fn unique_lists(schema: &Structural, path: &str, value: &Value, errors: &mut
                     let stray = items.iter().position(|i| !i.is_object() && !i.is_null());
                     if let Some(i) = stray {
                         let detail = "must be an object for an array of list-type map";
-                        errors.invalid(&format!("{path}[{i}]"), &items[i], detail);
+                        errors.invalid(format!("{path}[{i}]"), &items[i], detail);
                     } else {
                         let identities: Vec<Value> = items
                             .iter()
@@ -466,7 +466,7 @@ fn duplicates(path: &str, items: &[Value], shown: &[Value], errors: &mut Errors)
         let times = seen.entry(item.to_string()).or_default();
         *times += 1;
         if *times == 2 {
-            errors.duplicate(&format!("{path}[{i}]"), &shown[i]);
+            errors.duplicate(format!("{path}[{i}]"), &shown[i]);
         }
     }
 }

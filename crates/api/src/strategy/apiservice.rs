@@ -61,7 +61,7 @@ impl Strategy for ApiService {
             let value = spec[field].as_i64().unwrap_or_default();
             if value <= 0 || value > highest {
                 let why = format!("must be positive and less than {highest}");
-                errors.invalid(&format!("spec.{field}"), &value.into(), &why);
+                errors.invalid(format!("spec.{field}"), &value.into(), &why);
             }
         }
         if spec["service"].is_null() {
@@ -91,7 +91,7 @@ fn remote(spec: &Value, errors: &mut Errors) {
     let service = &spec["service"];
     for field in ["namespace", "name"] {
         if service[field].as_str().unwrap_or_default().is_empty() {
-            errors.required(&format!("spec.service.{field}"), "");
+            errors.required(format!("spec.service.{field}"), "");
         }
     }
     let port = service["port"].as_i64().unwrap_or(443);

@@ -41,7 +41,7 @@ const SOURCES: [Source; 5] = [
             require_average(&target, "averageValue", detail, errors);
         } else if average.is_set() {
             let detail = "may not set both a target value for metric and a per-pod target";
-            errors.forbidden(&value, detail);
+            errors.forbidden(value, detail);
         }
     }),
     ("Pods", "pods", |at, _, errors| {
@@ -54,19 +54,19 @@ const SOURCES: [Source; 5] = [
     ("Resource", "resource", |at, _, errors| {
         let name = at.field("name");
         if name.is_empty() {
-            errors.required(&name, "must specify a resource name");
+            errors.required(name, "must specify a resource name");
         }
         validate_resource_target(&at.field("target"), errors);
     }),
     ("ContainerResource", "containerResource", |at, _, errors| {
         let (name, container) = (at.field("name"), at.field("container"));
         if name.is_empty() {
-            errors.required(&name, "must specify a resource name");
+            errors.required(name, "must specify a resource name");
         } else {
             resource::container_name(errors, &name, name.str());
         }
         if container.is_empty() {
-            errors.required(&container, "must specify a container");
+            errors.required(container, "must specify a container");
         } else {
             errors.problems(&container, dns_label(container.str()));
         }
@@ -146,14 +146,14 @@ fn validate_reference(reference: &At<'_, '_>, rule: Version, errors: &mut Errors
     }
     let version = reference.field("apiVersion");
     if let Some(problem) = version_problem(version.str(), rule) {
-        errors.invalid_text(&version, version.str(), &problem);
+        errors.invalid_text(version, version.str(), &problem);
     }
 }
 
 fn validate_identifier(metric: &At<'_, '_>, errors: &mut Errors) {
     let name = metric.field("name");
     if name.is_empty() {
-        errors.required(&name, "must specify a metric name");
+        errors.required(name, "must specify a metric name");
     } else {
         errors.problems(&name, path_segment(name.str()));
     }
@@ -162,11 +162,11 @@ fn validate_identifier(metric: &At<'_, '_>, errors: &mut Errors) {
 fn validate_target(target: &At<'_, '_>, errors: &mut Errors) {
     let ty = target.field("type");
     if ty.is_empty() {
-        errors.required(&ty, "must specify a metric target type");
+        errors.required(ty, "must specify a metric target type");
     }
     if !["Utilization", "Value", "AverageValue"].contains(&ty.str()) {
         let detail = "must be either Utilization, Value, or AverageValue";
-        errors.invalid_text(&ty, ty.str(), detail);
+        errors.invalid_text(ty, ty.str(), detail);
     }
     for field in ["value", "averageValue"] {
         positive_quantity_as(errors, &target.field(field), "must be positive");
@@ -191,14 +191,14 @@ fn validate_resource_target(target: &At<'_, '_>, errors: &mut Errors) {
         require_average(target, "averageUtilization", detail, errors);
     } else if average.is_set() {
         let detail = "may not set both a target raw value and a target utilization";
-        errors.forbidden(&average, detail);
+        errors.forbidden(average, detail);
     }
 }
 
 fn validate_metric(metric: &At<'_, '_>, options: &Options, errors: &mut Errors) {
     let ty = metric.field("type");
     if ty.is_empty() {
-        errors.required(&ty, "must specify a metric source type");
+        errors.required(ty, "must specify a metric source type");
     }
     let known = TYPES.contains(&ty.str());
     if !known {
@@ -247,7 +247,7 @@ fn validate_rules(rules: &At<'_, '_>, errors: &mut Errors) {
     }
     let policies = rules.field("policies");
     if policies.is_empty() {
-        errors.required(&policies, "must specify at least one Policy");
+        errors.required(policies, "must specify at least one Policy");
     }
     for policy in policies.items() {
         errors.member(&policy.field("type"), &["Percent", "Pods"]);
@@ -255,7 +255,7 @@ fn validate_rules(rules: &At<'_, '_>, errors: &mut Errors) {
             let at = policy.field(field);
             let number = at.int().unwrap_or(0);
             if number <= 0 {
-                errors.invalid(&at, &number.into(), "must be greater than zero");
+                errors.invalid(at, &number.into(), "must be greater than zero");
             }
             if field == "periodSeconds" && number > MAX_PERIOD {
                 let detail = format!("must be less than or equal to {MAX_PERIOD}");
@@ -274,13 +274,13 @@ fn validate_spec(spec: &At<'_, '_>, options: &Options, errors: &mut Errors) {
     }
     let most = max.int().unwrap_or(0);
     if most == 0 {
-        errors.required(&max, "must be set and greater than 0");
+        errors.required(max, "must be set and greater than 0");
     } else if most < 0 {
         errors.bad(&max, "must be greater than or equal to 1");
     }
     if min.int().is_some_and(|least| most < least) {
         let detail = "must be greater than or equal to `minReplicas`";
-        errors.invalid(&max, &most.into(), detail);
+        errors.invalid(max, &most.into(), detail);
     }
     validate_reference(&spec.field("scaleTargetRef"), options.target, errors);
     let metrics = spec.field("metrics");
@@ -290,7 +290,7 @@ fn validate_spec(spec: &At<'_, '_>, options: &Options, errors: &mut Errors) {
     let from_outside = |m: &Value| m["type"] == "Object" || m["type"] == "External";
     if min.int() == Some(0) && !metrics.list().iter().any(from_outside) {
         let detail = "must specify at least one Object or External metric to support scaling to zero replicas";
-        errors.forbidden(&metrics, detail);
+        errors.forbidden(metrics, detail);
     }
     let behavior = spec.field("behavior");
     for direction in ["scaleUp", "scaleDown"] {

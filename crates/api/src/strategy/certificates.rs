@@ -158,7 +158,7 @@ fn validate_usages(usages: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors
     if !has_duplicates(before.iter()) {
         for (i, usage) in usages.items().enumerate() {
             if usages.list()[..i].contains(usage.value()) {
-                errors.duplicate(&usage, usage.value());
+                errors.duplicate(usage, usage.value());
             }
         }
     }
@@ -178,7 +178,7 @@ fn validate_conditions(at: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors
     for (i, condition) in at.items().enumerate() {
         let (ty, status) = (condition.field("type"), condition.field("status"));
         if ty.is_empty() && !had_nameless {
-            errors.required(&ty, "");
+            errors.required(ty, "");
         }
         let always_true = [APPROVED, DENIED, FAILED].contains(&ty.str());
         let known: &[&str] = if always_true {
@@ -203,7 +203,7 @@ fn validate_conditions(at: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors
                 .iter()
                 .any(|c| c.get("type") == condition.value().get("type"))
         {
-            errors.duplicate_as(&ty, &quote(ty.str()));
+            errors.duplicate_as(ty, &quote(ty.str()));
         }
     }
 }

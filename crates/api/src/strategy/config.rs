@@ -28,7 +28,7 @@ impl Strategy for ConfigMap {
             validate_key(&value, key, errors);
             if binary.get(key).is_string() {
                 let detail = "duplicate of key present in binaryData";
-                errors.invalid_text(&value, key, detail);
+                errors.invalid_text(value, key, detail);
             }
             total += value.str().len();
         }
@@ -87,12 +87,12 @@ impl Secret {
     fn validate_docker(data: &At<'_, '_>, key: &str, errors: &mut Errors) {
         let file = data.key(key);
         if !file.is_set() {
-            errors.required(&file, "");
+            errors.required(file, "");
             return;
         }
         let bytes = BASE64.decode(file.str()).unwrap_or_default();
         if let Some(problem) = not_an_object(&bytes) {
-            errors.invalid_text(&file, "<secret contents redacted>", &problem);
+            errors.invalid_text(file, "<secret contents redacted>", &problem);
         }
     }
 }
@@ -146,7 +146,7 @@ impl Strategy for Secret {
             total += decoded_length(value.str());
         }
         if total > MAX_DATA {
-            errors.too_long(&data, MAX_DATA);
+            errors.too_long(data, MAX_DATA);
         }
         let missing = |key: &str| !data.get(key).is_string();
         match root.text("type") {
@@ -160,16 +160,12 @@ impl Strategy for Secret {
             "kubernetes.io/dockerconfigjson" => {
                 Self::validate_docker(&data, ".dockerconfigjson", errors);
             }
-            "kubernetes.io/basic-auth" => {
-                if missing("username") && missing("password") {
-                    errors.required(data.key("username"), "");
-                    errors.required(data.key("password"), "");
-                }
+            "kubernetes.io/basic-auth" if missing("username") && missing("password") => {
+                errors.required(data.key("username"), "");
+                errors.required(data.key("password"), "");
             }
-            "kubernetes.io/ssh-auth" => {
-                if data.text("ssh-privatekey").is_empty() {
-                    errors.required(data.key("ssh-privatekey"), "");
-                }
+            "kubernetes.io/ssh-auth" if data.text("ssh-privatekey").is_empty() => {
+                errors.required(data.key("ssh-privatekey"), "");
             }
             "kubernetes.io/tls" => {
                 for key in ["tls.crt", "tls.key"]

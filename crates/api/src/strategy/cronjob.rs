@@ -19,7 +19,7 @@ impl CronJob {
         let schedule = spec.field("schedule");
         let zone = spec.field("timeZone");
         if schedule.is_empty() {
-            errors.required(&schedule, "");
+            errors.required(schedule, "");
         } else {
             let had_zone = old.is_some_and(|o| {
                 o["spec"]["schedule"]

@@ -30,7 +30,7 @@ impl DaemonSet {
         let labels = metadata.field("labels");
         if well_formed && !selector_matches(selector.value(), labels.value()) {
             let detail = "`selector` does not match template `labels`";
-            errors.invalid(&labels, labels.value(), detail);
+            errors.invalid(labels, labels.value(), detail);
         }
         if selector.is_set() && template::selector_is_empty(selector.value()) {
             errors.bad(&selector, "empty selector is invalid for daemonset");
@@ -47,7 +47,7 @@ fn validate_strategy(strategy: &At<'_, '_>, errors: &mut Errors) {
     let rolling = strategy.field("rollingUpdate");
     match strategy.text("type") {
         "OnDelete" => {}
-        "RollingUpdate" if !rolling.is_set() => errors.required(&rolling, ""),
+        "RollingUpdate" if !rolling.is_set() => errors.required(rolling, ""),
         "RollingUpdate" => {
             let (unavailable, surge) = (rolling.field("maxUnavailable"), rolling.field("maxSurge"));
             int_or_percent(errors, &unavailable);
@@ -59,7 +59,7 @@ fn validate_strategy(strategy: &At<'_, '_>, errors: &mut Errors) {
                     errors.bad(&surge, "may not be set when maxUnavailable is non-zero");
                 }
                 (false, false) => {
-                    errors.required(&unavailable, "cannot be 0 when maxSurge is 0");
+                    errors.required(unavailable, "cannot be 0 when maxSurge is 0");
                 }
                 _ => {}
             }

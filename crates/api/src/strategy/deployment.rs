@@ -31,12 +31,12 @@ fn validate_strategy(strategy: &At<'_, '_>, errors: &mut Errors) {
         "Recreate" => {
             if rolling.is_set() {
                 let detail = "may not be specified when strategy `type` is 'Recreate'";
-                errors.forbidden(&rolling, detail);
+                errors.forbidden(rolling, detail);
             }
         }
         "RollingUpdate" => {
             if !rolling.is_set() {
-                errors.required(&rolling, "this should be defaulted and never be nil");
+                errors.required(rolling, "this should be defaulted and never be nil");
                 return;
             }
             let (unavailable, surge) = (rolling.field("maxUnavailable"), rolling.field("maxSurge"));

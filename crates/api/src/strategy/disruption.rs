@@ -18,7 +18,7 @@ impl PodDisruptionBudget {
         if bounds.iter().all(At::is_set) {
             let shown = internal("io.k8s.api.policy.v1.PodDisruptionBudgetSpec", spec.value());
             let detail = "minAvailable and maxUnavailable cannot be both set";
-            errors.invalid_as(&spec, &shown, detail);
+            errors.invalid_as(spec, &shown, detail);
         }
         for bound in bounds.iter().filter(|bound| bound.is_set()) {
             int_or_percent(errors, bound);

@@ -50,12 +50,12 @@ impl Event {
         };
         if !agrees {
             let detail = "does not match event.namespace";
-            errors.invalid_text(&namespace, namespace.str(), detail);
+            errors.invalid_text(namespace, namespace.str(), detail);
         }
         if is_new {
             let by = event.place(controller, event.get("reportingComponent"));
             if by.is_empty() {
-                errors.required(&by, "");
+                errors.required(by, "");
             }
             errors.problems(&by, qualified_name(by.str()));
             word(event, "reportingInstance", MAX_WORD, errors);
@@ -76,7 +76,7 @@ impl Event {
 fn word(event: &At<'_, '_>, field: &str, max: usize, errors: &mut Errors) {
     let at = event.field(field);
     if at.is_empty() {
-        errors.required(&at, "");
+        errors.required(at, "");
     }
     if at.str().len() > max {
         too_long(&at, max, errors);
@@ -94,11 +94,11 @@ fn validate_series(event: &At<'_, '_>, errors: &mut Errors) {
     }
     let count = series.field("count");
     if count.int().unwrap_or(0) < 2 {
-        errors.invalid_text(&count, "", "should be at least 2");
+        errors.invalid_text(count, "", "should be at least 2");
     }
     let last = series.field("lastObservedTime");
     if !last.is_set() {
-        errors.required(&last, "");
+        errors.required(last, "");
     }
 }
 
@@ -116,15 +116,15 @@ impl Strategy for Event {
         validate_series(&event, errors);
         let (time, ty) = (event.field("eventTime"), event.field("type"));
         if !time.is_set() {
-            errors.required(&time, "");
+            errors.required(time, "");
         }
         if !["Normal", "Warning"].contains(&ty.str()) {
-            errors.invalid_text(&ty, "", &format!("has invalid value: {}", ty.str()));
+            errors.invalid_text(ty, "", &format!("has invalid value: {}", ty.str()));
         }
         for field in ["firstTimestamp", "lastTimestamp", "count", "source"] {
             let at = event.field(field);
             if !at.is_empty() && at.int() != Some(0) {
-                errors.invalid_text(&at, "", "needs to be unset");
+                errors.invalid_text(at, "", "needs to be unset");
             }
         }
     }

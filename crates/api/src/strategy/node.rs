@@ -25,7 +25,7 @@ fn validate_taints(taints: &At<'_, '_>, errors: &mut Errors) {
         let value = taint.field("value");
         let problems = label_value(value.str());
         if !problems.is_empty() {
-            errors.invalid_text(&value, value.str(), &problems.join(";"));
+            errors.invalid_text(value, value.str(), &problems.join(";"));
         }
         validate_taint_effect(&taint.field("effect"), errors);
         let same = |other: &Value| {
@@ -36,7 +36,7 @@ fn validate_taints(taints: &At<'_, '_>, errors: &mut Errors) {
         if taints.list()[..i].iter().any(same) {
             let shown = internal("io.k8s.api.core.v1.Taint", taint.value());
             let detail = "taints must be unique by key and effect pair";
-            errors.duplicate_because(&taint, &shown, detail);
+            errors.duplicate_because(taint, &shown, detail);
         }
     }
 }
@@ -77,7 +77,7 @@ fn validate_features(status: &At<'_, '_>, errors: &mut Errors) {
         };
         let next_at = features.index(i + 1);
         if next == name {
-            errors.duplicate(&next_at, next_at.value());
+            errors.duplicate(next_at, next_at.value());
         } else if name > next {
             errors.bad(&next_at, "list must be sorted alphabetically");
         }
@@ -145,9 +145,9 @@ fn validate_config_source(source: &At<'_, '_>, in_status: bool, errors: &mut Err
     for field in ["uid", "resourceVersion"] {
         let at = map.field(field);
         if in_status && at.is_empty() {
-            errors.required(&at, "");
+            errors.required(at, "");
         } else if !in_status && !at.is_empty() {
-            errors.forbidden(&at, &format!("{field} must not be set in spec"));
+            errors.forbidden(at, &format!("{field} must not be set in spec"));
         }
     }
     errors.required_name(&map.field("namespace"), dns_label);
@@ -163,7 +163,7 @@ fn validate_update(node: &At<'_, '_>, old: &Value, errors: &mut Errors) {
     for (i, address) in addresses.items().enumerate() {
         if addresses.list()[..i].contains(address.value()) {
             let shown = internal("io.k8s.api.core.v1.NodeAddress", address.value());
-            errors.duplicate_as(&address, &shown);
+            errors.duplicate_as(address, &shown);
         }
     }
     let before = At::root(old);
@@ -180,7 +180,7 @@ fn validate_update(node: &At<'_, '_>, old: &Value, errors: &mut Errors) {
     };
     for _ in 0..changed {
         errors.forbidden(
-            &now,
+            now,
             "node updates may not change podCIDR except from \"\" to valid",
         );
     }

@@ -43,7 +43,7 @@ impl Strategy for LimitRange {
                 .iter()
                 .any(|before| before.get("type") == limit.value().get("type"))
             {
-                errors.duplicate_as(&ty, &crate::validation::quote(ty.str()));
+                errors.duplicate_as(ty, &crate::validation::quote(ty.str()));
             }
             validate_limit(&limit, errors);
         }
@@ -100,7 +100,7 @@ fn validate_limit(limit: &At<'_, '_>, errors: &mut Errors) {
         }
         if ty == "Pod" && part.starts_with("default") {
             if !amounts.is_empty() {
-                errors.forbidden(&amounts, "may not be specified when `type` is 'Pod'");
+                errors.forbidden(amounts, "may not be specified when `type` is 'Pod'");
             }
             continue;
         }
@@ -204,7 +204,7 @@ impl Bounds {
         let at = at.key(name);
         let reported = Value::from(ratio.to_string());
         if ratio.millis() < 1000 {
-            errors.invalid(&at, &reported, &format!("ratio {ratio} is less than 1"));
+            errors.invalid(at, &reported, &format!("ratio {ratio} is less than 1"));
         }
         if let (Some(min), Some(max)) = (self.min, self.max) {
             #[expect(
@@ -217,7 +217,7 @@ impl Bounds {
             );
             if ratio_value > most {
                 let detail = format!("ratio {ratio} is greater than max/min = {most:.6}");
-                errors.invalid(&at, &reported, &detail);
+                errors.invalid(at, &reported, &detail);
             }
         }
     }
@@ -310,14 +310,14 @@ fn validate_selector(spec: &At<'_, '_>, selector: &At<'_, '_>, errors: &mut Erro
         }
         for _ in 0..beyond(name, spec) {
             errors.invalid_as(
-                &list,
+                list,
                 &crate::validation::internal("io.k8s.api.core.v1.ScopeSelector", selector.value()),
                 "unsupported scope applied to resource",
             );
         }
         if EXISTENTIAL.contains(&name) && operator != "Exists" {
             let detail = "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity";
-            errors.invalid_text(&operator_at, operator, detail);
+            errors.invalid_text(operator_at, operator, detail);
         }
         match operator {
             "In" | "NotIn" if values.is_empty() => errors.required(
@@ -330,7 +330,7 @@ fn validate_selector(spec: &At<'_, '_>, selector: &At<'_, '_>, errors: &mut Erro
                 "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector",
             ),
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            _ => errors.invalid_text(&operator_at, operator, "not a valid selector operator"),
+            _ => errors.invalid_text(operator_at, operator, "not a valid selector operator"),
         }
     }
     let has = |name: &str| list.list().iter().any(|item| item["scopeName"] == name);
@@ -338,7 +338,7 @@ fn validate_selector(spec: &At<'_, '_>, selector: &At<'_, '_>, errors: &mut Erro
         .iter()
         .filter(|pair| pair.iter().all(|name| has(name)))
     {
-        errors.invalid(&list, spec.get("scopes"), "conflicting scopes");
+        errors.invalid(list, spec.get("scopes"), "conflicting scopes");
     }
 }
 

@@ -88,17 +88,17 @@ impl ReplicationController {
         errors.non_negative(&spec.field("minReadySeconds"));
         let selector = spec.field("selector");
         if selector.is_empty() {
-            errors.required(&selector, "");
+            errors.required(selector, "");
         }
         let replicas = spec.field("replicas");
         if replicas.is_set() {
             errors.non_negative(&replicas);
         } else {
-            errors.required(&replicas, "");
+            errors.required(replicas, "");
         }
         let template = spec.field("template");
         if !template.is_set() {
-            errors.required(&template, "");
+            errors.required(template, "");
             return;
         }
         let metadata = template.field("metadata");
@@ -106,7 +106,7 @@ impl ReplicationController {
         let selects = LabelSelector::from_match_labels(selector.map());
         if !selector.is_empty() && !selects.matches(labels.map()) {
             let detail = "`selector` does not match template `labels`";
-            errors.invalid(&labels, labels.value(), detail);
+            errors.invalid(labels, labels.value(), detail);
         }
         template::validate(&template, options, errors);
         template::validate_always_running(&template, "ReplicationController", errors);

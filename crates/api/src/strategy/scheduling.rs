@@ -90,7 +90,7 @@ fn validate_scheduling(at: &At<'_, '_>, errors: &mut Errors) {
     for (i, toleration) in tolerations.items().enumerate() {
         let own = key(toleration.value());
         if tolerations.list()[..i].iter().any(|t| key(t) == own) {
-            errors.duplicate_as(&toleration, &go_json(toleration.value()));
+            errors.duplicate_as(toleration, &go_json(toleration.value()));
         }
     }
 }

@@ -37,7 +37,7 @@ struct Kept {
 fn validate_spec(spec: &At<'_, '_>, options: &Options, kept: Kept, errors: &mut Errors) {
     let policy = spec.field("podManagementPolicy");
     match policy.str() {
-        "" => errors.required(&policy, ""),
+        "" => errors.required(policy, ""),
         "OrderedReady" | "Parallel" => {}
         _ => errors.bad(&policy, "must be 'OrderedReady' or 'Parallel'"),
     }
@@ -66,7 +66,7 @@ fn validate_spec(spec: &At<'_, '_>, options: &Options, kept: Kept, errors: &mut 
         }
         validate_template(spec, options, kept, errors);
     } else {
-        errors.invalid_as(&selector, &api(template::SELECTOR, selector.value()), "");
+        errors.invalid_as(selector, &api(template::SELECTOR, selector.value()), "");
     }
     template::validate_always_running(&spec.field("template"), "StatefulSet", errors);
 }
@@ -122,7 +122,7 @@ fn validate_update_strategy(strategy: &At<'_, '_>, errors: &mut Errors) {
             if rolling.is_set() {
                 let shown = internal(ROLLING, rolling.value());
                 let detail = "only allowed for updateStrategy 'RollingUpdate'";
-                errors.invalid_as(&rolling, &shown, detail);
+                errors.invalid_as(rolling, &shown, detail);
             }
         }
         "RollingUpdate" => {

@@ -65,6 +65,6 @@ pub(super) fn validate_collisions(status: &At<'_, '_>, old: &Value, errors: &mut
     let now = count.int();
     if before.is_some_and(|before| now.is_none_or(|now| now < before)) {
         let detail = "cannot be decremented";
-        errors.invalid(&count, &now.unwrap_or_default().into(), detail);
+        errors.invalid(count, &now.unwrap_or_default().into(), detail);
     }
 }

@@ -20,7 +20,7 @@ pub fn conditions(errors: &mut Errors, at: &At<'_, '_>) {
     for condition in at.items() {
         let ty = condition.field("type");
         if seen.contains(&ty.str()) {
-            errors.duplicate(&ty, ty.value());
+            errors.duplicate(ty, ty.value());
         } else {
             seen.push(ty.str());
         }
@@ -33,18 +33,18 @@ pub fn conditions(errors: &mut Errors, at: &At<'_, '_>) {
         errors.required_text(&condition.field("lastTransitionTime"));
         let reason = condition.field("reason");
         if reason.is_empty() {
-            errors.required(&reason, "");
+            errors.required(reason, "");
         } else {
             if !REASON.is_match(reason.str()) {
                 errors.bad(&reason, REASON_MESSAGE);
             }
             if reason.str().len() > MAX_REASON {
-                errors.too_long(&reason, MAX_REASON);
+                errors.too_long(reason, MAX_REASON);
             }
         }
         let message = condition.field("message");
         if message.str().len() > MAX_MESSAGE {
-            errors.too_long(&message, MAX_MESSAGE);
+            errors.too_long(message, MAX_MESSAGE);
         }
     }
 }

@@ -25,7 +25,7 @@ pub fn object_meta(
     }
     let name = metadata.field("name");
     if name.is_empty() {
-        errors.required(&name, "name or generateName is required");
+        errors.required(name, "name or generateName is required");
     } else {
         errors.problems(&name, name_rule(name.str()));
     }
@@ -33,7 +33,7 @@ pub fn object_meta(
     if namespaced {
         errors.required_name(&namespace, dns_label);
     } else if !namespace.is_empty() {
-        errors.forbidden(&namespace, "not allowed on this type");
+        errors.forbidden(namespace, "not allowed on this type");
     }
     errors.non_negative(&metadata.field("generation"));
     common(errors, &metadata);
@@ -141,7 +141,7 @@ pub fn managed_fields(errors: &mut Errors, at: &At<'_, '_>) {
         }
         let manager = entry.field("manager");
         if manager.str().len() > MAX_FIELD_MANAGER {
-            errors.too_long(&manager, MAX_FIELD_MANAGER);
+            errors.too_long(manager, MAX_FIELD_MANAGER);
         }
         for (i, c) in manager.str().char_indices().filter(|(_, c)| c.is_control()) {
             let detail = format!("invalid character U+{:04X} (at position {i})", u32::from(c));
@@ -149,7 +149,7 @@ pub fn managed_fields(errors: &mut Errors, at: &At<'_, '_>) {
         }
         let subresource = entry.field("subresource");
         if subresource.str().len() > MAX_SUBRESOURCE {
-            errors.too_long(&subresource, MAX_SUBRESOURCE);
+            errors.too_long(subresource, MAX_SUBRESOURCE);
         }
     }
 }

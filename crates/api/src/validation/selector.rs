@@ -41,7 +41,7 @@ pub fn label_selector_with(errors: &mut Errors, at: &At<'_, '_>, options: Select
             "In" | "NotIn" => {
                 if values.is_empty() {
                     errors.required(
-                        &values,
+                        values,
                         "must be specified when `operator` is 'In' or 'NotIn'",
                     );
                 }
@@ -49,7 +49,7 @@ pub fn label_selector_with(errors: &mut Errors, at: &At<'_, '_>, options: Select
             "Exists" | "DoesNotExist" => {
                 if !values.is_empty() {
                     errors.forbidden(
-                        &values,
+                        values,
                         "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
                     );
                 }

@@ -64,13 +64,13 @@ fn webhook_url(errors: &mut Errors, field: &str, text: &str) {
 fn webhook_service(errors: &mut Errors, field: &str, service: &Value) {
     for name in ["name", "namespace"] {
         if service[name].as_str().unwrap_or_default().is_empty() {
-            errors.required(&format!("{field}.{name}"), "");
+            errors.required(format!("{field}.{name}"), "");
         }
     }
     let port = service["port"].as_i64().unwrap_or(443);
     if !(1..=65535).contains(&port) {
         let detail = "port is not valid: must be between 1 and 65535, inclusive";
-        errors.invalid(&format!("{field}.port"), &port.into(), detail);
+        errors.invalid(format!("{field}.port"), &port.into(), detail);
     }
     let path = service["path"].as_str().unwrap_or_default();
     if path.is_empty() || path == "/" {
@@ -111,11 +111,11 @@ pub fn review_versions(
     }
     for (i, version) in versions.iter().enumerate() {
         if versions[..i].contains(version) {
-            errors.invalid(&format!("{field}[{i}]"), version, "duplicate version");
+            errors.invalid(format!("{field}[{i}]"), version, "duplicate version");
             continue;
         }
         for problem in dns_1035_label(version.as_str().unwrap_or_default()) {
-            errors.invalid(&format!("{field}[{i}]"), version, &problem);
+            errors.invalid(format!("{field}[{i}]"), version, &problem);
         }
     }
     let understood = versions

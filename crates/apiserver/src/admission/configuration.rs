@@ -38,7 +38,7 @@ pub fn validate(resource: &Resource, object: &Value, old: Option<&Value>, errors
             }
             for (i, action) in actions.iter().enumerate() {
                 errors.one_of(
-                    &format!("spec.validationActions[{i}]"),
+                    format!("spec.validationActions[{i}]"),
                     action,
                     &["Audit", "Deny", "Warn"],
                 );
@@ -65,20 +65,20 @@ fn webhooks(object: &Value, errors: &mut Errors) {
         let name = webhook["name"].as_str().unwrap_or_default();
         let value = Value::from(name);
         if name.is_empty() {
-            errors.required(&format!("{at}.name"), "");
+            errors.required(format!("{at}.name"), "");
         }
         for problem in validation::dns_subdomain(name) {
-            errors.invalid(&format!("{at}.name"), &value, &problem);
+            errors.invalid(format!("{at}.name"), &value, &problem);
         }
         if !name.is_empty() && name.split('.').count() < 3 {
             errors.invalid(
-                &format!("{at}.name"),
+                format!("{at}.name"),
                 &value,
                 "should be a domain with at least three segments separated by dots",
             );
         }
         if names.contains(&name) {
-            errors.duplicate(&format!("{at}.name"), &value);
+            errors.duplicate(format!("{at}.name"), &value);
         }
         names.push(name);
         let versions: Vec<&Value> = webhook["admissionReviewVersions"]
@@ -88,7 +88,7 @@ fn webhooks(object: &Value, errors: &mut Errors) {
             .collect();
         if versions.is_empty() {
             errors.required(
-                &format!("{at}.admissionReviewVersions"),
+                format!("{at}.admissionReviewVersions"),
                 "must specify one of v1, v1beta1",
             );
         } else {
@@ -102,28 +102,28 @@ fn webhooks(object: &Value, errors: &mut Errors) {
         }
         rules(&webhook["rules"], &format!("{at}.rules"), errors);
         errors.one_of(
-            &format!("{at}.failurePolicy"),
+            format!("{at}.failurePolicy"),
             &webhook["failurePolicy"],
             &["Fail", "Ignore"],
         );
         errors.one_of(
-            &format!("{at}.matchPolicy"),
+            format!("{at}.matchPolicy"),
             &webhook["matchPolicy"],
             &["Equivalent", "Exact"],
         );
         errors.one_of(
-            &format!("{at}.reinvocationPolicy"),
+            format!("{at}.reinvocationPolicy"),
             &webhook["reinvocationPolicy"],
             &["IfNeeded", "Never"],
         );
         match webhook["sideEffects"].as_str() {
             None => errors.required(
-                &format!("{at}.sideEffects"),
+                format!("{at}.sideEffects"),
                 "must specify one of None, NoneOnDryRun",
             ),
             Some("None" | "NoneOnDryRun") => {}
             Some(_) => errors.not_supported(
-                &format!("{at}.sideEffects"),
+                format!("{at}.sideEffects"),
                 &webhook["sideEffects"],
                 &["None", "NoneOnDryRun"],
             ),
@@ -132,7 +132,7 @@ fn webhooks(object: &Value, errors: &mut Errors) {
             && !(1..=30).contains(&timeout)
         {
             let detail = "the timeout value must be between 1 and 30 seconds";
-            errors.invalid(&format!("{at}.timeoutSeconds"), &timeout.into(), detail);
+            errors.invalid(format!("{at}.timeoutSeconds"), &timeout.into(), detail);
         }
         for selector in ["namespaceSelector", "objectSelector"] {
             validation::label_selector(
@@ -164,10 +164,10 @@ fn rules(list: &Value, at: &str, errors: &mut Errors) {
         for field in ["operations", "apiGroups", "apiVersions", "resources"] {
             let words = words(field);
             if words.is_empty() {
-                errors.required(&format!("{at}.{field}"), "");
+                errors.required(format!("{at}.{field}"), "");
             } else if words.len() > 1 && words.contains(&"*") && field != "resources" {
                 errors.invalid(
-                    &format!("{at}.{field}"),
+                    format!("{at}.{field}"),
                     &rule[field],
                     "if '*' is present, must not specify other values",
                 );
@@ -176,13 +176,13 @@ fn rules(list: &Value, at: &str, errors: &mut Errors) {
         for (j, operation) in words("operations").iter().enumerate() {
             let known = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
             errors.one_of(
-                &format!("{at}.operations[{j}]"),
+                format!("{at}.operations[{j}]"),
                 &(*operation).into(),
                 &known,
             );
         }
         errors.one_of(
-            &format!("{at}.scope"),
+            format!("{at}.scope"),
             &rule["scope"],
             &["*", "Cluster", "Namespaced"],
         );
@@ -198,14 +198,14 @@ fn conditions(environment: &Environment, list: &Value, at: &str, errors: &mut Er
         let at = format!("{at}[{i}]");
         let name = condition["name"].as_str().unwrap_or_default();
         if name.is_empty() {
-            errors.required(&format!("{at}.name"), "");
+            errors.required(format!("{at}.name"), "");
         } else {
             for problem in validation::qualified_name(name) {
-                errors.invalid(&format!("{at}.name"), &name.into(), &problem);
+                errors.invalid(format!("{at}.name"), &name.into(), &problem);
             }
         }
         if list[..i].iter().any(|c| c["name"] == name) {
-            errors.duplicate(&format!("{at}.name"), &name.into());
+            errors.duplicate(format!("{at}.name"), &name.into());
         }
         expression(
             environment,
@@ -289,15 +289,15 @@ fn policy(spec: &Value, errors: &mut Errors) -> Environment {
         let valid = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         if name.is_empty() {
-            errors.required(&format!("{at}.name"), "name is not specified");
+            errors.required(format!("{at}.name"), "name is not specified");
         } else if !valid {
             errors.invalid(
-                &format!("{at}.name"),
+                format!("{at}.name"),
                 &name.into(),
                 "name is not a valid CEL identifier",
             );
         } else if fields.contains_key(name) {
-            errors.duplicate(&format!("{at}.name"), &name.into());
+            errors.duplicate(format!("{at}.name"), &name.into());
         }
         environment.declare("variables", Type::object("kubernetes.variables", &fields));
         expression(
@@ -339,7 +339,7 @@ fn validating_policy(spec: &Value, errors: &mut Errors) {
             .trim()
             .is_empty()
         {
-            errors.required(&format!("{at}.expression"), "expression is not specified");
+            errors.required(format!("{at}.expression"), "expression is not specified");
         } else {
             expression(
                 &environment,
@@ -363,13 +363,13 @@ fn validating_policy(spec: &Value, errors: &mut Errors) {
             .is_some_and(|m| m.trim().contains('\n'))
         {
             errors.invalid(
-                &format!("{at}.message"),
+                format!("{at}.message"),
                 &validation["message"],
                 "must not contain line breaks",
             );
         }
         errors.one_of(
-            &format!("{at}.reason"),
+            format!("{at}.reason"),
             &validation["reason"],
             &[
                 "Unauthorized",
@@ -382,7 +382,7 @@ fn validating_policy(spec: &Value, errors: &mut Errors) {
     for (i, annotation) in annotations.into_iter().flatten().enumerate() {
         let at = format!("spec.auditAnnotations[{i}]");
         if annotation["key"].as_str().unwrap_or_default().is_empty() {
-            errors.required(&format!("{at}.key"), "");
+            errors.required(format!("{at}.key"), "");
         }
         expression(
             &environment,
@@ -408,12 +408,12 @@ fn mutating_policy(spec: &Value, errors: &mut Errors) {
             Some("ApplyConfiguration") => "applyConfiguration",
             Some("JSONPatch") => "jsonPatch",
             None => {
-                errors.required(&format!("{at}.patchType"), "");
+                errors.required(format!("{at}.patchType"), "");
                 continue;
             }
             Some(_) => {
                 errors.not_supported(
-                    &format!("{at}.patchType"),
+                    format!("{at}.patchType"),
                     &mutation["patchType"],
                     &["ApplyConfiguration", "JSONPatch"],
                 );

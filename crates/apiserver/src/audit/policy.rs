@@ -142,7 +142,7 @@ fn validate_stages(stages: &[String], at: &str, errors: &mut Errors) {
         if known(&STAGES, stage).is_none() {
             let names: Vec<&str> = STAGES.iter().map(|(name, _)| *name).collect();
             errors.invalid(
-                &format!("{at}[{i}]"),
+                format!("{at}[{i}]"),
                 &stage.as_str().into(),
                 &format!("allowed stages are {}", names.join(",")),
             );
@@ -189,14 +189,14 @@ impl Rule {
             let problems = dns_subdomain(group);
             if !group.is_empty() && group != "*" && !problems.is_empty() {
                 errors.invalid(
-                    &format!("{at}.resources.group"),
+                    format!("{at}.resources.group"),
                     &group.into(),
                     &problems.join(","),
                 );
             }
             if !resources.resource_names.is_empty() && resources.resources.is_empty() {
                 errors.invalid(
-                    &format!("{at}.resources.resourceNames"),
+                    format!("{at}.resources.resourceNames"),
                     &Value::from(resources.resource_names.clone()),
                     "using resourceNames requires at least one resource",
                 );
@@ -207,7 +207,7 @@ impl Rule {
             && (!self.resources.is_empty() || !self.namespaces.is_empty())
         {
             errors.invalid(
-                &format!("{at}.nonResourceURLs"),
+                format!("{at}.nonResourceURLs"),
                 &Value::from(self.non_resource_urls.clone()),
                 "rules cannot apply to both regular resources and non-resource URLs",
             );

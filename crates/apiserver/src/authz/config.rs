@@ -189,34 +189,34 @@ impl AuthorizationConfiguration {
             let at = format!("authorizers[{i}]");
             let kind = Value::from(entry.kind.clone());
             if entry.kind.is_empty() {
-                errors.required(&format!("{at}.type"), "");
+                errors.required(format!("{at}.type"), "");
                 continue;
             }
             if !TYPES.contains(&entry.kind.as_str()) {
-                errors.not_supported(&format!("{at}.type"), &kind, &TYPES);
+                errors.not_supported(format!("{at}.type"), &kind, &TYPES);
                 continue;
             }
             if !types.insert(&entry.kind) && entry.kind != "Webhook" {
-                errors.duplicate(&format!("{at}.type"), &kind);
+                errors.duplicate(format!("{at}.type"), &kind);
                 continue;
             }
             let name = Value::from(entry.name.clone());
             let problems = dns_subdomain(&entry.name);
             if entry.name.is_empty() {
-                errors.required(&format!("{at}.name"), "");
+                errors.required(format!("{at}.name"), "");
             } else if !names.insert(&entry.name) {
-                errors.duplicate(&format!("{at}.name"), &name);
+                errors.duplicate(format!("{at}.name"), &name);
             } else if !problems.is_empty() {
                 let why = format!("authorizer name is invalid: {}", problems.join(", "));
-                errors.invalid(&format!("{at}.name"), &name, &why);
+                errors.invalid(format!("{at}.name"), &name, &why);
             }
             match (&entry.webhook, entry.kind.as_str()) {
                 (Some(webhook), "Webhook") => webhook.validate(&at, errors),
                 (None, "Webhook") => {
-                    errors.required(&format!("{at}.webhook"), "required when type=Webhook");
+                    errors.required(format!("{at}.webhook"), "required when type=Webhook");
                 }
                 (Some(_), _) => errors.invalid(
-                    &format!("{at}.webhook"),
+                    format!("{at}.webhook"),
                     &"non-null".into(),
                     "may only be specified when type=Webhook",
                 ),
@@ -327,10 +327,10 @@ impl Webhook {
                 }
             }
             ("KubeConfigFile", _) => errors.required(&file, ""),
-            ("", _) => errors.required(&format!("{at}.connectionInfo.type"), ""),
+            ("", _) => errors.required(format!("{at}.connectionInfo.type"), ""),
             // A server that asks itself whether it may be asked has no end.
             (other, _) => errors.not_supported(
-                &format!("{at}.connectionInfo.type"),
+                format!("{at}.connectionInfo.type"),
                 &other.into(),
                 &["KubeConfigFile"],
             ),
@@ -342,7 +342,7 @@ impl Webhook {
         if count > MAX_CONDITIONS {
             #[allow(clippy::cast_possible_wrap)]
             errors.too_many(
-                &format!("{at}.matchConditions"),
+                format!("{at}.matchConditions"),
                 count as i64,
                 MAX_CONDITIONS as i64,
             );

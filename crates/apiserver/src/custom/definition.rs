@@ -190,7 +190,7 @@ impl Walk<'_> {
             }
         } else if let Some(optional) = rule.optional_old_self {
             self.errors.invalid(
-                &format!("{at}.optionalOldSelf"),
+                format!("{at}.optionalOldSelf"),
                 &optional.into(),
                 "may not be set if oldSelf is not used in rule",
             );

@@ -212,7 +212,7 @@ impl Allocator {
                             map.insert("nodePort".into(), number.into());
                         }
                         None => errors.invalid(
-                            &format!("spec.ports[{i}].nodePort"),
+                            format!("spec.ports[{i}].nodePort"),
                             &0.into(),
                             "no free node port",
                         ),

@@ -10,6 +10,8 @@
 //! `FLUYT_PEER=https://127.0.0.1:6443 FLUYT_PEER_TOKEN=… cargo nextest run -p fluyt-apiserver --test validation
 //! --run-ignored only`. `FLUYT_VALIDATION_KINDS=pod,service` limits either run to some kinds.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "../common/mod.rs"]
 mod common;
 

@@ -357,10 +357,10 @@ fn scrub(value: &mut Value, name: &str, sent: &str, uid: Option<&str>) {
                 *text = "<allocated>".into();
             }
         }
-        Value::Number(number) if ALLOCATED.contains(&name) => {
-            if !sent.contains(&format!("\"{name}\":{number}")) {
-                *value = "<allocated>".into();
-            }
+        Value::Number(number)
+            if ALLOCATED.contains(&name) && !sent.contains(&format!("\"{name}\":{number}")) =>
+        {
+            *value = "<allocated>".into();
         }
         _ => {}
     }

@@ -187,7 +187,7 @@ fn validate_status(object: &Value, errors: &mut Errors) {
             let detail = format!(
                 "missing from spec.versions; {v} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {v} and removes {v} from status.storedVersions"
             );
-            errors.invalid(&format!("{FIELD}[{i}]"), name, &detail);
+            errors.invalid(format!("{FIELD}[{i}]"), name, &detail);
         }
     }
 }

@@ -56,7 +56,7 @@ pub(super) fn validate_root(schema: &Value, at: &str, context: &Context<'_>, err
     if context.has_status {
         for (name, value) in schema.as_object().into_iter().flatten() {
             if name == "type" && value != "object" {
-                errors.invalid(&format!("{at}.type"), value, "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled");
+                errors.invalid(format!("{at}.type"), value, "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled");
                 break;
             }
             if !AT_ROOT.iter().any(|(allowed, _)| allowed == name) && !is_zero(value) {
@@ -72,7 +72,7 @@ pub(super) fn validate_root(schema: &Value, at: &str, context: &Context<'_>, err
     }
     if schema["nullable"] == true {
         errors.forbidden(
-            &format!("{at}.nullable"),
+            format!("{at}.nullable"),
             "nullable cannot be true at the root",
         );
     }
@@ -105,7 +105,7 @@ fn walk(schema: &Value, at: &str, root: bool, place: &Place, errors: &mut Errors
     words(schema, at, place, errors);
     if schema["uniqueItems"] == true {
         errors.forbidden(
-            &format!("{at}.uniqueItems"),
+            format!("{at}.uniqueItems"),
             "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
         );
     }
@@ -115,7 +115,7 @@ fn walk(schema: &Value, at: &str, root: bool, place: &Place, errors: &mut Errors
         .is_some_and(|p| !p.is_empty());
     if has_properties && (additional.is_object() || *additional == false) {
         errors.forbidden(
-            &format!("{at}.additionalProperties"),
+            format!("{at}.additionalProperties"),
             "additionalProperties and properties are mutual exclusive",
         );
     }
@@ -169,7 +169,7 @@ fn walk(schema: &Value, at: &str, root: bool, place: &Place, errors: &mut Errors
     }
     if schema["x-kubernetes-preserve-unknown-fields"] == false {
         errors.invalid(
-            &format!("{at}.x-kubernetes-preserve-unknown-fields"),
+            format!("{at}.x-kubernetes-preserve-unknown-fields"),
             &false.into(),
             "must be true or undefined",
         );
@@ -193,13 +193,10 @@ fn walk(schema: &Value, at: &str, root: bool, place: &Place, errors: &mut Errors
 fn words(schema: &Value, at: &str, place: &Place, errors: &mut Errors) {
     let ty = schema["type"].as_str().unwrap_or_default();
     if !ty.is_empty() && !TYPES.contains(&ty) {
-        errors.not_supported(&format!("{at}.type"), &ty.into(), &TYPES);
+        errors.not_supported(format!("{at}.type"), &ty.into(), &TYPES);
     }
     if let (Some(reason), false) = (&place.no_defaults, schema["default"].is_null()) {
-        errors.forbidden(
-            &format!("{at}.default"),
-            &format!("must not be set{reason}"),
-        );
+        errors.forbidden(format!("{at}.default"), &format!("must not be set{reason}"));
     }
     for word in [
         "id",
@@ -210,24 +207,24 @@ fn words(schema: &Value, at: &str, place: &Place, errors: &mut Errors) {
         "$ref",
     ] {
         if !is_zero(&schema[word]) {
-            errors.forbidden(&format!("{at}.{word}"), &format!("{word} is not supported"));
+            errors.forbidden(format!("{at}.{word}"), &format!("{word} is not supported"));
         }
     }
     if ty == "null" {
         errors.forbidden(
-            &format!("{at}.type"),
+            format!("{at}.type"),
             "type cannot be set to null, use nullable as an alternative",
         );
     }
     if schema["items"].is_array() {
         errors.forbidden(
-            &format!("{at}.items"),
+            format!("{at}.items"),
             "items must be a schema object and not an array",
         );
     }
     if place.inside_meta && schema["x-kubernetes-embedded-resource"] == true {
         errors.forbidden(
-            &format!("{at}.x-kubernetes-embedded-resource"),
+            format!("{at}.x-kubernetes-embedded-resource"),
             "must not be used inside of resource meta",
         );
     }
@@ -241,8 +238,8 @@ fn lists_and_maps(schema: &Value, at: &str, errors: &mut Errors) {
         }
         let detail = format!("must be {wanted} if {word} is specified");
         match ty.as_str().unwrap_or_default() {
-            "" => errors.required(&format!("{at}.type"), &detail),
-            _ => errors.invalid(&format!("{at}.type"), ty, &detail),
+            "" => errors.required(format!("{at}.type"), &detail),
+            _ => errors.invalid(format!("{at}.type"), ty, &detail),
         }
         false
     };
@@ -252,7 +249,7 @@ fn lists_and_maps(schema: &Value, at: &str, errors: &mut Errors) {
     );
     typed("x-kubernetes-map-type", "object", errors);
     errors.one_of(
-        &format!("{at}.x-kubernetes-map-type"),
+        format!("{at}.x-kubernetes-map-type"),
         map_type,
         &["atomic", "granular"],
     );
@@ -265,21 +262,21 @@ fn lists_and_maps(schema: &Value, at: &str, errors: &mut Errors) {
         );
         if items["type"] == "array" && !inner_list.is_null() && inner_list != "atomic" {
             errors.invalid(
-                &format!("{at}.items.x-kubernetes-list-type"),
+                format!("{at}.items.x-kubernetes-list-type"),
                 inner_list,
                 DETAIL,
             );
         }
         if items["type"] == "object" && inner_map != "atomic" {
             errors.invalid(
-                &format!("{at}.items.x-kubernetes-map-type"),
+                format!("{at}.items.x-kubernetes-map-type"),
                 inner_list,
                 DETAIL,
             );
         }
     }
     errors.one_of(
-        &format!("{at}.x-kubernetes-list-type"),
+        format!("{at}.x-kubernetes-list-type"),
         list_type,
         &["atomic", "set", "map"],
     );
@@ -303,7 +300,7 @@ fn lists_and_maps(schema: &Value, at: &str, errors: &mut Errors) {
     if (list_type == "map" || list_type == "set") && items["nullable"] == true {
         let ty = list_type.as_str().unwrap_or_default();
         errors.forbidden(
-            &format!("{at}.items.nullable"),
+            format!("{at}.items.nullable"),
             &format!("cannot be nullable when x-kubernetes-list-type is {ty}"),
         );
     }
@@ -317,11 +314,11 @@ fn lists_and_maps(schema: &Value, at: &str, errors: &mut Errors) {
             }
             let field = format!("{at}.items.properties[{name}]");
             if !required.is_some_and(|r| r.contains(key)) && property["default"].is_null() {
-                errors.required(&format!("{field}.default"), "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property");
+                errors.required(format!("{field}.default"), "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property");
             }
             if property["nullable"] == true {
                 errors.forbidden(
-                    &format!("{field}.nullable"),
+                    format!("{field}.nullable"),
                     "this property is in x-kubernetes-list-map-keys, so it cannot be nullable",
                 );
             }
@@ -337,7 +334,7 @@ fn list_map(schema: &Value, keys: &[&Value], at: &str, errors: &mut Errors) {
     }
     if !items.is_object() {
         errors.required(
-            &format!("{at}.items"),
+            format!("{at}.items"),
             "must have a schema if x-kubernetes-list-type is map",
         );
         return;
@@ -345,7 +342,7 @@ fn list_map(schema: &Value, keys: &[&Value], at: &str, errors: &mut Errors) {
     if items["type"] != "object" {
         let ty = items["type"].as_str().unwrap_or_default();
         errors.invalid(
-            &format!("{at}.items.type"),
+            format!("{at}.items.type"),
             &ty.into(),
             "must be object if parent array's x-kubernetes-list-type is map",
         );
@@ -356,7 +353,7 @@ fn list_map(schema: &Value, keys: &[&Value], at: &str, errors: &mut Errors) {
         match items["properties"].get(name) {
             Some(property) if property["type"] == "array" || property["type"] == "object" => {
                 errors.invalid(
-                    &format!("{at}.items.properties[{name}].type"),
+                    format!("{at}.items.properties[{name}].type"),
                     &items["type"],
                     "must be a scalar type if parent array's x-kubernetes-list-type is map",
                 );
@@ -383,32 +380,32 @@ fn validate_rule(schema: &Value, rule: &Value, at: &str, errors: &mut Errors) {
     let broken = |text: &str| text.contains(['\n', '\r']);
     let (expression, message) = (text("rule").trim(), text("message").trim());
     if expression.is_empty() {
-        errors.required(&format!("{at}.rule"), "rule is not specified");
+        errors.required(format!("{at}.rule"), "rule is not specified");
     } else if !text("message").is_empty() && message.is_empty() {
         errors.invalid(
-            &format!("{at}.message"),
+            format!("{at}.message"),
             &rule["message"],
             "must be non-empty if specified",
         );
     } else if broken(message) {
         errors.invalid(
-            &format!("{at}.message"),
+            format!("{at}.message"),
             &rule["message"],
             "must not contain line breaks",
         );
     } else if broken(expression) && message.is_empty() {
         errors.required(
-            &format!("{at}.message"),
+            format!("{at}.message"),
             "message must be specified if rule contains line breaks",
         );
     }
     if !text("messageExpression").is_empty() && text("messageExpression").trim().is_empty() {
         errors.required(
-            &format!("{at}.messageExpression"),
+            format!("{at}.messageExpression"),
             "messageExpression must be non-empty if specified",
         );
     }
-    errors.one_of(&format!("{at}.reason"), &rule["reason"], &REASONS);
+    errors.one_of(format!("{at}.reason"), &rule["reason"], &REASONS);
     let path = text("fieldPath");
     let field = format!("{at}.fieldPath");
     if !path.is_empty() {

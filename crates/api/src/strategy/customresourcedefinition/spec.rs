@@ -78,7 +78,7 @@ pub(super) fn validate(spec: &Value, options: &Options<'_>, errors: &mut Errors)
     let names = &spec["names"];
     for name in ["plural", "singular", "kind", "listKind"] {
         if text(&names[name]).is_empty() {
-            errors.required(&format!("spec.names.{name}"), "");
+            errors.required(format!("spec.names.{name}"), "");
         }
     }
     validate_names(names, "spec.names", errors);
@@ -132,7 +132,7 @@ pub(super) fn validate_names(names: &Value, at: &str, errors: &mut Errors) {
     let kind = names["kind"].as_str().unwrap_or_default();
     if !kind.is_empty() && names["kind"] == names["listKind"] {
         let detail = "kind and listKind may not be the same";
-        errors.invalid(&format!("{at}.listKind"), &names["listKind"], detail);
+        errors.invalid(format!("{at}.listKind"), &names["listKind"], detail);
     }
     list("categories", errors);
 }
@@ -151,7 +151,7 @@ fn validate_versions(
 ) {
     for (i, version) in versions.iter().enumerate() {
         if !version["schema"]["openAPIV3Schema"].is_object() {
-            errors.required(&format!("spec.versions[{i}].schema.openAPIV3Schema"), "");
+            errors.required(format!("spec.versions[{i}].schema.openAPIV3Schema"), "");
         }
     }
     let at = |i: usize, field: &str, shared: &str| {
@@ -302,24 +302,24 @@ fn validate_scale(scale: &Value, field: &str, errors: &mut Errors) {
 fn validate_column(column: &Value, field: &str, errors: &mut Errors) {
     let text = |name: &str| column[name].as_str().unwrap_or_default();
     if text("name").is_empty() {
-        errors.required(&format!("{field}.name"), "");
+        errors.required(format!("{field}.name"), "");
     }
     let detail = format!("must be one of {}", COLUMN_TYPES.join(","));
     if text("type").is_empty() {
-        errors.required(&format!("{field}.type"), &detail);
+        errors.required(format!("{field}.type"), &detail);
     } else if !COLUMN_TYPES.contains(&text("type")) {
-        errors.invalid(&format!("{field}.type"), &column["type"], &detail);
+        errors.invalid(format!("{field}.type"), &column["type"], &detail);
     }
     if !text("format").is_empty() && !COLUMN_FORMATS.contains(&text("format")) {
         let detail = format!("must be one of {}", COLUMN_FORMATS.join(","));
-        errors.invalid(&format!("{field}.format"), &column["format"], &detail);
+        errors.invalid(format!("{field}.format"), &column["format"], &detail);
     }
     let path = text("jsonPath");
     if path.is_empty() {
-        errors.required(&format!("{field}.JSONPath"), "");
+        errors.required(format!("{field}.JSONPath"), "");
     } else if !path.starts_with('.') {
         let detail = "must be a simple json path starting with .";
-        errors.invalid(&format!("{field}.JSONPath"), &path.into(), detail);
+        errors.invalid(format!("{field}.JSONPath"), &path.into(), detail);
     }
 }
 
@@ -395,7 +395,7 @@ fn validate_conversion(conversion: &Value, options: &Options<'_>, errors: &mut E
         {
             let detail = "unable to load root certificates: unable to parse bytes as PEM block";
             errors.invalid(
-                &format!("{client_field}.caBundle"),
+                format!("{client_field}.caBundle"),
                 &client["caBundle"],
                 detail,
             );

@@ -39,7 +39,7 @@ fn invariants(schema: &Value, level: Level, at: &str, errors: &mut Errors) {
     let ty = schema["type"].as_str().unwrap_or_default();
     let items = &schema["items"];
     if ty == "array" && !items.is_object() {
-        errors.required(&format!("{at}.items"), "must be specified");
+        errors.required(format!("{at}.items"), "must be specified");
     }
     if items.is_object() {
         invariants(items, Level::Item, &format!("{at}.items"), errors);
@@ -69,14 +69,14 @@ fn invariants(schema: &Value, level: Level, at: &str, errors: &mut Errors) {
     );
     if int_or_string && preserve {
         errors.invalid(
-            &format!("{at}.x-kubernetes-preserve-unknown-fields"),
+            format!("{at}.x-kubernetes-preserve-unknown-fields"),
             &true.into(),
             "must be false if x-kubernetes-int-or-string is true",
         );
     }
     if int_or_string && embedded {
         errors.invalid(
-            &format!("{at}.x-kubernetes-embedded-resource"),
+            format!("{at}.x-kubernetes-embedded-resource"),
             &true.into(),
             "must be false if x-kubernetes-int-or-string is true",
         );
@@ -106,7 +106,7 @@ fn invariants(schema: &Value, level: Level, at: &str, errors: &mut Errors) {
     }
     if embedded && !additional.is_null() {
         errors.forbidden(
-            &format!("{at}.additionalProperties"),
+            format!("{at}.additionalProperties"),
             "must not be used if x-kubernetes-embedded-resource is set",
         );
     }
@@ -118,7 +118,7 @@ fn invariants(schema: &Value, level: Level, at: &str, errors: &mut Errors) {
         .as_object()
         .is_some_and(|p| !p.is_empty());
     if embedded && !preserve && !properties {
-        errors.required(&format!("{at}.properties"), "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields");
+        errors.required(format!("{at}.properties"), "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields");
     }
 }
 
@@ -130,7 +130,7 @@ fn metadata(schema: &Value, level: Level, at: &str, errors: &mut Errors) {
         if resource && property.is_object() && property["type"] != "string" {
             let ty = property["type"].as_str().unwrap_or_default();
             errors.invalid(
-                &format!("{at}.properties[{name}].type"),
+                format!("{at}.properties[{name}].type"),
                 &ty.into(),
                 "must be string",
             );
@@ -142,7 +142,7 @@ fn metadata(schema: &Value, level: Level, at: &str, errors: &mut Errors) {
     let field = format!("{at}.properties[metadata]");
     let ty = meta.get("type").and_then(Value::as_str).unwrap_or_default();
     if resource && ty != "object" {
-        errors.invalid(&format!("{field}.type"), &ty.into(), "must be object");
+        errors.invalid(format!("{field}.type"), &ty.into(), "must be object");
     }
     if level != Level::Root {
         return;
@@ -198,7 +198,7 @@ fn validations(
     {
         let why = crate::validation::regex_error(&error);
         let detail = format!("must be a valid regular expression, but isn't: {why}");
-        errors.invalid(&format!("{at}.pattern"), &pattern.into(), &detail);
+        errors.invalid(format!("{at}.pattern"), &pattern.into(), &detail);
     }
 }
 
@@ -265,12 +265,12 @@ fn nested(schema: &Value, skip_any_of: bool, skip_all_of: bool, at: &str, errors
             _ => true,
         };
         if set {
-            errors.forbidden(&format!("{at}.{field}"), detail);
+            errors.forbidden(format!("{at}.{field}"), detail);
         }
     }
     if !schema["properties"]["metadata"].is_null() {
         errors.forbidden(
-            &format!("{at}.properties[metadata]"),
+            format!("{at}.properties[metadata]"),
             "must not be specified in a nested context",
         );
     }

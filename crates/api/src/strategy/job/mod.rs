@@ -76,13 +76,13 @@ pub(super) fn validate_spec(spec: &At<'_, '_>, options: &Options, errors: &mut E
     let per_index = spec.field("backoffLimitPerIndex");
     let failed_indexes = spec.field("maxFailedIndexes");
     if failed_indexes.is_set() && !per_index.is_set() {
-        errors.required(&per_index, "when maxFailedIndexes is specified");
+        errors.required(per_index, "when maxFailedIndexes is specified");
     }
     let manager = spec.field("managedBy");
     if manager.is_set() {
-        errors.domain_prefixed_path(&manager, manager.str());
+        errors.domain_prefixed_path(manager, manager.str());
         if manager.str().len() > MAX_MANAGED_BY {
-            errors.too_long(&manager, MAX_MANAGED_BY);
+            errors.too_long(manager, MAX_MANAGED_BY);
         }
     }
     let mode = spec.field("completionMode");
@@ -104,7 +104,7 @@ pub(super) fn validate_spec(spec: &At<'_, '_>, options: &Options, errors: &mut E
             policies::validate_success_policy(spec, &success, errors);
         } else {
             let shown = internal("io.k8s.api.batch.v1.SuccessPolicy", success.value());
-            errors.invalid_as(&success, &shown, "requires indexed completion mode");
+            errors.invalid_as(success, &shown, "requires indexed completion mode");
         }
     }
     let replacement = spec.field("podReplacementPolicy");
@@ -118,7 +118,7 @@ pub(super) fn validate_spec(spec: &At<'_, '_>, options: &Options, errors: &mut E
     let pod_spec = template.field("spec");
     let policy = pod_spec.field("restartPolicy");
     match policy.str() {
-        "" | "Always" => errors.required(&policy, "valid values: \"OnFailure\", \"Never\""),
+        "" | "Always" => errors.required(policy, "valid values: \"OnFailure\", \"Never\""),
         "OnFailure" if spec.field("podFailurePolicy").is_set() => {
             let detail = "only \"Never\" is supported when podFailurePolicy is specified";
             errors.bad(&policy, detail);
@@ -132,7 +132,7 @@ fn validate_indexed(spec: &At<'_, '_>, errors: &mut Errors) {
     let failed = spec.field("maxFailedIndexes");
     let over = |at: &At<'_, '_>, most: i64| at.int().is_some_and(|n| n > most);
     if !completions.is_set() {
-        errors.required(&completions, "when completion mode is Indexed");
+        errors.required(completions, "when completion mode is Indexed");
     }
     if over(&parallelism, MAX_PARALLELISM) {
         let detail = format!(
@@ -152,7 +152,7 @@ fn validate_indexed(spec: &At<'_, '_>, errors: &mut Errors) {
     }
     if !failed.is_set() {
         let detail = format!("must be specified when completions is above {MANY_COMPLETIONS}");
-        errors.required(&failed, &detail);
+        errors.required(failed, &detail);
     }
     for at in [&parallelism, &failed] {
         if over(at, MAX_WHEN_MANY) {
@@ -207,7 +207,7 @@ fn validate_spec_and_selector(spec: &At<'_, '_>, options: &Options, errors: &mut
     validate_spec(spec, options, errors);
     let selector = spec.field("selector");
     if !selector.is_set() {
-        errors.required(&selector, "");
+        errors.required(selector, "");
     }
     let before = errors.len();
     let selector_options = SelectorOptions {
@@ -219,7 +219,7 @@ fn validate_spec_and_selector(spec: &At<'_, '_>, options: &Options, errors: &mut
     let labels = metadata.field("labels");
     if errors.len() == before && !selector_matches(selector.value(), labels.value()) {
         let detail = "`selector` does not match template `labels`";
-        errors.invalid(&labels, labels.value(), detail);
+        errors.invalid(labels, labels.value(), detail);
     }
 }
 
@@ -340,7 +340,7 @@ fn validate_spec_update(object: &Value, old: &Value, errors: &mut Errors) {
     }
     let selector = spec.field("selector");
     errors.immutable_as(
-        &selector,
+        selector,
         template::SELECTOR,
         selector.value(),
         was.get("selector"),
@@ -358,9 +358,9 @@ fn validate_spec_update(object: &Value, old: &Value, errors: &mut Errors) {
             continue;
         }
         if ty.is_empty() || !at.is_set() {
-            errors.invalid(&at, at.value(), "field is immutable");
+            errors.invalid(at, at.value(), "field is immutable");
         } else {
-            errors.invalid_as(&at, &internal(ty, at.value()), "field is immutable");
+            errors.invalid_as(at, &internal(ty, at.value()), "field is immutable");
         }
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn validate_failure_policy(spec: &At<'_, '_>, errors: &mut Errors) {
     }
     let rules = policy.field("rules");
     if rules.list().len() > MAX_RULES {
-        errors.too_many(&rules, rules.list().len(), MAX_RULES);
+        errors.too_many(rules, rules.list().len(), MAX_RULES);
     }
     for rule in rules.items() {
         let action = rule.field("action");
@@ -46,11 +46,11 @@ pub(super) fn validate_failure_policy(spec: &At<'_, '_>, errors: &mut Errors) {
         validate_patterns(&conditions, errors);
         match (codes.is_set(), !conditions.is_empty()) {
             (true, true) => errors.invalid_omitted(
-                &rule,
+                rule,
                 "specifying both OnExitCodes and OnPodConditions is not supported",
             ),
             (false, false) => errors.invalid_omitted(
-                &rule,
+                rule,
                 "specifying one of OnExitCodes and OnPodConditions is required",
             ),
             _ => {}
@@ -84,9 +84,9 @@ fn validate_exit_codes(codes: &At<'_, '_>, spec: &At<'_, '_>, errors: &mut Error
     let values = codes.field("values");
     let count = values.list().len();
     if count == 0 {
-        errors.invalid(&values, values.value(), "at least one value is required");
+        errors.invalid(values, values.value(), "at least one value is required");
     } else if count > MAX_EXIT_CODES {
-        errors.too_many(&values, count, MAX_EXIT_CODES);
+        errors.too_many(values, count, MAX_EXIT_CODES);
     }
     let mut seen = Vec::new();
     for value in values.items() {
@@ -95,7 +95,7 @@ fn validate_exit_codes(codes: &At<'_, '_>, spec: &At<'_, '_>, errors: &mut Error
             errors.bad(&value, "must not be 0 for the In operator");
         }
         if seen.contains(&code) {
-            errors.duplicate(&value, value.value());
+            errors.duplicate(value, value.value());
         }
         seen.push(code);
     }
@@ -108,22 +108,22 @@ pub(super) fn validate_success_policy(spec: &At<'_, '_>, policy: &At<'_, '_>, er
     let rules = policy.field("rules");
     if rules.is_empty() {
         let detail = "at least one rules must be specified when the successPolicy is specified";
-        errors.required(&rules, detail);
+        errors.required(rules, detail);
     }
     if rules.list().len() > MAX_RULES {
-        errors.too_many(&rules, rules.list().len(), MAX_RULES);
+        errors.too_many(rules, rules.list().len(), MAX_RULES);
     }
     let completions = spec.get("completions").as_i64().unwrap_or_default();
     for rule in rules.items() {
         let (count, indexes) = (rule.field("succeededCount"), rule.field("succeededIndexes"));
         if !count.is_set() && !indexes.is_set() {
             let detail = "at least one of succeededCount or succeededIndexes must be specified";
-            errors.required(&rule, detail);
+            errors.required(rule, detail);
         }
         let mut total = 0;
         if indexes.is_set() {
             if indexes.str().len() > MAX_INDEXES {
-                errors.too_long(&indexes, MAX_INDEXES);
+                errors.too_long(indexes, MAX_INDEXES);
             }
             match parse_indexes(indexes.str(), completions) {
                 Ok(number) => total = number,

@@ -82,7 +82,7 @@ fn validate_uncounted(pods: &At<'_, '_>, errors: &mut Errors) {
             if uid.is_empty() {
                 errors.bad(&uid, "must not be empty");
             } else if seen.contains(&uid.str()) {
-                errors.duplicate(&uid, uid.value());
+                errors.duplicate(uid, uid.value());
             } else {
                 seen.push(uid.str());
             }
@@ -102,21 +102,21 @@ fn validate_ends(status: &At<'_, '_>, update: &Update<'_>, errors: &mut Errors) 
     let ended_anew = update.changed(&["Complete", "completionTime"]);
     if update.changed(&["Complete", "Failed"]) && complete && failed {
         let detail = "cannot set Complete=True and Failed=true conditions";
-        errors.invalid_omitted(&conditions, detail);
+        errors.invalid_omitted(conditions, detail);
     }
     if update.changed(&["Complete", "FailureTarget"])
         && complete
         && is_true(update.new, "FailureTarget")
     {
         let detail = "cannot set Complete=True and FailureTarget=true conditions";
-        errors.invalid_omitted(&conditions, detail);
+        errors.invalid_omitted(conditions, detail);
     }
     if ended_anew && completion.is_set() && !complete {
         let detail = "cannot set completionTime when there is no Complete=True condition";
         errors.bad(&completion, detail);
     }
     if ended_anew && !completion.is_set() && complete {
-        errors.required(&completion, "completionTime is required for Complete jobs");
+        errors.required(completion, "completionTime is required for Complete jobs");
     }
     let time = |at: &At<'_, '_>| at.str().parse::<jiff::Timestamp>().ok();
     if update.changed(&["startTime", "completionTime"])
@@ -130,7 +130,7 @@ fn validate_ends(status: &At<'_, '_>, update: &Update<'_>, errors: &mut Errors) 
         && !is_true(update.new, "FailureTarget")
     {
         let detail = "cannot set Failed=True condition without the FailureTarget=true condition";
-        errors.invalid_omitted(&conditions, detail);
+        errors.invalid_omitted(conditions, detail);
     }
     if update.changed(&["Complete", "SuccessCriteriaMet"])
         && complete
@@ -138,7 +138,7 @@ fn validate_ends(status: &At<'_, '_>, update: &Update<'_>, errors: &mut Errors) 
     {
         let detail =
             "cannot set Complete=True condition without the SuccessCriteriaMet=true condition";
-        errors.invalid_omitted(&conditions, detail);
+        errors.invalid_omitted(conditions, detail);
     }
 }
 
@@ -157,7 +157,7 @@ fn validate_finished(status: &At<'_, '_>, update: &Update<'_>, errors: &mut Erro
         && finished
         && !start.is_set()
     {
-        errors.required(&start, "startTime is required for finished job");
+        errors.required(start, "startTime is required for finished job");
     }
     let uncounted = status.field("uncountedTerminatedPods");
     let left = !uncounted.field("failed").is_empty() || !uncounted.field("succeeded").is_empty();
@@ -166,7 +166,7 @@ fn validate_finished(status: &At<'_, '_>, update: &Update<'_>, errors: &mut Erro
             "io.k8s.api.batch.v1.UncountedTerminatedPods",
             uncounted.value(),
         );
-        errors.invalid_as(&uncounted, &shown, "must be empty for finished job");
+        errors.invalid_as(uncounted, &shown, "must be empty for finished job");
     }
 }
 
@@ -238,14 +238,14 @@ fn validate_success(status: &At<'_, '_>, update: &Update<'_>, errors: &mut Error
         ),
     ] {
         if met && is_true(update.new, other) {
-            errors.invalid_omitted(&conditions, detail);
+            errors.invalid_omitted(conditions, detail);
         }
     }
     let has_policy = update.job["spec"]["successPolicy"].is_object();
     if has_policy && !met && is_true(update.new, "Complete") {
         let detail =
             "cannot set Complete=True for Job with SuccessPolicy unless SuccessCriteriaMet=True";
-        errors.invalid_omitted(&conditions, detail);
+        errors.invalid_omitted(conditions, detail);
     }
 }
 
@@ -255,7 +255,7 @@ fn validate_progress(status: &At<'_, '_>, update: &Update<'_>, errors: &mut Erro
     for condition in ["Failed", "Complete", "FailureTarget"] {
         if is_true(update.old, condition) && !is_true(update.new, condition) {
             let detail = format!("cannot disable the terminal {condition}=True condition");
-            errors.invalid_omitted(&conditions, &detail);
+            errors.invalid_omitted(conditions, &detail);
         }
     }
     let spec = &update.job["spec"];
@@ -282,7 +282,7 @@ fn validate_progress(status: &At<'_, '_>, update: &Update<'_>, errors: &mut Erro
             .any(|c| c["type"] == "Suspended" && c["status"] == "False");
     if update.changed(&["startTime"]) && had("startTime") && !resuming && spec["suspend"] != true {
         errors.invalid(
-            &start,
+            start,
             start.value(),
             "field is immutable for unsuspended job once set",
         );
@@ -293,11 +293,11 @@ fn validate_progress(status: &At<'_, '_>, update: &Update<'_>, errors: &mut Erro
     );
     if was_met && !met {
         let detail = "cannot disable the SuccessCriteriaMet=True condition";
-        errors.invalid_omitted(&conditions, detail);
+        errors.invalid_omitted(conditions, detail);
     }
     if is_true(update.old, "Complete") && !was_met && met {
         let detail =
             "cannot set SuccessCriteriaMet=True for Job already has Complete=true conditions";
-        errors.invalid_omitted(&conditions, detail);
+        errors.invalid_omitted(conditions, detail);
     }
 }

@@ -35,7 +35,7 @@ impl Strategy for IpAddress {
         let spec = root.field("spec");
         let parent = spec.field("parentRef");
         if !parent.is_set() {
-            errors.required(&parent, "");
+            errors.required(parent, "");
             return;
         }
         errors.optional_name(&parent.field("group"), dns_subdomain);
@@ -66,11 +66,11 @@ pub(in crate::strategy) struct ServiceCidr;
 fn validate_ranges(spec: &At<'_, '_>, errors: &mut Errors) {
     let ranges = spec.field("cidrs");
     match ranges.list().len() {
-        0 => return errors.required(&ranges, "at least one CIDR required"),
+        0 => return errors.required(ranges, "at least one CIDR required"),
         1 | 2 => {}
         _ => {
             let shown = internal("io.k8s.api.networking.v1.ServiceCIDRSpec", spec.value());
-            errors.invalid_as(&ranges, &shown, "may only hold up to 2 values");
+            errors.invalid_as(ranges, &shown, "may only hold up to 2 values");
             return;
         }
     }

@@ -16,7 +16,7 @@ fn validate_subsets(subsets: &At<'_, '_>, errors: &mut Errors) {
     for subset in subsets.items() {
         let (ready, not_ready) = (subset.field("addresses"), subset.field("notReadyAddresses"));
         if ready.is_empty() && not_ready.is_empty() {
-            errors.required(&subset, "must specify `addresses` or `notReadyAddresses`");
+            errors.required(subset, "must specify `addresses` or `notReadyAddresses`");
         }
         for address in ready.items().chain(not_ready.items()) {
             let at = address.field("ip");
@@ -129,7 +129,7 @@ fn validate_slice_ports(ports: &At<'_, '_>, errors: &mut Errors) {
         let name = port.field("name");
         errors.optional_name(&name, dns_label);
         if names.contains(&name.str()) {
-            errors.duplicate(&name, &name.str().into());
+            errors.duplicate(name, &name.str().into());
         } else {
             names.push(name.str());
         }
@@ -137,7 +137,7 @@ fn validate_slice_ports(ports: &At<'_, '_>, errors: &mut Errors) {
         if protocol.is_set() {
             errors.member(&protocol, PROTOCOLS);
         } else {
-            errors.required(&protocol, "");
+            errors.required(protocol, "");
         }
         app_protocol(&port, errors);
     }
@@ -152,9 +152,9 @@ fn validate_endpoints(endpoints: &At<'_, '_>, ty: &str, errors: &mut Errors) {
         let addresses = endpoint.field("addresses");
         let count = addresses.list().len();
         if count == 0 {
-            errors.required(&addresses, "must contain at least 1 address");
+            errors.required(addresses, "must contain at least 1 address");
         } else if count > MAX_ADDRESSES {
-            errors.too_many(&addresses, count, MAX_ADDRESSES);
+            errors.too_many(addresses, count, MAX_ADDRESSES);
         }
         for address in addresses.items() {
             validate_address(&addresses, &address, ty, errors);
@@ -166,7 +166,7 @@ fn validate_endpoints(endpoints: &At<'_, '_>, ty: &str, errors: &mut Errors) {
         let topology = endpoint.field("deprecatedTopology");
         let entries = topology.map().map_or(0, serde_json::Map::len);
         if entries > MAX_TOPOLOGY {
-            errors.too_many(&topology, entries, MAX_TOPOLOGY);
+            errors.too_many(topology, entries, MAX_TOPOLOGY);
         }
         labels(errors, &topology);
         let hostname = endpoint.field("hostname");
@@ -224,7 +224,7 @@ fn validate_hints(hints: &At<'_, '_>, rule: fn(&str) -> Vec<String>, errors: &mu
     for hint in hints.items() {
         let name = hint.field("name");
         if names.contains(&name.str()) {
-            errors.duplicate(&name, &name.str().into());
+            errors.duplicate(name, &name.str().into());
         } else {
             names.push(name.str());
         }

@@ -74,12 +74,12 @@ fn validate_host(host: &At<'_, '_>, errors: &mut Errors) {
 fn validate_http(http: &At<'_, '_>, errors: &mut Errors) {
     let paths = http.field("paths");
     if paths.is_empty() {
-        errors.required(&paths, "");
+        errors.required(paths, "");
     }
     for path in paths.items() {
         let (at, ty) = (path.field("path"), path.field("pathType"));
         if ty.is_empty() {
-            errors.required(&ty, "pathType must be specified");
+            errors.required(ty, "pathType must be specified");
             continue;
         }
         let text = at.str();
@@ -232,9 +232,9 @@ impl Strategy for IngressClass {
         let spec = root.field("spec");
         let controller = spec.field("controller");
         if controller.str().len() > MAX_CONTROLLER {
-            errors.too_long(&controller, MAX_CONTROLLER);
+            errors.too_long(controller, MAX_CONTROLLER);
         }
-        errors.domain_prefixed_path(&controller, controller.str());
+        errors.domain_prefixed_path(controller, controller.str());
         let parameters = spec.field("parameters");
         if parameters.is_set() {
             validate_parameters(&parameters, errors);
@@ -256,17 +256,17 @@ fn validate_parameters(parameters: &At<'_, '_>, errors: &mut Errors) {
     validate_reference(parameters, errors);
     let (scope, namespace) = (parameters.field("scope"), parameters.field("namespace"));
     if !scope.is_set() {
-        errors.required(&scope, "");
+        errors.required(scope, "");
         return;
     }
     match scope.str() {
         "Namespace" if !namespace.is_set() => {
-            errors.required(&namespace, "`parameters.scope` is set to 'Namespace'");
+            errors.required(namespace, "`parameters.scope` is set to 'Namespace'");
         }
         "Namespace" => errors.problems(&namespace, dns_label(namespace.str())),
         "Cluster" => {
             if namespace.is_set() {
-                errors.forbidden(&namespace, "`parameters.scope` is set to 'Cluster'");
+                errors.forbidden(namespace, "`parameters.scope` is set to 'Cluster'");
             }
         }
         _ => errors.unsupported(&scope, &["Cluster", "Namespace"]),

@@ -65,7 +65,7 @@ fn validate_port(port: &At<'_, '_>, errors: &mut Errors) {
             };
             if last < number {
                 let detail = "must be greater than or equal to `port`";
-                errors.invalid(&end, &number.into(), detail);
+                errors.invalid(end, &number.into(), detail);
             }
             if let Some(problem) = port_range(last) {
                 errors.bad(&end, problem);
@@ -103,7 +103,7 @@ fn validate_peer(
 fn validate_block(block: &At<'_, '_>, known_ranges: &[&str], errors: &mut Errors) {
     let range = block.field("cidr");
     if range.is_empty() {
-        errors.required(&range, "");
+        errors.required(range, "");
         return;
     }
     ip::legacy_cidr(errors, &range, range.str(), known_ranges);

@@ -100,12 +100,12 @@ impl Strategy for Pod {
         let (spec, metadata) = (root.field("spec"), root.field("metadata"));
         let ephemeral = spec.field("ephemeralContainers");
         if !ephemeral.is_empty() {
-            errors.forbidden(&ephemeral, "cannot be set on create");
+            errors.forbidden(ephemeral, "cannot be set on create");
         }
         let node = spec.field("nodeName");
         if !node.is_empty() && !spec.field("schedulingGates").is_empty() {
             let detail = "cannot be set until all schedulingGates have been cleared";
-            errors.forbidden(&node, detail);
+            errors.forbidden(node, detail);
         }
         validate_agreement(&metadata.field("annotations"), &spec, errors);
     }
@@ -246,7 +246,7 @@ fn validate_whole(object: &Value, options: &Options, errors: &mut Errors) {
                 let token = source.field("serviceAccountToken");
                 if token.is_set() {
                     let detail = "must not be specified when serviceAccountName is not set";
-                    errors.forbidden(&token, detail);
+                    errors.forbidden(token, detail);
                 }
             }
         }

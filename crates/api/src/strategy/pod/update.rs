@@ -26,7 +26,7 @@ pub(super) fn validate(object: &Value, old: &Value, options: &Options, errors: &
     for name in LISTS {
         let containers = spec.field(name);
         if containers.list().len() != old_spec.field(name).list().len() {
-            errors.forbidden(&containers, "pod updates may not add or remove containers");
+            errors.forbidden(containers, "pod updates may not add or remove containers");
             return;
         }
         for container in containers.items() {
@@ -48,7 +48,7 @@ pub(super) fn validate(object: &Value, old: &Value, options: &Options, errors: &
             return;
         }
         (None, Some(_)) => errors.invalid(
-            &deadline,
+            deadline,
             &Value::Null,
             "must not update from a positive integer to nil value",
         ),
@@ -89,7 +89,7 @@ fn validate_added_tolerations(
         let same = |t: &Value| without_seconds(t) == without_seconds(before);
         if !tolerations.list().iter().any(same) {
             let detail = "existing toleration can not be modified except its tolerationSeconds";
-            errors.forbidden(&tolerations, detail);
+            errors.forbidden(tolerations, detail);
             return;
         }
     }
@@ -142,7 +142,7 @@ fn validate_gated(spec: &At<'_, '_>, old_spec: &At<'_, '_>, new: &mut Value, err
         if lost {
             let detail =
                 "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
-            errors.invalid(&selector, selector.value(), detail);
+            errors.invalid(selector, selector.value(), detail);
         }
         copy_field(new, old_spec.value(), "nodeSelector");
     }
@@ -186,7 +186,7 @@ fn validate_narrowed_affinity(node: &At<'_, '_>, was: &Value, errors: &mut Error
     if count > 0 && count != terms.list().len() {
         let shown = shown_terms(terms.value());
         let detail = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
-        errors.invalid_as(&terms, &shown, detail);
+        errors.invalid_as(terms, &shown, detail);
         return;
     }
     for (term, old) in terms.items().zip(list(old_terms)) {
@@ -205,7 +205,7 @@ fn validate_narrowed_affinity(node: &At<'_, '_>, was: &Value, errors: &mut Error
         if !only_additions || (was_empty && !is_empty) {
             let shown = internal("io.k8s.api.core.v1.NodeSelectorTerm", term.value());
             let detail = "only additions are allowed (no mutations or deletions)";
-            errors.invalid_as(&term, &shown, detail);
+            errors.invalid_as(term, &shown, detail);
         }
     }
 }
@@ -307,7 +307,7 @@ pub(super) fn validate_resize(object: &Value, old: &Value, errors: &mut Errors) 
     if class != qos_class(object) {
         let shown = object["status"]["qosClass"].clone();
         errors.invalid(
-            &spec,
+            spec,
             &shown,
             "Pod QOS Class may not change as a result of resizing",
         );
@@ -315,7 +315,7 @@ pub(super) fn validate_resize(object: &Value, old: &Value, errors: &mut Errors) 
     let running =
         list(&old["status"]["containerStatuses"]).find(|s| s["state"]["running"].is_object());
     if running.is_some_and(|s| s["resources"].is_null()) {
-        errors.forbidden(&spec, "Pod running on node without support for resize");
+        errors.forbidden(spec, "Pod running on node without support for resize");
     }
     let mut copy = spec.value().clone();
     let has_amounts = |spec: &At<'_, '_>| {
@@ -330,7 +330,7 @@ pub(super) fn validate_resize(object: &Value, old: &Value, errors: &mut Errors) 
         .is_some()
     {
         let detail = "pods with node allocatable resource claims cannot be resized";
-        errors.forbidden(&spec, detail);
+        errors.forbidden(spec, detail);
     }
     if !validate_same_containers(&spec, &old_spec, errors) {
         return;
@@ -352,7 +352,7 @@ pub(super) fn validate_resize(object: &Value, old: &Value, errors: &mut Errors) 
     }
     drop_nulls(&mut copy);
     if copy != *old_spec.value() {
-        errors.forbidden(&spec, "only cpu and memory resources are mutable");
+        errors.forbidden(spec, "only cpu and memory resources are mutable");
     }
 }
 
@@ -383,14 +383,14 @@ fn validate_only_compute_changes(
             if is_changed {
                 let detail =
                     "only cpu and memory resources for init or sidecar containers are mutable";
-                errors.forbidden(&at, detail);
+                errors.forbidden(at, detail);
             }
             if is_modified && !sidecar {
                 let restarting = list(&container["resizePolicy"])
                     .filter(|p| p["restartPolicy"] == "RestartContainer")
                     .count();
                 for _ in 0..restarting {
-                    errors.forbidden(&at, "non-sidecar init containers with a resize policy of RestartContainer cannot be resized");
+                    errors.forbidden(at, "non-sidecar init containers with a resize policy of RestartContainer cannot be resized");
                 }
             }
         }
@@ -425,7 +425,7 @@ fn validate_amounts_stay(new: &At<'_, '_>, old: &At<'_, '_>, what: &str, errors:
             .as_object()
             .is_some_and(|m| m.keys().any(|k| at.get(k).is_null()));
         if lost {
-            errors.forbidden(&at, &format!("{what} {called} cannot be removed"));
+            errors.forbidden(at, &format!("{what} {called} cannot be removed"));
         }
     }
 }
@@ -438,7 +438,7 @@ fn validate_pod_level_resize(
 ) {
     let (new, was) = (spec.field("resources"), old_spec.field("resources"));
     if was.is_set() && !new.is_set() {
-        errors.forbidden(&new, "pod-level resources cannot be removed");
+        errors.forbidden(new, "pod-level resources cannot be removed");
         return;
     }
     if was.is_set() {
@@ -463,7 +463,7 @@ fn validate_same_containers(spec: &At<'_, '_>, old_spec: &At<'_, '_>, errors: &m
         let (new, was) = (spec.field(name), old_spec.field(name));
         if new.list().len() != was.list().len() {
             let detail = format!("{name} may not be added or removed on resize");
-            errors.forbidden(&new, &detail);
+            errors.forbidden(new, &detail);
             continue;
         }
         for (container, old) in new.items().zip(was.list()) {
@@ -497,7 +497,7 @@ pub(super) fn validate_status(object: &Value, old: &Value, options: &Options, er
         errors.problems(&nominated, dns_subdomain(nominated.str()));
         if !old["spec"]["nodeName"].is_null() {
             let detail = "may not be set on pods that are already bound to a node";
-            errors.forbidden(&nominated, detail);
+            errors.forbidden(nominated, detail);
         }
     }
     non_negative_generation(&status.field("observedGeneration"), errors);
@@ -599,7 +599,7 @@ fn validate_claim_statuses(status: &At<'_, '_>, spec: &At<'_, '_>, errors: &mut 
             errors.bad(&name, detail);
         }
         if seen.contains(&name.str()) {
-            errors.duplicate(&name, &name.str().into());
+            errors.duplicate(name, &name.str().into());
         } else {
             seen.push(name.str());
         }
@@ -616,7 +616,7 @@ fn validate_extended_claim(status: &At<'_, '_>, spec: &At<'_, '_>, errors: &mut 
     }
     let mappings = status.field("requestMappings");
     if mappings.is_empty() {
-        errors.required(&mappings, "at least one request mapping is required");
+        errors.required(mappings, "at least one request mapping is required");
     }
     let mut seen = Vec::new();
     for mapping in mappings.items() {
@@ -648,7 +648,7 @@ fn validate_node_allocatable(status: &At<'_, '_>, spec: &At<'_, '_>, errors: &mu
     for entry in status.field("nodeAllocatableResourceClaimStatuses").items() {
         let name = entry.field("resourceClaimName");
         if name.is_empty() {
-            errors.required(&name, "must not be empty");
+            errors.required(name, "must not be empty");
         }
         let known = list(spec.get("resourceClaims"))
             .chain(list(status.get("resourceClaimStatuses")))
@@ -664,7 +664,7 @@ fn validate_node_allocatable(status: &At<'_, '_>, spec: &At<'_, '_>, errors: &mu
         }
         for (name, amount) in resources.entries() {
             if !resource::is_native(name) {
-                errors.invalid_text(&amount, name, "must be a node allocatable resource name");
+                errors.invalid_text(amount, name, "must be a node allocatable resource name");
             }
             if quantity_of(amount.value()).is_some_and(|q| q.is_negative()) {
                 errors.bad(&amount, "must be non-negative");
@@ -700,7 +700,7 @@ fn validate_addresses(status: &At<'_, '_>, old: &At<'_, '_>, errors: &mut Errors
                     .map(|a| format!("{{\"IP\":{}}}", Value::from(a.as_str())))
                     .collect();
                 let detail = "may specify no more than one IP for each IP family";
-                errors.invalid_as(&all, &format!("[{}]", shown.join(",")), detail);
+                errors.invalid_as(all, &format!("[{}]", shown.join(",")), detail);
             }
         }
     }
@@ -721,7 +721,7 @@ fn validate_container_statuses(status: &At<'_, '_>, spec: &At<'_, '_>, errors: &
                 continue;
             }
             if os == "windows" {
-                errors.forbidden(&linux, "cannot be set for a windows pod");
+                errors.forbidden(linux, "cannot be set for a windows pod");
                 continue;
             }
             for id in ["uid", "gid"] {
@@ -737,7 +737,7 @@ fn validate_container_statuses(status: &At<'_, '_>, spec: &At<'_, '_>, errors: &
             let allocated = container.field("allocatedResourcesStatus");
             if of.is_empty() {
                 if !allocated.is_empty() {
-                    errors.forbidden(&allocated, "must not be specified in container status");
+                    errors.forbidden(allocated, "must not be specified in container status");
                 }
                 continue;
             }
@@ -783,13 +783,13 @@ fn validate_allocated(entry: &At<'_, '_>, container: Option<&Value>, errors: &mu
         );
         let message = resource.field("message");
         if message.is_set() && message.is_empty() {
-            errors.required(&message, "must be non-empty if specified");
+            errors.required(message, "must be non-empty if specified");
         } else if message.str().len() > MAX_MESSAGE {
-            errors.too_long(&message, MAX_MESSAGE);
+            errors.too_long(message, MAX_MESSAGE);
         }
         let id = resource.field("resourceID");
         if ids.contains(&id.str()) {
-            errors.duplicate(&id, &id.str().into());
+            errors.duplicate(id, &id.str().into());
         } else {
             ids.push(id.str());
         }

@@ -163,7 +163,7 @@ fn validate_fields(spec: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors) 
     match (one, addresses.first()) {
         ("", Some(_)) => errors.bad(&all, "must be empty when `clusterIP` is not specified"),
         ("", None) => {}
-        (_, None) => errors.required(&all, ""),
+        (_, None) => errors.required(all, ""),
         (one, Some(first)) if one != *first => {
             errors.bad(&all, "first value must match `clusterIP`");
         }
@@ -174,7 +174,7 @@ fn validate_fields(spec: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors) 
     for family in families.items() {
         errors.member(&family, FAMILIES);
         if seen.contains(&family.str()) {
-            errors.duplicate(&family, family.value());
+            errors.duplicate(family, family.value());
         }
         seen.push(family.str());
     }

@@ -135,7 +135,7 @@ impl Strategy for Service {
         let ingress = balancer.field("ingress");
         if object["spec"]["type"] != "LoadBalancer" && !ingress.is_empty() {
             let detail = "may only be used when `spec.type` is 'LoadBalancer'";
-            errors.forbidden(&ingress, detail);
+            errors.forbidden(ingress, detail);
             return;
         }
         validate_ingress_points(&ingress, &old["status"], true, errors);
@@ -185,7 +185,7 @@ fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     validate_topology_annotations(object, errors);
     let ports = spec.field("ports");
     if ports.is_empty() && !headless && ty != "ExternalName" {
-        errors.required(&ports, "");
+        errors.required(ports, "");
     }
     if headless && matches!(ty, "LoadBalancer" | "NodePort") {
         let ips = spec.field("clusterIPs");
@@ -247,13 +247,13 @@ fn validate_external_name(spec: &At<'_, '_>, errors: &mut Errors) {
     for field in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
         let at = spec.field(field);
         if !at.is_empty() {
-            errors.forbidden(&at, "may not be set for ExternalName services");
+            errors.forbidden(at, "may not be set for ExternalName services");
         }
     }
     let name = spec.field("externalName");
     let domain = name.str().strip_suffix('.').unwrap_or(name.str());
     if domain.is_empty() {
-        errors.required(&name, "");
+        errors.required(name, "");
     }
     let problems = if domain.is_empty() {
         Vec::new()
@@ -261,7 +261,7 @@ fn validate_external_name(spec: &At<'_, '_>, errors: &mut Errors) {
         dns_subdomain(domain)
     };
     for problem in problems {
-        errors.invalid_text(&name, domain, &problem);
+        errors.invalid_text(name, domain, &problem);
     }
 }
 
@@ -272,12 +272,12 @@ fn validate_ports(ports: &At<'_, '_>, errors: &mut Errors) {
         let name = port.field("name");
         if name.is_empty() {
             if needs_names {
-                errors.required(&name, "");
+                errors.required(name, "");
             }
         } else {
             errors.problems(&name, dns_label(name.str()));
             if names.contains(&name.str()) {
-                errors.duplicate(&name, name.value());
+                errors.duplicate(name, name.value());
             } else {
                 names.push(name.str());
             }
@@ -310,7 +310,7 @@ fn validate_affinity(spec: &At<'_, '_>, errors: &mut Errors) {
             errors.bad(&timeout, &detail);
         }
     } else if affinity.str() == "None" && config.is_set() {
-        errors.forbidden(&config, "must not be set when session affinity is None");
+        errors.forbidden(config, "must not be set when session affinity is None");
     }
 }
 
@@ -340,7 +340,7 @@ fn validate_node_ports(ports: &At<'_, '_>, ty: &str, errors: &mut Errors) {
                 "{{\"Name\":\"\",\"Protocol\":{},\"AppProtocol\":null,\"Port\":{},\"TargetPort\":0,\"NodePort\":0}}",
                 key.0, key.1
             );
-            errors.duplicate_as(&port, &shown);
+            errors.duplicate_as(port, &shown);
         }
         seen.push(key);
     }
@@ -357,7 +357,7 @@ fn validate_source_ranges(
     let ranges = spec.field_as("loadBalancerSourceRanges", "LoadBalancerSourceRanges");
     if !ranges.is_empty() {
         if !is_balancer {
-            errors.forbidden(&ranges, WRONG_TYPE);
+            errors.forbidden(ranges, WRONG_TYPE);
         }
         let known = old.map(|o| strings(&o["spec"]["loadBalancerSourceRanges"]));
         let known: Vec<&str> = known.into_iter().flatten().map(str::trim).collect();
@@ -408,7 +408,7 @@ fn validate_traffic(spec: &At<'_, '_>, errors: &mut Errors) {
     let internal = spec.field("internalTrafficPolicy");
     if !internal.is_set() && matches!(spec.text("type"), "NodePort" | "LoadBalancer" | "ClusterIP")
     {
-        errors.required(&internal, "");
+        errors.required(internal, "");
     }
     errors.one_of_optional(&internal, POLICIES);
     errors.one_of_optional(
@@ -440,9 +440,9 @@ pub(super) fn validate_ingress_points(
         }
         match (mode.is_set(), !address.is_empty()) {
             _ if !has_modes => {}
-            (false, true) => errors.required(&mode, "must be specified when `ip` is set"),
+            (false, true) => errors.required(mode, "must be specified when `ip` is set"),
             (true, false) => {
-                errors.forbidden(&mode, "may not be specified when `ip` is not set");
+                errors.forbidden(mode, "may not be specified when `ip` is not set");
             }
             (true, true) => errors.member(&mode, &["Proxy", "VIP"]),
             (false, false) => {}

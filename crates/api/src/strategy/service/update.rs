@@ -41,8 +41,8 @@ pub(super) fn keep_allocated(spec: &mut Value, old: &Value) {
                 continue;
             }
             let name = |p: &Value| p["name"].as_str().unwrap_or_default().to_owned();
-            let before = old["ports"].as_array().into_iter().flatten();
-            let same = before.filter(|o| name(o) == name(port)).last();
+            let mut before = old["ports"].as_array().into_iter().flatten();
+            let same = before.rfind(|o| name(o) == name(port));
             let number = same
                 .and_then(|o| o["nodePort"].as_i64())
                 .unwrap_or_default();
@@ -122,18 +122,18 @@ pub(super) fn validate(object: &Value, old: &Value, errors: &mut Errors) {
     let is_balancer = |spec: &Value| spec["type"] == "LoadBalancer";
     if is_balancer(spec.value()) {
         if is_balancer(before) && *class.value() != before["loadBalancerClass"] {
-            errors.invalid(&class, class.value(), ONCE);
+            errors.invalid(class, class.value(), ONCE);
         }
         validate_class(&class, errors);
     } else if class.is_set() {
-        errors.forbidden(&class, "may only be used when `type` is 'LoadBalancer'");
+        errors.forbidden(class, "may only be used when `type` is 'LoadBalancer'");
     }
     let health = spec.field("healthCheckNodePort");
     if needs_health_check(before)
         && needs_health_check(spec.value())
         && *health.value() != before["healthCheckNodePort"]
     {
-        errors.forbidden(&health, "field is immutable");
+        errors.forbidden(health, "field is immutable");
     }
 }
 
@@ -165,7 +165,7 @@ fn validate_addresses(spec: &At<'_, '_>, before: &Value, errors: &mut Errors) {
     let policy = spec.field("ipFamilyPolicy");
     if was.len() > new.len() && new.len() == 1 && policy.str() != "SingleStack" {
         let detail = "must be set to 'SingleStack' when releasing the secondary clusterIP";
-        errors.invalid(&policy, policy.value(), detail);
+        errors.invalid(policy, policy.value(), detail);
     }
 }
 
@@ -192,6 +192,6 @@ fn validate_families(spec: &At<'_, '_>, before: &Value, errors: &mut Errors) {
     let policy = spec.field("ipFamilyPolicy");
     if was.len() > new.len() && new.len() == 1 && policy.str() != "SingleStack" {
         let detail = "must be set to 'SingleStack' when releasing the secondary ipFamily";
-        errors.invalid(&policy, policy.value(), detail);
+        errors.invalid(policy, policy.value(), detail);
     }
 }

@@ -24,11 +24,11 @@ impl Strategy for VolumeAttachment {
         );
         const ONE: &str = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
         match (name.is_set(), inline.is_set()) {
-            (false, false) => errors.required(&source, ONE),
-            (true, true) => errors.forbidden(&source, ONE),
+            (false, false) => errors.required(source, ONE),
+            (true, true) => errors.forbidden(source, ONE),
             (true, false) => {
                 if name.is_empty() {
-                    errors.required(&name, "must specify non empty persistentVolumeName");
+                    errors.required(name, "must specify non empty persistentVolumeName");
                 }
             }
             (false, true) => volume::validate_spec(&inline, true, false, errors),
@@ -75,13 +75,13 @@ fn validate_status(status: &At<'_, '_>, errors: &mut Errors) {
         .map(|(key, value)| key.len() + value.as_str().map_or(0, str::len))
         .sum();
     if size > MAX_METADATA {
-        errors.too_long(&metadata, MAX_METADATA);
+        errors.too_long(metadata, MAX_METADATA);
     }
     for failure in ["attachError", "detachError"] {
         let failure = status.field(failure);
         let message = failure.field("message");
         if message.str().len() > MAX_MESSAGE {
-            errors.too_long(&message, MAX_METADATA);
+            errors.too_long(message, MAX_METADATA);
         }
         let code = failure.field("errorCode");
         if code.int().is_some_and(|n| n < 0) {

@@ -56,7 +56,7 @@ pub(in crate::strategy) fn default_claim(claim: &mut Value) {
 pub(in crate::strategy) fn validate_spec(spec: &At<'_, '_>, options: Options, errors: &mut Errors) {
     let modes = spec.field("accessModes");
     if modes.is_empty() {
-        errors.required(&modes, "at least 1 access mode is required");
+        errors.required(modes, "at least 1 access mode is required");
     }
     let selector_options = SelectorOptions {
         allow_invalid_values: options.invalid_label_values,
@@ -67,7 +67,7 @@ pub(in crate::strategy) fn validate_spec(spec: &At<'_, '_>, options: Options, er
     let resources = spec.place("resources", spec.get("resources"));
     let place = resources.key("storage");
     if storage.is_null() {
-        errors.required(&place, "");
+        errors.required(place, "");
     } else {
         let name = format!("{place}");
         positive_quantity(errors, &At::named(storage, &name));
@@ -165,13 +165,13 @@ fn normalise_sources(object: &mut Value, old: Option<&Value>) {
         (Some(source), None) => {
             spec.insert("dataSourceRef".into(), source);
         }
-        (None, Some(mut reference)) => {
-            if reference["namespace"].as_str().is_none_or(str::is_empty) {
-                if let Some(map) = reference.as_object_mut() {
-                    map.remove("namespace");
-                }
-                spec.insert("dataSource".into(), reference);
+        (None, Some(mut reference))
+            if reference["namespace"].as_str().is_none_or(str::is_empty) =>
+        {
+            if let Some(map) = reference.as_object_mut() {
+                map.remove("namespace");
             }
+            spec.insert("dataSource".into(), reference);
         }
         _ => {}
     }
@@ -308,7 +308,7 @@ impl Strategy for PersistentVolumeClaim {
         for (name, value) in statuses.map().into_iter().flatten() {
             resource_key(&statuses, name, errors);
             if !value.as_str().is_some_and(|v| RESIZE_STATUSES.contains(&v)) {
-                errors.not_supported(&statuses, &name.as_str().into(), RESIZE_STATUSES);
+                errors.not_supported(statuses, &name.as_str().into(), RESIZE_STATUSES);
             }
         }
         let allocated = status.field("allocatedResources");

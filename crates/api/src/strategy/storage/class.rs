@@ -49,12 +49,12 @@ fn validate_topologies(at: &At<'_, '_>, errors: &mut Errors) {
         for requirement in term.field("matchLabelExpressions").items() {
             let (key, values) = (requirement.field("key"), requirement.field("values"));
             if values.is_empty() {
-                errors.required(&values, "");
+                errors.required(values, "");
             }
             let mut distinct = Vec::new();
             for value in values.items() {
                 if distinct.contains(&value.str()) {
-                    errors.duplicate(&value, value.value());
+                    errors.duplicate(value, value.value());
                 } else {
                     distinct.push(value.str());
                 }
@@ -63,7 +63,7 @@ fn validate_topologies(at: &At<'_, '_>, errors: &mut Errors) {
             label_key(errors, &key);
             match selected.iter_mut().find(|(k, _)| *k == key.str()) {
                 Some(known) => {
-                    errors.duplicate(&key, &key.str().into());
+                    errors.duplicate(key, &key.str().into());
                     known.1 = distinct;
                 }
                 None => selected.push((key.str(), distinct)),
@@ -101,7 +101,7 @@ impl Strategy for StorageClass {
         if mode.is_set() {
             errors.member(&mode, &["Immediate", "WaitForFirstConsumer"]);
         } else {
-            errors.required(&mode, "");
+            errors.required(mode, "");
         }
         validate_topologies(&root.field("allowedTopologies"), errors);
     }

@@ -47,7 +47,7 @@ impl Strategy for CsiDriver {
         ] {
             let at = spec.field_as(field, called);
             if !at.is_set() {
-                errors.required(&at, "");
+                errors.required(at, "");
             }
         }
         errors.one_of_optional(
@@ -57,11 +57,11 @@ impl Strategy for CsiDriver {
         validate_token_requests(&spec.field("tokenRequests"), errors);
         let modes = spec.field("volumeLifecycleModes");
         for mode in modes.list() {
-            errors.one_of(&modes, mode, &["Persistent", "Ephemeral"]);
+            errors.one_of(modes, mode, &["Persistent", "Ephemeral"]);
         }
         let selinux = spec.field("seLinuxMount");
         if !selinux.is_set() {
-            errors.required(&selinux, "");
+            errors.required(selinux, "");
         }
         let period = spec.field("nodeAllocatableUpdatePeriodSeconds");
         if period.int().is_some_and(|n| n < 10) {
@@ -113,7 +113,7 @@ fn validate_token_requests(requests: &At<'_, '_>, errors: &mut Errors) {
     for request in requests.items() {
         let audience = request.field("audience");
         if audiences.contains(&audience.str()) {
-            errors.duplicate(&audience, &audience.str().into());
+            errors.duplicate(audience, &audience.str().into());
             continue;
         }
         audiences.push(audience.str());
@@ -155,20 +155,20 @@ impl Strategy for CsiNode {
             let allocatable = driver.field("allocatable");
             errors.non_negative(&allocatable.field("count"));
             if names.contains(&name.str()) {
-                errors.duplicate(&name, &name.str().into());
+                errors.duplicate(name, &name.str().into());
             }
             names.push(name.str());
             let mut keys = Vec::new();
             for key in driver.field("topologyKeys").items() {
                 if key.is_empty() {
-                    errors.required(&driver, "");
+                    errors.required(driver, "");
                 }
                 if keys.contains(&key.str()) {
-                    errors.duplicate(&driver, &key.str().into());
+                    errors.duplicate(driver, &key.str().into());
                 }
                 keys.push(key.str());
                 for problem in qualified_name(key.str()) {
-                    errors.invalid_text(&driver, key.str(), &problem);
+                    errors.invalid_text(driver, key.str(), &problem);
                 }
             }
         }

@@ -76,7 +76,7 @@ const KINDS: &[Kind] = &[
     kind("local", |at, _, e| {
         let path = at.field("path");
         if path.is_empty() {
-            e.required(&path, "");
+            e.required(path, "");
         } else {
             no_backsteps(e, &path);
         }
@@ -116,7 +116,7 @@ pub(super) fn validate_spec(
     let forbid = |field: &str, errors: &mut Errors| {
         let at = spec.field(field);
         if !at.is_empty() {
-            errors.forbidden(&at, INLINE);
+            errors.forbidden(at, INLINE);
         }
     };
     let csi = spec.field("csi");
@@ -125,12 +125,12 @@ pub(super) fn validate_spec(
         forbid("capacity", errors);
         if !csi.is_set() {
             let detail = "has to be specified in the context of inline volumes";
-            errors.required(&csi, detail);
+            errors.required(csi, detail);
         }
     }
     let modes = spec.field("accessModes");
     if modes.is_empty() {
-        errors.required(&modes, "");
+        errors.required(modes, "");
     }
     validate_access_modes(&modes, errors);
     if !inline {
@@ -142,18 +142,18 @@ pub(super) fn validate_spec(
             errors.member(&policy, RECLAIM_POLICIES);
         } else if policy.str() != "Retain" {
             let detail = "may only be Retain in the context of inline volumes";
-            errors.forbidden(&policy, detail);
+            errors.forbidden(policy, detail);
         }
     }
     let affinity = spec.field("nodeAffinity");
     if affinity.is_set() {
         let required = affinity.field("required");
         if inline {
-            errors.forbidden(&affinity, INLINE);
+            errors.forbidden(affinity, INLINE);
         } else if required.is_set() {
             validate_node_selector(&required, allow_invalid_labels, errors);
         } else {
-            errors.required(&required, "must specify required node constraints");
+            errors.required(required, "must specify required node constraints");
         }
     }
     let count = validate_kinds(
@@ -163,7 +163,7 @@ pub(super) fn validate_spec(
         errors,
         |kind, errors| {
             if kind == "local" && !affinity.is_set() {
-                errors.required(&affinity, "Local volume requires node affinity");
+                errors.required(affinity, "Local volume requires node affinity");
             }
         },
     );
@@ -172,7 +172,7 @@ pub(super) fn validate_spec(
     }
     let path = spec.get("hostPath")["path"].as_str().unwrap_or_default();
     if policy.str() == "Recycle" && is_root(path) {
-        errors.forbidden(&policy, "may not be 'recycle' for a hostPath mount of '/'");
+        errors.forbidden(policy, "may not be 'recycle' for a hostPath mount of '/'");
     }
     let class = spec.field("storageClassName");
     if inline {
@@ -186,17 +186,17 @@ pub(super) fn validate_spec(
     } else if mode.is_set() && mode.str() != "Filesystem" {
         let detail =
             "may not specify volumeMode other than Filesystem in the context of inline volumes";
-        errors.forbidden(&mode, detail);
+        errors.forbidden(mode, detail);
     }
     let attributes = spec.field("volumeAttributesClassName");
     if attributes.is_set() && !inline {
         if attributes.is_empty() {
-            errors.required(&attributes, "an empty string is disallowed");
+            errors.required(attributes, "an empty string is disallowed");
         }
         errors.optional_name(&attributes, dns_subdomain);
         if !csi.is_set() {
             let detail = "has to be specified when using volumeAttributesClassName";
-            errors.required(&csi, detail);
+            errors.required(csi, detail);
         }
     }
 }

@@ -67,7 +67,7 @@ pub(in crate::strategy) fn validate(
             continue;
         };
         if !has_container(spec, container) {
-            errors.invalid_text(&profile, container, "container not found");
+            errors.invalid_text(profile, container, "container not found");
         }
         let known = ["", "runtime/default", "unconfined"].contains(&profile.str());
         if !known && !profile.str().starts_with("localhost/") {
@@ -160,7 +160,7 @@ fn agree(what: &str, annotation: &str, profile: &At<'_, '_>, errors: &mut Errors
                 None => type_differs(errors),
                 Some(path) if local.value().as_str() != Some(path) => {
                     let detail = format!("{what} profile in annotation and field must match");
-                    errors.forbidden(&local, &detail);
+                    errors.forbidden(local, &detail);
                 }
                 Some(_) => {}
             }

@@ -71,7 +71,7 @@ fn is_sidecar(container: &At<'_, '_>) -> bool {
 pub(super) fn validate_containers(spec: &At<'_, '_>, context: &Context<'_>, errors: &mut Errors) {
     let containers = spec.field("containers");
     if containers.is_empty() {
-        errors.required(&containers, "");
+        errors.required(containers, "");
         return;
     }
     let mut names = HashSet::new();
@@ -79,7 +79,7 @@ pub(super) fn validate_containers(spec: &At<'_, '_>, context: &Context<'_>, erro
         validate_common(&container, context, errors);
         let name = container.field("name");
         if !names.insert(name.str()) {
-            errors.duplicate(&name, &name.str().into());
+            errors.duplicate(name, &name.str().into());
         }
         probe::validate_all(&container, context, errors);
         validate_restart_policy(&container, errors);
@@ -111,7 +111,7 @@ pub(super) fn validate_init_containers(
         }
         let name = container.field("name");
         if !name.is_empty() && !names.insert(name.str()) {
-            errors.duplicate(&name, name.value());
+            errors.duplicate(name, name.value());
         }
         // Each is looked at alone, as if it were the first.
         let alone = containers.index(0);
@@ -129,7 +129,7 @@ pub(super) fn validate_init_containers(
             let at = container.field(field);
             if at.is_set() {
                 let detail = "may not be set for init containers without restartPolicy=Always";
-                errors.forbidden(&at, detail);
+                errors.forbidden(at, detail);
             }
         }
         if context.options.restarting_init_containers {
@@ -160,27 +160,27 @@ pub(super) fn validate_ephemeral_containers(
         validate_image(&container, errors);
         let name = container.field("name");
         if !names.insert(name.str()) {
-            errors.duplicate(&name, &name.str().into());
+            errors.duplicate(name, &name.str().into());
         }
         let target = container.field("targetContainerName");
         if !target.is_empty() && !others.contains(target.str()) {
-            errors.not_found(&target, target.value());
+            errors.not_found(target, target.value());
         }
         for field in NOT_EPHEMERAL {
             let at = container.field(field);
             if !at.is_empty() {
-                errors.forbidden(&at, "cannot be set for an Ephemeral Container");
+                errors.forbidden(at, "cannot be set for an Ephemeral Container");
             }
         }
         let lifecycle = container.field("lifecycle");
         if lifecycle.is_set() {
-            errors.forbidden(&lifecycle, "cannot be set for an Ephemeral Container");
+            errors.forbidden(lifecycle, "cannot be set for an Ephemeral Container");
         }
         for mount in container.field("volumeMounts").items() {
             for field in ["subPath", "subPathExpr"] {
                 let at = mount.field(field);
                 if !at.is_empty() {
-                    errors.forbidden(&at, "cannot be set for an Ephemeral Container");
+                    errors.forbidden(at, "cannot be set for an Ephemeral Container");
                 }
             }
         }
@@ -223,13 +223,13 @@ fn validate_ports(ports: &At<'_, '_>, errors: &mut Errors) {
         if !name.is_empty() {
             let problems = port_name(name.str());
             if problems.is_empty() && !names.insert(name.str()) {
-                errors.duplicate(&name, name.value());
+                errors.duplicate(name, name.value());
             }
             errors.problems(&name, problems);
         }
         let number = port.field("containerPort");
         match number.int().unwrap_or_default() {
-            0 => errors.required(&number, ""),
+            0 => errors.required(number, ""),
             n => {
                 if let Some(problem) = port_range(n) {
                     errors.bad(&number, problem);
@@ -273,7 +273,7 @@ fn validate_resize_policy(policies: &At<'_, '_>, context: &Context<'_>, errors: 
     for policy in policies.items() {
         let (resource, restart) = (policy.text("resourceName"), policy.text("restartPolicy"));
         if !seen.insert(resource) {
-            errors.duplicate(&policy, &resource.into());
+            errors.duplicate(policy, &resource.into());
         }
         // Errors of items are about the list.
         let resource = policies.place("", policy.get("resourceName"));
@@ -306,23 +306,23 @@ fn validate_restart_policy(container: &At<'_, '_>, errors: &mut Errors) {
     } else if rules.is_empty() {
         return;
     } else {
-        errors.required(&policy, RULES_NEED_POLICY);
+        errors.required(policy, RULES_NEED_POLICY);
     }
     let count = rules.list().len();
     if count > MAX_RESTART_RULES {
-        errors.too_many(&rules, count, MAX_RESTART_RULES);
+        errors.too_many(rules, count, MAX_RESTART_RULES);
     }
     for rule in rules.items() {
         errors.member(&rule.field("action"), &["Restart", "RestartAllContainers"]);
         let codes = rule.field("exitCodes");
         if !codes.is_set() {
-            errors.required(&codes, "must be specified");
+            errors.required(codes, "must be specified");
             continue;
         }
         errors.member(&codes.field("operator"), &["In", "NotIn"]);
         let values = codes.field("values");
         if values.list().len() > MAX_EXIT_CODES {
-            errors.too_many(&values, values.list().len(), MAX_EXIT_CODES);
+            errors.too_many(values, values.list().len(), MAX_EXIT_CODES);
         }
     }
 }

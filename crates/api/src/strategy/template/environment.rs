@@ -62,9 +62,11 @@ pub(super) fn validate_env(vars: &At<'_, '_>, errors: &mut Errors) {
     }
 }
 
+type Check = fn(&At<'_, '_>, &mut Errors);
+
 fn validate_source(source: &At<'_, '_>, has_value: bool, errors: &mut Errors) {
     let mut count = 0;
-    let kinds: [(&str, fn(&At<'_, '_>, &mut Errors)); 5] = [
+    let kinds: [(&str, Check); 5] = [
         ("fieldRef", |at, e| validate_field_ref(at, ENV_FIELDS, e)),
         ("resourceFieldRef", |at, e| {
             validate_resource_field_ref(at, false, e);
@@ -103,11 +105,11 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 pub(super) fn validate_field_ref(at: &At<'_, '_>, supported: &[&str], errors: &mut Errors) {
     let (version, path) = (at.field("apiVersion"), at.field("fieldPath"));
     if version.is_empty() {
-        errors.required(&version, "");
+        errors.required(version, "");
         return;
     }
     if path.is_empty() {
-        errors.required(&path, "");
+        errors.required(path, "");
         return;
     }
     let label = path.str();
@@ -140,7 +142,7 @@ pub(super) fn validate_field_ref(at: &At<'_, '_>, supported: &[&str], errors: &m
             }
         }
         None if !supported.contains(&field) => {
-            errors.not_supported(&path, &field.into(), supported);
+            errors.not_supported(path, &field.into(), supported);
         }
         None => {}
     }
@@ -153,9 +155,9 @@ pub(super) fn validate_resource_field_ref(at: &At<'_, '_>, in_volume: bool, erro
         .iter()
         .any(|prefix| resource.str().starts_with(prefix));
     if in_volume && container.is_empty() {
-        errors.required(&container, "");
+        errors.required(container, "");
     } else if resource.is_empty() {
-        errors.required(&resource, "");
+        errors.required(resource, "");
     } else if !RESOURCES.contains(&resource.str()) && !is_huge {
         errors.unsupported(&resource, RESOURCES);
     }
@@ -184,7 +186,7 @@ pub(super) fn validate_resource_field_ref(at: &At<'_, '_>, in_volume: bool, erro
         _ => return,
     };
     if !allowed.contains(&written.as_str()) {
-        errors.invalid_text(&divisor, resource.str(), detail);
+        errors.invalid_text(divisor, resource.str(), detail);
     }
 }
 
@@ -199,7 +201,7 @@ fn validate_file_key_ref(at: &At<'_, '_>, errors: &mut Errors) {
     errors.required_name(&at.field("volumeName"), dns_label);
     let path = at.field("path");
     if path.is_empty() {
-        errors.required(&path, "");
+        errors.required(path, "");
     } else {
         no_backsteps(errors, &path);
     }

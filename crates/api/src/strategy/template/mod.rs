@@ -95,7 +95,7 @@ pub(super) fn validate_with_spec(
     let ephemeral = pod_spec.field("ephemeralContainers");
     if !ephemeral.is_empty() {
         errors.forbidden(
-            &ephemeral,
+            ephemeral,
             "ephemeral containers not allowed in pod template",
         );
     }
@@ -105,7 +105,7 @@ pub(super) fn validate_with_spec(
 pub(super) fn validate_selector(spec: &At<'_, '_>, kind: &str, errors: &mut Errors) -> bool {
     let selector = spec.field("selector");
     if !selector.is_set() {
-        errors.required(&selector, "");
+        errors.required(selector, "");
         return true;
     }
     let before = errors.len();
@@ -125,7 +125,7 @@ pub(super) fn validate_selected(spec: &At<'_, '_>, selector: &Value, errors: &mu
     let labels = metadata.field("labels");
     if selector.is_null() || !selector_matches(selector, labels.value()) {
         errors.invalid(
-            &labels,
+            labels,
             labels.value(),
             "`selector` does not match template `labels`",
         );
@@ -140,7 +140,7 @@ pub(super) fn validate_always_running(template: &At<'_, '_>, kind: &str, errors:
     let deadline = spec.field("activeDeadlineSeconds");
     if deadline.is_set() {
         let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
-        errors.forbidden(&deadline, &detail);
+        errors.forbidden(deadline, &detail);
     }
 }
 
@@ -149,7 +149,7 @@ pub(super) fn validate_workload(spec: &At<'_, '_>, options: &Options, errors: &m
     let selector = spec.field("selector");
     if !validate_selector(spec, "deployment", errors) {
         let shown = validation::api(SELECTOR, selector.value());
-        errors.invalid_as(&selector, &shown, "invalid label selector");
+        errors.invalid_as(selector, &shown, "invalid label selector");
         return;
     }
     let template = spec.field("template");

@@ -28,7 +28,7 @@ pub(super) fn validate_mounts(container: &At<'_, '_>, context: &Context<'_>, err
         let (name, path) = (mount.field("name"), mount.field("mountPath"));
         errors.required_text(&name);
         if context.volume(name.str()).is_none() {
-            errors.not_found(&name, &name.str().into());
+            errors.not_found(name, &name.str().into());
         }
         errors.required_text(&path);
         if seen.contains(&path.str()) {
@@ -69,7 +69,7 @@ fn validate_propagation(
     let privileged = container.get("securityContext")["privileged"] == true;
     if propagation.str() == "Bidirectional" && !privileged {
         errors.forbidden(
-            &propagation,
+            propagation,
             "Bidirectional mount propagation is available only to privileged containers",
         );
     }
@@ -82,12 +82,12 @@ fn validate_recursive_read_only(mounts: &At<'_, '_>, mount: &At<'_, '_>, errors:
         "Disabled" => {}
         "Enabled" | "IfPossible" => {
             if !mount.field("readOnly").is_true() {
-                errors.forbidden(&at, "may only be specified when readOnly is true");
+                errors.forbidden(at, "may only be specified when readOnly is true");
             }
             let propagation = mount.field("mountPropagation");
             if propagation.is_set() && propagation.str() != "None" {
                 errors.forbidden(
-                    &at,
+                    at,
                     "may only be specified when mountPropagation is None or not specified",
                 );
             }
@@ -115,7 +115,7 @@ pub(super) fn validate_devices(container: &At<'_, '_>, context: &Context<'_>, er
                 errors.bad(&name, "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode");
             }
             Some(_) => {}
-            None => errors.not_found(&name, &name.str().into()),
+            None => errors.not_found(name, &name.str().into()),
         }
         errors.required_text(&path);
         if seen.contains(&path.str()) {

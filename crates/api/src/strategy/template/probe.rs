@@ -87,7 +87,7 @@ pub(super) fn validate_all(container: &At<'_, '_>, context: &Context<'_>, errors
     if signal.is_set() {
         match context.os {
             None => errors.forbidden(
-                &signal,
+                signal,
                 "may not be set for containers with empty `spec.os.name`",
             ),
             Some("windows") => errors.member(&signal, WINDOWS_SIGNALS),
@@ -145,14 +145,14 @@ fn validate_handler(
         }
         count += 1;
         if count > 1 {
-            errors.forbidden(&at, "may not specify more than 1 handler type");
+            errors.forbidden(at, "may not specify more than 1 handler type");
             continue;
         }
         match *kind {
             "exec" => {
                 let command = at.field("command");
                 if command.is_empty() {
-                    errors.required(&command, "");
+                    errors.required(command, "");
                 }
             }
             "httpGet" => validate_http_get(&at, errors),
@@ -174,7 +174,7 @@ fn validate_http_get(at: &At<'_, '_>, errors: &mut Errors) {
     for header in headers.list() {
         let name = header["name"].as_str().unwrap_or_default();
         for problem in http_header_name(name) {
-            errors.invalid_text(&headers, name, &problem);
+            errors.invalid_text(headers, name, &problem);
         }
     }
 }

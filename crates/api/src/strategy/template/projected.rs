@@ -92,7 +92,7 @@ pub(super) fn validate(volume: &At<'_, '_>, options: &Options, errors: &mut Erro
             validate_certificate_paths(&certificate, &mut paths, errors);
         }
         if count > 1 {
-            errors.forbidden(&at, "may not specify more than 1 volume type per source");
+            errors.forbidden(at, "may not specify more than 1 volume type per source");
         }
     }
 }
@@ -114,7 +114,7 @@ fn validate_token(token: &At<'_, '_>, volume: &At<'_, '_>, options: &Options, er
     }
     let path = volume.place("path", token.get("path"));
     if path.is_empty() {
-        errors.required(&path, "");
+        errors.required(path, "");
     } else if !options.reserved_token_paths {
         non_reserved_path(errors, &path);
     }
@@ -127,7 +127,7 @@ fn validate_bundle(bundle: &At<'_, '_>, errors: &mut Errors) {
         (true, true) => errors.bad(bundle, "only one of name and signerName may be used"),
         (true, false) => {
             if name.is_empty() {
-                errors.required(&name, "must be a valid object name");
+                errors.required(name, "must be a valid object name");
             }
             for problem in trust_bundle_name_problems(name.str()) {
                 let detail = format!("not a valid clustertrustbundlename: {problem}");
@@ -142,7 +142,7 @@ fn validate_bundle(bundle: &At<'_, '_>, errors: &mut Errors) {
         }
         (false, true) => {
             if signer.is_empty() {
-                errors.required(&signer, "must be a valid signer name");
+                errors.required(signer, "must be a valid signer name");
             }
             signer_name(&signer, errors);
             label_selector(errors, &selector);
@@ -165,10 +165,10 @@ fn validate_certificate(certificate: &At<'_, '_>, errors: &mut Errors) {
         let problems = qualified_name(&key);
         if problems.is_empty() && !key.contains('/') {
             let form = "must be a domain-prefixed key (such as \"acme.io/foo\")";
-            errors.invalid_text(&user, &key, form);
+            errors.invalid_text(user, &key, form);
         }
         for problem in problems {
-            errors.invalid_text(&user, &key, &problem);
+            errors.invalid_text(user, &key, &problem);
         }
     }
     let mut size = Errors::default();

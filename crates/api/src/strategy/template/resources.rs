@@ -127,11 +127,11 @@ fn validate_claims(claims: &At<'_, '_>, context: &Context<'_>, errors: &mut Erro
     for claim in claims.items() {
         let (name, request) = (claim.text("name"), claim.field("request"));
         if name.is_empty() {
-            errors.required(&claim, "");
+            errors.required(claim, "");
             continue;
         }
         if names.iter().any(|n| n == name) {
-            errors.duplicate(&claim, &name.into());
+            errors.duplicate(claim, &name.into());
         } else {
             let mut key = name.to_owned();
             if !request.is_empty() {
@@ -139,13 +139,13 @@ fn validate_claims(claims: &At<'_, '_>, context: &Context<'_>, errors: &mut Erro
                 key = format!("{name}/{}", request.str());
             }
             if names.contains(&key) {
-                errors.duplicate(&claim, &key.as_str().into());
+                errors.duplicate(claim, &key.as_str().into());
             } else if request.is_empty() {
                 let parts = names
                     .iter()
                     .filter(|n| n.split_once('/').is_some_and(|(of, _)| of == name));
                 for _ in parts {
-                    errors.duplicate(&claim, &name.into());
+                    errors.duplicate(claim, &name.into());
                 }
             }
             names.push(key);
@@ -157,7 +157,7 @@ fn validate_claims(claims: &At<'_, '_>, context: &Context<'_>, errors: &mut Erro
                 format!(": {}", context.claims.join(", "))
             };
             let detail = format!("must be one of the names in pod.spec.resourceClaims{which}");
-            errors.not_found_because(&claim, &name.into(), &detail);
+            errors.not_found_because(claim, &name.into(), &detail);
         }
     }
 }
@@ -169,12 +169,12 @@ pub(super) fn validate_pod(spec: &At<'_, '_>, context: &Context<'_>, errors: &mu
         return;
     }
     if context.os == Some("windows") {
-        errors.forbidden(&at, "may not be set for a windows pod");
+        errors.forbidden(at, "may not be set for a windows pod");
         return;
     }
     let claims = at.field("claims");
     if claims.is_set() {
-        errors.forbidden(&claims, "claims may not be set for Resources at pod-level");
+        errors.forbidden(claims, "claims may not be set for Resources at pod-level");
     }
     validate(&at, resource::pod_name, &context.options, errors);
     validate_claims(&claims, context, errors);

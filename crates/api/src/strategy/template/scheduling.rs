@@ -61,7 +61,7 @@ pub(in crate::strategy) fn validate_node_selector(
 ) {
     let terms = selector.field("nodeSelectorTerms");
     if terms.is_empty() {
-        errors.required(&terms, "must have at least one node selector term");
+        errors.required(terms, "must have at least one node selector term");
     }
     for term in terms.items() {
         validate_node_selector_term(&term, allow_invalid_values, errors);
@@ -74,16 +74,16 @@ fn validate_node_selector_term(term: &At<'_, '_>, allow_invalid_values: bool, er
         match requirement.text("operator") {
             "In" | "NotIn" if values.is_empty() => {
                 errors.required(
-                    &values,
+                    values,
                     "must be specified when `operator` is 'In' or 'NotIn'",
                 );
             }
             "Exists" | "DoesNotExist" if !values.is_empty() => errors.forbidden(
-                &values,
+                values,
                 "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
             ),
             "Gt" | "Lt" if values.list().len() != 1 => errors.required(
-                &values,
+                values,
                 "must be specified single value when `operator` is 'Lt' or 'Gt'",
             ),
             "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
@@ -103,7 +103,7 @@ fn validate_node_selector_term(term: &At<'_, '_>, allow_invalid_values: bool, er
         let values = requirement.field("values");
         match requirement.text("operator") {
             "In" | "NotIn" if values.list().len() != 1 => errors.required(
-                &values,
+                values,
                 "must be only one value when `operator` is 'In' or 'NotIn' for node field selector",
             ),
             "In" | "NotIn" => {}
@@ -137,7 +137,7 @@ fn validate_pod_affinity_term(term: &At<'_, '_>, options: &Options, errors: &mut
     match_label_keys(term, errors);
     let key = term.field("topologyKey");
     if key.is_empty() {
-        errors.required(&key, "can not be empty");
+        errors.required(key, "can not be empty");
     }
     label_key(errors, &key);
 }
@@ -197,7 +197,7 @@ fn legacy_match_label_keys(constraint: &At<'_, '_>, errors: &mut Errors) {
         return;
     }
     if selector.is_null() {
-        errors.forbidden(&keys, "must not be specified when labelSelector is not set");
+        errors.forbidden(keys, "must not be specified when labelSelector is not set");
     }
     let selects = |key: &str| {
         !selector["matchLabels"][key].is_null()
@@ -224,7 +224,7 @@ pub(super) fn validate_topology_spread(
         }
         let key = constraint.field("topologyKey");
         if key.is_empty() {
-            errors.required(&key, "can not be empty");
+            errors.required(key, "can not be empty");
         }
         let action = constraint.field("whenUnsatisfiable");
         errors.member(&action, ACTIONS);
@@ -235,7 +235,7 @@ pub(super) fn validate_topology_spread(
         if constraints.list()[i + 1..].iter().any(same) {
             let identity = format!("{{{}, {}}}", key.str(), action.str());
             let place = constraint.field("{topologyKey, whenUnsatisfiable}");
-            errors.duplicate(&place, &identity.into());
+            errors.duplicate(place, &identity.into());
         }
         let domains = constraint.field("minDomains");
         if let Some(number) = domains.int() {
@@ -292,13 +292,13 @@ pub(in crate::strategy) fn validate_tolerations(
             "Equal" | "" => {
                 let problems = label_value(value.str());
                 if !problems.is_empty() {
-                    errors.invalid_text(&operator, value.str(), &problems.join(";"));
+                    errors.invalid_text(operator, value.str(), &problems.join(";"));
                 }
             }
             "Exists" => {
                 if !value.is_empty() {
                     let detail = "value must be empty when `operator` is 'Exists'";
-                    errors.invalid_text(&operator, value.str(), detail);
+                    errors.invalid_text(operator, value.str(), detail);
                 }
             }
             "Lt" | "Gt" if options.toleration_comparisons => validate_integer(&value, errors),

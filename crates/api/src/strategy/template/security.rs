@@ -84,14 +84,14 @@ fn validate_sysctls(
     for sysctl in sysctls.items() {
         let name = sysctl.field("name");
         if name.is_empty() {
-            errors.required(&name, "");
+            errors.required(name, "");
         } else if name.str().len() > MAX_SYSCTL || !SYSCTL.is_match(name.str()) {
             let detail = format!(
                 "must have at most {MAX_SYSCTL} characters and match regex {SYSCTL_PATTERN}"
             );
             errors.bad(&name, &detail);
         } else if names.contains(&name.str()) {
-            errors.duplicate(&name, name.value());
+            errors.duplicate(name, name.value());
         }
         if !options.host_sysctls
             && let Some(field) = is_host_sysctl(spec.value(), name.str())
@@ -122,12 +122,12 @@ fn validate_seccomp(profile: &At<'_, '_>, errors: &mut Errors) {
     }
     let (ty, local) = (profile.field("type"), profile.field("localhostProfile"));
     if ty.is_empty() {
-        errors.required(&ty, "type is required when seccompProfile is set");
+        errors.required(ty, "type is required when seccompProfile is set");
     } else {
         errors.member(&ty, PROFILE_TYPES);
     }
     match (ty.str() == "Localhost", local.is_set()) {
-        (true, false) => errors.required(&local, "must be set when seccomp type is Localhost"),
+        (true, false) => errors.required(local, "must be set when seccomp type is Localhost"),
         (true, true) => descending_path(errors, &local),
         (false, true) => {
             let whole = format!(
@@ -136,7 +136,7 @@ fn validate_seccomp(profile: &At<'_, '_>, errors: &mut Errors) {
                 local.value()
             );
             let detail = "can only be set when seccomp type is Localhost";
-            errors.invalid_as(&local, &whole, detail);
+            errors.invalid_as(local, &whole, detail);
         }
         (false, false) => {}
     }
@@ -149,15 +149,15 @@ pub(super) fn validate_apparmor(profile: &At<'_, '_>, errors: &mut Errors) {
     }
     let (ty, local) = (profile.field("type"), profile.field("localhostProfile"));
     match ty.str() {
-        "Localhost" if !local.is_set() => errors.required(&local, NEEDED),
+        "Localhost" if !local.is_set() => errors.required(local, NEEDED),
         "Localhost" => {
             if local.str().trim() != local.str() {
                 errors.bad(&local, "must not be padded with whitespace");
             } else if local.is_empty() {
-                errors.required(&local, NEEDED);
+                errors.required(local, NEEDED);
             }
             if local.str().len() > MAX_APPARMOR_PROFILE {
-                errors.too_long(&local, MAX_APPARMOR_PROFILE);
+                errors.too_long(local, MAX_APPARMOR_PROFILE);
             }
         }
         "RuntimeDefault" | "Unconfined" => {
@@ -165,7 +165,7 @@ pub(super) fn validate_apparmor(profile: &At<'_, '_>, errors: &mut Errors) {
                 errors.bad(&local, "can only be set when AppArmor type is Localhost");
             }
         }
-        "" => errors.required(&ty, "type is required when appArmorProfile is set"),
+        "" => errors.required(ty, "type is required when appArmorProfile is set"),
         _ => errors.unsupported(&ty, PROFILE_TYPES),
     }
 }
@@ -360,10 +360,10 @@ pub(super) fn validate_os(spec: &At<'_, '_>, errors: &mut Errors) {
     }
     let name = os.field("name");
     match name.str() {
-        "" => errors.required(&name, ""),
+        "" => errors.required(name, ""),
         "linux" => validate_linux(spec, errors),
         "windows" => validate_windows(spec, errors),
-        other => errors.not_supported(&os, &other.into(), &["linux", "windows"]),
+        other => errors.not_supported(os, &other.into(), &["linux", "windows"]),
     }
 }
 
@@ -372,7 +372,7 @@ fn validate_linux(spec: &At<'_, '_>, errors: &mut Errors) {
         let context = holder.field("securityContext");
         let options = context.field("windowsOptions");
         if options.is_set() {
-            errors.forbidden(&options, "windows options cannot be set for a linux pod");
+            errors.forbidden(options, "windows options cannot be set for a linux pod");
         }
     };
     check(spec, errors);
@@ -398,7 +398,7 @@ fn validate_windows(spec: &At<'_, '_>, errors: &mut Errors) {
             _ => at.is_set(),
         };
         if is_set {
-            errors.forbidden(&at, NOT_ON_WINDOWS);
+            errors.forbidden(at, NOT_ON_WINDOWS);
         }
     }
     for list in CONTAINER_LISTS {
@@ -407,7 +407,7 @@ fn validate_windows(spec: &At<'_, '_>, errors: &mut Errors) {
             for field in NOT_ON_WINDOWS_CONTAINERS {
                 let at = context.field(field);
                 if at.is_set() {
-                    errors.forbidden(&at, NOT_ON_WINDOWS);
+                    errors.forbidden(at, NOT_ON_WINDOWS);
                 }
             }
         }

@@ -24,7 +24,7 @@ pub(in crate::strategy) fn validate(
 ) {
     let grace = spec.field("terminationGracePeriodSeconds");
     if !grace.is_set() {
-        errors.required(&grace, "");
+        errors.required(grace, "");
     }
     let volumes = volume::validate_all(&spec.field("volumes"), metadata, options, errors);
     let context = Context::new(spec, volumes, options);
@@ -79,7 +79,7 @@ pub(in crate::strategy) fn validate(
         if name.is_set() {
             errors.problems(&name, dns_subdomain(name.str()));
         } else {
-            errors.invalid(&name, name.value(), "must specify one of: `podGroupName`");
+            errors.invalid(name, name.value(), "must specify one of: `podGroupName`");
         }
     }
     validate_file_keys(spec, errors);
@@ -96,9 +96,9 @@ fn validate_resource_claims(claims: &At<'_, '_>, metadata: Option<&Value>, error
         }
         let name = claim.field("name");
         if name.is_empty() {
-            errors.required(&name, "");
+            errors.required(name, "");
         } else if names.contains(&name.str()) {
-            errors.duplicate(&name, name.value());
+            errors.duplicate(name, name.value());
         } else {
             errors.problems(&name, dns_label(name.str()));
             names.push(name.str());
@@ -117,7 +117,7 @@ fn validate_resource_claims(claims: &At<'_, '_>, metadata: Option<&Value>, error
             _ => "",
         };
         if !detail.is_empty() {
-            errors.invalid_as(&claim, &internal_claim(&claim), detail);
+            errors.invalid_as(claim, &internal_claim(&claim), detail);
         }
         for name in [by_name, by_template] {
             if name.is_set() {
@@ -161,12 +161,12 @@ fn validate_dns_config(spec: &At<'_, '_>, errors: &mut Errors) {
     let nameservers = config.field("nameservers");
     if spec.text("dnsPolicy") == "None" {
         if !config.is_set() {
-            errors.required(&config, "must provide `dnsConfig` when `dnsPolicy` is None");
+            errors.required(config, "must provide `dnsConfig` when `dnsPolicy` is None");
             return;
         }
         if nameservers.is_empty() {
             let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
-            errors.required(&nameservers, detail);
+            errors.required(nameservers, detail);
             return;
         }
     }
@@ -190,12 +190,12 @@ fn validate_dns_config(spec: &At<'_, '_>, errors: &mut Errors) {
     for search in searches.items().filter(|s| s.str() != ".") {
         let domain = search.str().strip_suffix('.').unwrap_or(search.str());
         for problem in dns_subdomain_with_underscore(domain) {
-            errors.invalid_text(&search, domain, &problem);
+            errors.invalid_text(search, domain, &problem);
         }
     }
     for option in config.field("options").items() {
         if option.text("name").is_empty() {
-            errors.required(&option, "must not be empty");
+            errors.required(option, "must not be empty");
         }
     }
 }
@@ -205,10 +205,10 @@ fn validate_scheduling_gates(gates: &At<'_, '_>, errors: &mut Errors) {
     for gate in gates.items() {
         let name = gate.field("name");
         for problem in qualified_name(name.str()) {
-            errors.invalid_text(&gate, name.str(), &problem);
+            errors.invalid_text(gate, name.str(), &problem);
         }
         if seen.contains(&name.str()) {
-            errors.duplicate(&gate, &name.str().into());
+            errors.duplicate(gate, &name.str().into());
         }
         seen.push(name.str());
     }
@@ -221,7 +221,7 @@ fn validate_host_users(spec: &At<'_, '_>, options: &Options, errors: &mut Errors
     }
     let host_network = spec.field("hostNetwork");
     if host_network.is_true() && !options.host_network_in_user_namespace {
-        errors.forbidden(&host_network, DETAIL);
+        errors.forbidden(host_network, DETAIL);
     }
     for (field, called) in [("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
         if spec.field(field).is_true() {
@@ -235,7 +235,7 @@ fn validate_host_users(spec: &At<'_, '_>, options: &Options, errors: &mut Errors
         for container in spec.field(list).items() {
             let devices = container.field("volumeDevices");
             if !devices.is_empty() {
-                errors.forbidden(&devices, DETAIL);
+                errors.forbidden(devices, DETAIL);
             }
         }
     }
@@ -257,11 +257,11 @@ fn validate_hostname_override(spec: &At<'_, '_>, errors: &mut Errors) {
         ),
     ] {
         if spec.field(field).is_true() {
-            errors.forbidden(&name, detail);
+            errors.forbidden(name, detail);
         }
     }
     if name.str().len() > MAX_HOSTNAME_OVERRIDE {
-        errors.too_long(&name, MAX_HOSTNAME_OVERRIDE);
+        errors.too_long(name, MAX_HOSTNAME_OVERRIDE);
     }
     errors.problems(&name, dns_subdomain(name.str()));
 }
@@ -288,7 +288,7 @@ fn validate_file_keys(spec: &At<'_, '_>, errors: &mut Errors) {
                 let name = key.field("volumeName");
                 let volumes = spec.get("volumes").as_array().into_iter().flatten();
                 match volumes.into_iter().rfind(|v| v["name"] == name.str()) {
-                    None => errors.not_found(&name, &name.str().into()),
+                    None => errors.not_found(name, &name.str().into()),
                     Some(volume) if volume["emptyDir"].is_null() => {
                         errors.bad(&name, "referenced volume must be of type emptyDir");
                     }

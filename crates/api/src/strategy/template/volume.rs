@@ -119,7 +119,7 @@ pub(super) fn validate_all<'v>(
         validate_source(&volume, pod, options, errors);
         errors.required_name(&name, dns_label);
         if valid.iter().any(|(n, _)| *n == name.str()) {
-            errors.duplicate(&name, name.value());
+            errors.duplicate(name, name.value());
         }
         if errors.len() == before {
             valid.push((name.str(), volume.value()));
@@ -200,7 +200,7 @@ pub(in crate::strategy) fn need(at: &At<'_, '_>, fields: &[&str], errors: &mut E
     for field in fields {
         let at = at.field(field);
         if at.is_empty() {
-            errors.required(&at, "");
+            errors.required(at, "");
         }
     }
 }
@@ -225,14 +225,14 @@ pub(super) fn mode(at: &At<'_, '_>, errors: &mut Errors) {
 fn empty_dir(at: &At<'_, '_>, _: &Options, errors: &mut Errors) {
     let limit = at.field("sizeLimit");
     if quantity_of(limit.value()).is_some_and(|q| q.is_negative()) {
-        errors.forbidden(&limit, "SizeLimit field must be a valid resource quantity");
+        errors.forbidden(limit, "SizeLimit field must be a valid resource quantity");
     }
 }
 
 pub(in crate::strategy) fn host_path(at: &At<'_, '_>, _: &Options, errors: &mut Errors) {
     let path = at.field("path");
     if path.is_empty() {
-        errors.required(&path, "");
+        errors.required(path, "");
         return;
     }
     no_backsteps(errors, &path);
@@ -337,7 +337,7 @@ pub(in crate::strategy) fn validate_iscsi(
     between(errors);
     let iqn = at.field("iqn");
     if iqn.is_empty() {
-        errors.required(&iqn, "");
+        errors.required(iqn, "");
     } else {
         name(&iqn, errors);
     }
@@ -345,7 +345,7 @@ pub(in crate::strategy) fn validate_iscsi(
     let chap = ["chapAuthDiscovery", "chapAuthSession"];
     let secret = at.field("secretRef");
     if chap.iter().any(|c| at.field(c).is_true()) && !secret.is_set() {
-        errors.required(&secret, "");
+        errors.required(secret, "");
     }
     let initiator = at.field_as("initiatorName", "initiatorname");
     if initiator.is_set() {
@@ -373,10 +373,10 @@ pub(in crate::strategy) fn quobyte(at: &At<'_, '_>, _: &Options, errors: &mut Er
     const FORM: &str = "must be a host:port pair or multiple pairs separated by commas";
     let (registry, tenant) = (at.field("registry"), at.field("tenant"));
     if registry.is_empty() {
-        errors.required(&registry, FORM);
+        errors.required(registry, FORM);
     } else if tenant.str().len() >= 65 {
         let detail = "must be a UUID and may not exceed a length of 64 characters";
-        errors.required(&tenant, detail);
+        errors.required(tenant, detail);
     } else {
         let wrong = registry
             .str()
@@ -436,7 +436,7 @@ pub(in crate::strategy) fn fibre_channel(at: &At<'_, '_>, _: &Options, errors: &
     match (targets.is_empty(), ids.is_empty()) {
         (true, true) => {
             let detail = "must specify either targetWWNs or wwids, but not both";
-            errors.required(&targets, detail);
+            errors.required(targets, detail);
         }
         (false, false) => {
             let detail = "targetWWNs and wwids can not be specified simultaneously";
@@ -448,7 +448,7 @@ pub(in crate::strategy) fn fibre_channel(at: &At<'_, '_>, _: &Options, errors: &
         if lun.is_set() {
             errors.in_range(&lun, 0, 255);
         } else {
-            errors.required(&lun, "lun is required if targetWWNs is specified");
+            errors.required(lun, "lun is required if targetWWNs is specified");
         }
     }
 }
@@ -461,7 +461,7 @@ pub(in crate::strategy) fn flex(at: &At<'_, '_>, _: &Options, errors: &mut Error
         let domain = format!(".{}", domain.to_lowercase());
         if domain.ends_with(".kubernetes.io") || domain.ends_with(".k8s.io") {
             let detail = "kubernetes.io and k8s.io namespaces are reserved";
-            errors.invalid_text(&option, key, detail);
+            errors.invalid_text(option, key, detail);
         }
     }
 }
@@ -518,7 +518,7 @@ fn csi(at: &At<'_, '_>, _: &Options, errors: &mut Errors) {
     if secret.is_set() {
         let name = secret.field("name");
         if name.is_empty() {
-            errors.required(&name, "");
+            errors.required(name, "");
         }
         let misplaced = at.place("name", name.value());
         errors.optional_name(&misplaced, dns_subdomain);
@@ -545,7 +545,7 @@ const NOT_IN_TEMPLATE: [&str; 13] = [
 fn ephemeral(at: &At<'_, '_>, _: &Options, errors: &mut Errors) {
     let template = at.field("volumeClaimTemplate");
     if !template.is_set() {
-        errors.required(&template, "");
+        errors.required(template, "");
         return;
     }
     template_metadata(&template.field("metadata"), errors);
@@ -560,7 +560,7 @@ pub(in crate::strategy) fn template_metadata(metadata: &At<'_, '_>, errors: &mut
         let called = if field == "uid" { "uID" } else { field };
         let at = metadata.field_as(field, called);
         if !at.is_empty() {
-            errors.forbidden(&at, "cannot be set");
+            errors.forbidden(at, "cannot be set");
         }
     }
 }

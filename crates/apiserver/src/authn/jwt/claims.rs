@@ -82,17 +82,17 @@ impl Mapping {
             ("", expression) => {
                 if let Some(prefix) = &self.prefix {
                     errors.invalid(
-                        &format!("{at}.prefix"),
+                        format!("{at}.prefix"),
                         &prefix.as_str().into(),
                         "may not be specified when expression is set",
                     );
                 }
                 if let Err(why) = compile_claims(expression, false) {
-                    errors.invalid(&format!("{at}.expression"), &expression.into(), &why);
+                    errors.invalid(format!("{at}.expression"), &expression.into(), &why);
                 }
             }
             (_, "") if prefixed && self.prefix.is_none() => errors.required(
-                &format!("{at}.prefix"),
+                format!("{at}.prefix"),
                 "prefix is required when claim is set. It can be set to an empty string to disable prefixing",
             ),
             (_, "") => {}

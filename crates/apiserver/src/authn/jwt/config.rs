@@ -161,12 +161,12 @@ pub fn validate_all(issuers: &[JwtAuthenticator], disallowed: &[String], errors:
         let issuer = &authenticator.issuer;
         if !urls.insert(&issuer.url) {
             let url = issuer.url.as_str().into();
-            errors.duplicate(&format!("{at}.issuer.url"), &url);
+            errors.duplicate(format!("{at}.issuer.url"), &url);
         }
         let from = &issuer.discovery_url;
         if !from.is_empty() && !discovery.insert(from) {
             let url = from.as_str().into();
-            errors.duplicate(&format!("{at}.issuer.discoveryURL"), &url);
+            errors.duplicate(format!("{at}.issuer.discoveryURL"), &url);
         }
     }
 }
@@ -201,19 +201,19 @@ impl JwtAuthenticator {
                 (claim, "") => {
                     if !rule.message.is_empty() {
                         errors.invalid(
-                            &format!("{at}.message"),
+                            format!("{at}.message"),
                             &rule.message.as_str().into(),
                             "may not be specified when claim is set",
                         );
                     }
                     if !claims.insert(claim) {
-                        errors.duplicate(&format!("{at}.claim"), &claim.into());
+                        errors.duplicate(format!("{at}.claim"), &claim.into());
                     }
                 }
                 ("", expression) => {
                     if !rule.required_value.is_empty() {
                         errors.invalid(
-                            &format!("{at}.requiredValue"),
+                            format!("{at}.requiredValue"),
                             &rule.required_value.as_str().into(),
                             "may not be specified when expression is set",
                         );
@@ -289,7 +289,7 @@ impl JwtAuthenticator {
         let mut all = std::iter::once(username).chain(extra).chain(rules);
         if !all.any(|expression| VERIFIED.is_match(expression)) {
             errors.invalid(
-                &format!("{at}.username.expression"),
+                format!("{at}.username.expression"),
                 &username.as_str().into(),
                 "claims.email_verified must be used in claimMappings.username.expression or claimMappings.extra[*].valueExpression or claimValidationRules[*].expression when claims.email is used in claimMappings.username.expression",
             );
@@ -371,7 +371,7 @@ impl Issuer {
             (1, _) => "audienceMatchPolicy must be empty or MatchAny for single audience",
             _ => "audienceMatchPolicy must be MatchAny for multiple audiences",
         };
-        errors.invalid(&format!("{at}.audienceMatchPolicy"), &policy.into(), why);
+        errors.invalid(format!("{at}.audienceMatchPolicy"), &policy.into(), why);
     }
 }
 

@@ -206,7 +206,7 @@ fn validate_resources(resources: &[String], field: &str, errors: &mut Errors) {
         } else {
             continue;
         };
-        errors.invalid(&format!("{field}[{i}]"), &name.as_str().into(), detail);
+        errors.invalid(format!("{field}[{i}]"), &name.as_str().into(), detail);
     }
 }
 
@@ -268,7 +268,7 @@ impl Keys {
             let field = format!("{field}[{i}]");
             if key.name.is_empty() {
                 let detail = "name is a mandatory field for a key";
-                errors.required(&format!("{field}.name"), detail);
+                errors.required(format!("{field}.name"), detail);
             }
             let at = format!("{field}.secret");
             if key.secret.is_empty() {
@@ -318,7 +318,7 @@ impl Kms {
             && self.parsed_timeout().is_none_or(|t| t.is_zero())
         {
             let detail = "timeout should be a positive value";
-            errors.invalid(&format!("{field}.timeout"), &text.as_str().into(), detail);
+            errors.invalid(format!("{field}.timeout"), &text.as_str().into(), detail);
         }
         let at = format!("{field}.endpoint");
         match self.endpoint.split_once("://") {
@@ -339,7 +339,7 @@ impl Kms {
             "v2" => {
                 if let Some(size) = self.cachesize {
                     let detail = "cachesize is not supported in v2";
-                    errors.invalid(&format!("{field}.cachesize"), &size.into(), detail);
+                    errors.invalid(format!("{field}.cachesize"), &size.into(), detail);
                 }
             }
             "v1" => errors.invalid(
