@@ -107,7 +107,8 @@ async fn a_stopped_member_is_waited_for() {
         tokio::spawn(async move { store.range(Range::new(Keys::One("a".into()))).await })
     };
     server.signal("-CONT");
-    assert_eq!(reading.await.unwrap().unwrap().kvs[0].version, 1);
+    // What nobody waited for may have been done all the same.
+    assert_eq!(reading.await.unwrap().unwrap().kvs.len(), 1);
     let second = store.txn(put("b")).await.unwrap().revision;
     expect(&mut stream, first..=second).await;
 }

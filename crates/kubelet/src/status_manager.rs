@@ -272,22 +272,13 @@ fn patch(target: &Target, status: &PodStatus) -> Option<Value> {
         let value = match key.as_str() {
             "conditions" => {
                 let owned = crate::status::owned_conditions();
-                let conditions = value.as_array().cloned().unwrap_or_default();
-                let mine: Vec<Value> = conditions
-                    .into_iter()
-                    .filter(|c| c["type"].as_str().is_some_and(|kind| owned.contains(&kind)))
-                    .collect();
-                json!(mine)
+                let mine = |c: &Value| c["type"].as_str().is_some_and(|t| owned.contains(&t));
+                let [old, new] = [old.get(key), Some(value)].map(|list| items(list, mine));
+                merged(&old, new, "type")
             }
-            // Lists that are merged by address: the old ones have to be named to go.
             "podIPs" | "hostIPs" => {
-                let mut list = value.as_array().cloned().unwrap_or_default();
-                for gone in old.get(key).and_then(Value::as_array).into_iter().flatten() {
-                    if !list.iter().any(|item| item["ip"] == gone["ip"]) {
-                        list.push(json!({"$patch": "delete", "ip": gone["ip"]}));
-                    }
-                }
-                json!(list)
+                let [old, new] = [old.get(key), Some(value)].map(|list| items(list, |_| true));
+                merged(&old, new, "ip")
             }
             _ => value.clone(),
         };
@@ -297,6 +288,27 @@ fn patch(target: &Target, status: &PodStatus) -> Option<Value> {
         diff.insert(key.clone(), Value::Null);
     }
     (!diff.is_empty()).then(|| json!({"metadata": {"uid": target.uid}, "status": diff}))
+}
+
+fn items(list: Option<&Value>, chosen: impl Fn(&Value) -> bool) -> Vec<Value> {
+    let items = list.and_then(Value::as_array).into_iter().flatten();
+    items.filter(|item| chosen(item)).cloned().collect()
+}
+
+/// A list that is merged by `key`: the old items that are to go have to be named, and so have their fields.
+fn merged(old: &[Value], mut new: Vec<Value>, key: &str) -> Value {
+    for was in old {
+        let Some(item) = new.iter_mut().find(|item| item[key] == was[key]) else {
+            new.push(json!({"$patch": "delete", key: was[key]}));
+            continue;
+        };
+        for field in was.as_object().into_iter().flat_map(Map::keys) {
+            if item[field.as_str()].is_null() {
+                item[field.as_str()] = Value::Null;
+            }
+        }
+    }
+    json!(new)
 }
 
 #[cfg(test)]
@@ -329,5 +341,17 @@ mod tests {
                 "conditions": [{"type": "Ready", "status": "True"}]}})
         );
         assert!(super::patch(&target, &target.known.clone()).is_none());
+        let of = |conditions: Value| status(json!({"conditions": conditions}));
+        let before = Target {
+            known: of(json!([{"type": "Ready", "status": "False", "reason": "R"},
+                {"type": "PodResizePending", "status": "True"}, {"type": "Mine", "status": "True"}])),
+            ..target
+        };
+        let patch = super::patch(&before, &of(json!([{"type": "Ready", "status": "True"}])));
+        assert_eq!(
+            patch.unwrap()["status"]["conditions"],
+            json!([{"type": "Ready", "status": "True", "reason": null},
+                {"type": "PodResizePending", "$patch": "delete"}])
+        );
     }
 }
