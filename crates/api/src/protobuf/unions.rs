@@ -6,6 +6,7 @@ use super::decode::decode_at;
 use super::encode::encode as encode_object;
 use super::utf8;
 use super::wire::{Fields, Wire, bytes, message, tag, varint};
+use crate::defaults;
 use crate::schema::{Schema, Type, TypeId};
 
 const JSON_SCHEMA: &str =
@@ -58,19 +59,25 @@ pub(super) fn decode(field: &str, content: &[u8], depth: usize) -> Result<Value,
     let Some(ty) = schema_type() else {
         return Ok(Value::Null);
     };
+    // Go writes what means nothing, and nobody else will look into the union for it.
+    let nested = |raw: &[u8]| {
+        let mut object = decode_at(ty, raw, depth + 1)?;
+        defaults::strip_absent(Schema::builtin(), ty, &mut object);
+        Ok::<_, String>(object)
+    };
     let (mut schema, mut list, mut allows) = (None, Vec::new(), false);
     for entry in Fields(content) {
         match (field, entry?) {
             ("items" | "dependencies", (1, Wire::Bytes(raw))) => {
-                schema = Some(decode_at(ty, raw, depth + 1)?);
+                schema = Some(nested(raw)?);
             }
             ("items", (2, Wire::Bytes(raw))) => {
-                list.push(decode_at(ty, raw, depth + 1)?);
+                list.push(nested(raw)?);
             }
             ("dependencies", (2, Wire::Bytes(name))) => list.push(utf8(name)?.into()),
             (_, (1, Wire::Varint(n))) => allows = n != 0,
             (_, (2, Wire::Bytes(raw))) => {
-                schema = Some(decode_at(ty, raw, depth + 1)?);
+                schema = Some(nested(raw)?);
             }
             _ => {}
         }
@@ -80,4 +87,20 @@ pub(super) fn decode(field: &str, content: &[u8], depth: usize) -> Result<Value,
         (None, "items" | "dependencies") => json!(list),
         (None, _) => allows.into(),
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_go_writes_and_means_nothing_is_not_read() {
+        let written = json!({"type": "object", "nullable": false, "items": {"type": "string", "uniqueItems": false},
+            "properties": {"a": {"type": "string", "exclusiveMaximum": false}}});
+        let mut out = Vec::new();
+        encode("items", &written, &mut out);
+        let expected = json!({"type": "object", "items": {"type": "string"}, "properties": {"a": {"type": "string"}}});
+        assert_eq!(decode("items", &out, 0).unwrap(), expected);
+    }
 }
