@@ -12,6 +12,9 @@ const REQUESTS: u32 = 2000;
 const LISTS: u32 = 50;
 const WATCHERS: u32 = 20;
 
+/// What curl calls itself has answers indented for people, which costs more than they do.
+const AGENT: &str = "fluyt-bench";
+
 /// Create, get, list and watch of ConfigMaps, over one connection after the other.
 pub fn costs(world: &World) -> anyhow::Result<()> {
     let server = world.admin_files()?;
@@ -53,7 +56,7 @@ pub fn costs(world: &World) -> anyhow::Result<()> {
     );
 
     let watch = format!(
-        "curl -sNk --cert $HOME/admin.crt --key $HOME/admin.key '{all}?watch=1&resourceVersion=0'"
+        "curl -sNk -A {AGENT} --cert $HOME/admin.crt --key $HOME/admin.key '{all}?watch=1&resourceVersion=0'"
     );
     let watchers = (0..WATCHERS)
         .map(|_| world.background(&watch))
@@ -88,7 +91,7 @@ fn requests(of: impl Iterator<Item = (String, Option<String>)>) -> String {
         }
         let _ = write!(
             config,
-            "silent\ninsecure\nfail\ncert = admin.crt\nkey = admin.key\noutput = /dev/null\nurl = \"{url}\"\n"
+            "silent\ninsecure\nfail\nuser-agent = {AGENT}\ncert = admin.crt\nkey = admin.key\noutput = /dev/null\nurl = \"{url}\"\n"
         );
         if let Some(body) = body {
             let _ = write!(
