@@ -126,6 +126,7 @@ pub(super) fn start(shared: Arc<Shared>, watch: Watch) -> WatchStream {
     let mut follower = Follower::new(shared);
     if watch.start_revision > 0 {
         follower.skip_to(watch.start_revision - 1);
+        follower.live = false;
     }
     tokio::spawn(async move {
         let mut watcher = Watcher {
@@ -153,6 +154,8 @@ pub(crate) struct Follower {
     revisions: watch::Receiver<i64>,
     /// The first revision not yet read.
     next: i64,
+    /// It has been up to date: what is committed from then on reaches it from memory, whatever is compacted meanwhile.
+    live: bool,
     /// What is being read from the log.
     reading: Option<JoinHandle<Result<Vec<Arc<Revision>>, Error>>>,
 }
@@ -166,6 +169,7 @@ impl Follower {
             shared,
             revisions,
             next,
+            live: true,
             reading: None,
         }
     }
@@ -182,7 +186,9 @@ impl Follower {
     }
 
     fn has_caught_up(&mut self) -> bool {
-        *self.revisions.borrow_and_update() < self.next
+        let caught_up = *self.revisions.borrow_and_update() < self.next;
+        self.live |= caught_up;
+        caught_up
     }
 
     async fn changed(&mut self) -> Result<(), Error> {
@@ -192,15 +198,17 @@ impl Follower {
     /// Whole revisions, at least one, in order; waits until there is one. Nothing is lost when this is dropped.
     pub async fn read(&mut self) -> Result<Vec<Arc<Revision>>, Error> {
         loop {
+            let caught_up = self.has_caught_up();
+            let recent = self.shared.hub.since(self.next);
             let compact_revision = self.shared.hub.compacted();
-            if self.next < compact_revision {
+            if self.next < compact_revision && !(self.live && recent.is_some()) {
                 return Err(Error::Compacted { compact_revision });
             }
-            if self.has_caught_up() {
+            if caught_up {
                 self.changed().await?;
                 continue;
             }
-            let batch = match self.shared.hub.since(self.next) {
+            let batch = match recent {
                 Some(recent) => recent,
                 None => self.read_log().await?,
             };
@@ -360,5 +368,43 @@ pub(super) fn event(key: bytes::Bytes, record: Record) -> Event {
         kv: record.into_kv(key),
         deleted: false,
         prev: None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::embedded::Embedded;
+    use crate::{Keys, Op, Put, Store as _, Txn};
+
+    #[tokio::test]
+    async fn compaction_takes_nothing_from_who_was_up_to_date() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Embedded::open(directory.path()).unwrap();
+        let mut follower = store.follow();
+        let first = store.current_revision() + 1;
+        for _ in 0..3 {
+            let txn = Txn {
+                success: vec![Op::Put(Put::new("key", "value"))],
+                ..Txn::default()
+            };
+            store.txn(txn).await.unwrap();
+        }
+        let newest = store.current_revision();
+        store.compact(newest).await.unwrap();
+        let batch = follower.read().await.unwrap();
+        let seen: Vec<i64> = batch.iter().map(|revision| revision.revision).collect();
+        assert_eq!(seen, (first..=newest).collect::<Vec<i64>>());
+        // Who asks for it only now is told that it is gone.
+        let watch = Watch {
+            keys: Keys::One("key".into()),
+            start_revision: first,
+            prev_kv: false,
+        };
+        let mut late = store.watch(watch).await.unwrap();
+        let compact_revision = newest;
+        let gone = late.next().await.unwrap().unwrap_err();
+        assert_eq!(gone, Error::Compacted { compact_revision });
     }
 }
