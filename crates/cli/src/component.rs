@@ -76,6 +76,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     if !matches!(command, Command::Master(_) | Command::Node(_)) {
         logs::init_foreground();
     }
+    tokio::spawn(crate::memory::keep_small());
     match command {
         Command::Serve(args) => fluyt_service::serve::run(args, shutdown).await,
         Command::Master(args) => fluyt_service::master::run(args, shutdown).await,

@@ -8,6 +8,7 @@ mod credentials;
 mod group;
 mod image;
 mod login;
+mod memory;
 mod merge;
 mod output;
 
