@@ -112,6 +112,13 @@ mod tests {
         assert_eq!(read_back(&file(&buckets)).unwrap(), buckets);
     }
 
+    #[test]
+    fn a_root_of_several_pages_is_followed_by_another_bucket() {
+        let entries = Entries::from([(b"large".to_vec(), vec![7; 10_000])]);
+        let buckets = BTreeMap::from([(b"a".to_vec(), entries.clone()), (b"b".to_vec(), entries)]);
+        assert_eq!(read_back(&file(&buckets)).unwrap(), buckets);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
 

@@ -39,33 +39,33 @@ pub fn write<E>(buckets: &[Bucket<'_, E>], output: &mut Output<'_, E>) -> Result
     for bucket in buckets {
         let mut tree = Tree::new(next, None);
         (bucket.entries)(&mut |key, value| tree.add(key, value))?;
-        let root = tree.finish()?;
-        next = root + 1;
-        roots.push(root);
+        let written = tree.finish()?;
+        next = written.next;
+        roots.push(written.root);
     }
     let mut index = Tree::<E>::new(next, None);
     let header = |root: u64| [root.to_le_bytes(), [0; 8]].concat();
     for (bucket, root) in buckets.iter().zip(&roots) {
         index.add_flagged(BUCKET, bucket.name.clone(), header(*root))?;
     }
-    let root = index.finish()?;
+    let index = index.finish()?;
     let mut head = Pages {
         next: 0,
         output: Some(Remaining {
-            pages: root + 1,
+            pages: index.next,
             output,
         }),
     };
     for transaction in [0, 1] {
-        head.meta(transaction, root)?;
+        head.meta(transaction, &index)?;
     }
     head.page(FREELIST, 0, &[], PAGE_SIZE)?;
     for bucket in buckets {
         let mut tree = Tree::new(head.next, head.output.take());
         (bucket.entries)(&mut |key, value| tree.add(key, value))?;
-        let (root, output) = tree.finish_with_output()?;
-        head.next = root + 1;
-        head.output = output;
+        let written = tree.finish()?;
+        head.next = written.next;
+        head.output = written.output;
     }
     let mut index = Tree::new(head.next, head.output.take());
     for (bucket, root) in buckets.iter().zip(&roots) {
@@ -107,12 +107,12 @@ impl<E> Pages<'_, '_, E> {
         Ok(id)
     }
 
-    fn meta(&mut self, transaction: u64, root: u64) -> Result<u64, E> {
+    fn meta(&mut self, transaction: u64, index: &Written<'_, '_, E>) -> Result<u64, E> {
         let mut meta = Vec::with_capacity(META_BYTES);
         for number in [MAGIC, VERSION, PAGE_SIZE as u32, 0] {
             meta.extend_from_slice(&number.to_le_bytes());
         }
-        for number in [root, 0, FREELIST_PAGE, root + 1, transaction] {
+        for number in [index.root, 0, FREELIST_PAGE, index.next, transaction] {
             meta.extend_from_slice(&number.to_le_bytes());
         }
         let checksum = fnv(&meta[..META_SUMMED]);
@@ -135,6 +135,14 @@ struct Tree<'o, 'a, E> {
     leaf: Level,
     /// First key and page of everything written of the level below.
     written: Vec<Element>,
+}
+
+/// A tree all of whose pages are written.
+struct Written<'o, 'a, E> {
+    root: u64,
+    /// The page after the root's, which has more than one when its only entry is large.
+    next: u64,
+    output: Option<Remaining<'o, 'a, E>>,
 }
 
 #[derive(Default)]
@@ -220,12 +228,7 @@ impl<'o, 'a, E> Tree<'o, 'a, E> {
         Ok(())
     }
 
-    /// The last page, which is the root.
-    fn finish(self) -> Result<u64, E> {
-        self.finish_with_output().map(|(root, _)| root)
-    }
-
-    fn finish_with_output(mut self) -> Result<(u64, Option<Remaining<'o, 'a, E>>), E> {
+    fn finish(mut self) -> Result<Written<'o, 'a, E>, E> {
         let rest = std::mem::take(&mut self.leaf);
         if !rest.elements.is_empty() || self.written.is_empty() {
             self.flush(LEAF, rest)?;
@@ -242,6 +245,10 @@ impl<'o, 'a, E> Tree<'o, 'a, E> {
             self.flush(BRANCH, level)?;
         }
         let root = self.written.first().map_or(0, |root| root.number);
-        Ok((root, self.pages.output))
+        Ok(Written {
+            root,
+            next: self.pages.next,
+            output: self.pages.output,
+        })
     }
 }
