@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -239,7 +240,8 @@ async fn forward_ports(
     let (sink, mut incoming) = socket.split();
     let (messages, to_send) = mpsc::channel(QUEUE);
     let sending = tokio::spawn(send_messages(sink, to_send));
-    let mut to_pods: Vec<Option<tokio::io::WriteHalf<DuplexStream>>> = Vec::new();
+    let mut to_pods = Vec::new();
+    let mut connections = JoinSet::new();
     for (index, port) in ports.iter().copied().enumerate() {
         let Ok(data) = u8::try_from(index * 2) else {
             break;
@@ -249,37 +251,45 @@ async fn forward_ports(
                 .send(encode(protocol, number, &port.to_le_bytes()))
                 .await;
         }
-        let (ours, theirs) = duplex(BUFFER);
-        let (mut from_pod, to_pod) = tokio::io::split(ours);
+        let (to_pod, input) = duplex(BUFFER);
         to_pods.push(Some(to_pod));
-        let mut output = Channel::new(data, protocol, &messages);
-        tokio::spawn(async move {
-            let _ = tokio::io::copy(&mut from_pod, &mut output).await;
-        });
+        let client = tokio::io::join(input, Channel::new(data, protocol, &messages));
         let mut error = Channel::new(data + 1, protocol, &messages);
         let runtime = Arc::clone(runtime);
         let sandbox = sandbox.to_owned();
-        tokio::spawn(async move {
+        connections.spawn(async move {
             match port_forward::connect(&runtime, &sandbox, port).await {
-                Ok(pod) => port_forward::relay(theirs, pod).await,
+                Ok(pod) => port_forward::relay(client, pod).await,
                 Err(reason) => {
                     let _ = error.write_all(reason.to_string().as_bytes()).await;
                 }
             }
         });
     }
-    while let Some(Ok(message)) = incoming.next().await {
-        let Some((number, data)) = decode(protocol, message) else {
-            continue;
-        };
-        if number % 2 == 0
-            && let Some(slot) = to_pods.get_mut(usize::from(number / 2))
-            && let Some(to_pod) = slot
-            && to_pod.write_all(&data).await.is_err()
-        {
-            *slot = None;
+    let receive = async {
+        while let Some(Ok(message)) = incoming.next().await {
+            let Some((number, data)) = decode(protocol, message) else {
+                continue;
+            };
+            if number % 2 == 0
+                && let Some(slot) = to_pods.get_mut(usize::from(number / 2))
+                && let Some(to_pod) = slot
+                && to_pod.write_all(&data).await.is_err()
+            {
+                *slot = None;
+            }
         }
+    };
+    let all_done = async { while connections.join_next().await.is_some() {} };
+    tokio::select! {
+        // The client cannot tell that one port of several is done, only that all are.
+        () = all_done => {
+            let _ = messages.send(normal_close()).await;
+        }
+        // The client went.
+        () = receive => {}
     }
+    drop(connections);
     drop(messages);
     let _ = sending.await;
 }
