@@ -80,6 +80,67 @@ async fn leases_expire_with_their_keys_and_survive_restarts() {
     assert_eq!(value(&store, "moved", 0).await.as_deref(), Some("v"));
 }
 
+/// Many neighbours in the history, many that are not, and whole revisions of others between them.
+#[tokio::test]
+async fn ranges_agree_with_reads_of_single_keys() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
+    let mut random = common::random::Random(7);
+    let mut current = std::collections::BTreeMap::new();
+    for n in 0..600 {
+        let key = format!("k{:03}", random.below(200));
+        match random.below(20) {
+            0 => {
+                let crowd = (0..50).map(|i| Op::Put(Put::new(format!("other{i}"), "x")));
+                let txn = Txn {
+                    success: crowd.collect(),
+                    ..Txn::default()
+                };
+                store.txn(txn).await.unwrap();
+            }
+            1 | 2 => {
+                store.txn(delete(one(&key))).await.unwrap();
+                current.remove(&key);
+            }
+            _ => {
+                store.txn(put(&key, n.to_string())).await.unwrap();
+                current.insert(key, n.to_string());
+            }
+        }
+        if n % 40 != 39 {
+            continue;
+        }
+        for limit in [0, 1, 30] {
+            let keys = Keys::prefix("k");
+            let range = Range {
+                limit,
+                ..Range::new(keys)
+            };
+            let result = store.range(range).await.unwrap();
+            let taken = if limit == 0 { current.len() } else { limit };
+            let read: Vec<_> = result
+                .kvs
+                .iter()
+                .map(|kv| (&kv.key[..], &kv.value[..]))
+                .collect();
+            let wanted: Vec<_> = current
+                .iter()
+                .map(|(k, v)| (k.as_bytes(), v.as_bytes()))
+                .collect();
+            assert_eq!(read, wanted[..taken.min(wanted.len())]);
+            assert_eq!(result.count, i64::try_from(current.len()).unwrap());
+            assert_eq!(result.more, taken < current.len());
+            for kv in result.kvs {
+                let alone = store
+                    .range(Range::new(Keys::One(kv.key.clone())))
+                    .await
+                    .unwrap();
+                assert_eq!(alone.kvs, [kv]);
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_closed_store_ends_its_watches() {
     let directory = tempfile::tempdir().unwrap();

@@ -53,19 +53,25 @@ impl Shared {
         }
         if range.revision == 0 || range.revision == revision {
             if let Keys::One(key) = &range.keys {
-                if let Some(bytes) = snapshot.get(Space::Latest, key)? {
-                    collected.add_latest(&snapshot, key.clone(), &bytes)?;
+                if let Some(head) = snapshot.get(Space::Latest, key)? {
+                    collected.add_latest(&snapshot, key.clone(), &head)?;
                 }
                 return Ok(collected.result);
             }
+            let mut heads = Vec::new();
             for item in snapshot.range(Space::Latest, bounds(&range.keys)) {
-                let (key, value) = item?;
-                if collected.wants_values() {
-                    collected.add_latest(&snapshot, key, &value)?;
-                } else {
-                    collected.result.count += 1;
+                let (key, head) = item?;
+                collected.result.count += 1;
+                if collected.takes(heads.len()) {
+                    heads.push((key, Head::decode(&head).ok_or_else(damaged)?));
                 }
             }
+            collected.result.kvs = if range.keys_only {
+                let kvs = heads.into_iter();
+                kvs.map(|(key, head)| head.record.into_kv(key)).collect()
+            } else {
+                with_values(&snapshot, heads)?
+            };
             return Ok(collected.result);
         }
         self.range_at(&snapshot, range.revision, collected)
@@ -139,15 +145,66 @@ impl Shared {
     }
 }
 
+/// So many records of a range within [`NEAR`] revisions are read with one walk through the history.
+const TOGETHER: usize = 8;
+const NEAR: i64 = 32;
+
+/// Others than the ones wanted that a walk passes over before the next is looked up instead.
+const PASSED: usize = 32;
+
+/// Reads the values of keys, in the order in which the history has them: a walk costs a fraction of as many look-ups.
+fn with_values(snapshot: &Snapshot<'_>, heads: Vec<(Bytes, Head)>) -> Result<Vec<KeyValue>, Error> {
+    let mut places: Vec<([u8; 12], usize)> = heads
+        .iter()
+        .enumerate()
+        .map(|(i, (_, head))| (head.place(), i))
+        .collect();
+    places.sort_unstable();
+    let revision_of = |i: usize| heads[i].1.record.mod_revision;
+    let mut records = vec![None; heads.len()];
+    let mut walk = None;
+    for (nth, (place, i)) in places.iter().enumerate() {
+        let crowded = places
+            .get(nth + TOGETHER - 1)
+            .is_some_and(|(_, last)| revision_of(*last) - revision_of(*i) < NEAR);
+        if walk.is_none() && crowded {
+            let rest = (Bound::Included(place.to_vec()), Bound::Unbounded);
+            walk = Some(snapshot.range(Space::History, rest));
+        }
+        let mut found = None;
+        for item in walk.iter_mut().flatten().take(PASSED) {
+            let (at, bytes) = item?;
+            if at[..] >= place[..] {
+                found = (at[..] == place[..]).then_some(bytes);
+                break;
+            }
+        }
+        let bytes = match found {
+            Some(bytes) => bytes,
+            None => {
+                walk = None;
+                snapshot.get(Space::History, place)?.ok_or_else(damaged)?
+            }
+        };
+        let (_, record) = codec::decode_log(&bytes).ok_or_else(damaged)?;
+        records[*i] = Some(record);
+    }
+    heads
+        .into_iter()
+        .zip(records)
+        .map(|((key, _), record)| Ok(record.ok_or_else(damaged)?.into_kv(key)))
+        .collect()
+}
+
 struct Collected<'a> {
     range: &'a Range,
     result: RangeResult,
 }
 
 impl Collected<'_> {
-    /// Whether another record would be returned, or only counted.
-    fn wants_values(&mut self) -> bool {
-        let full = self.range.limit > 0 && self.result.kvs.len() >= self.range.limit;
+    /// Whether a record after `taken` others is returned, or only counted.
+    fn takes(&mut self, taken: usize) -> bool {
+        let full = self.range.limit > 0 && taken >= self.range.limit;
         self.result.more |= full;
         !full && !self.range.count_only
     }
@@ -173,7 +230,7 @@ impl Collected<'_> {
 
     fn add(&mut self, key: Bytes, record: Record) {
         self.result.count += 1;
-        if !self.wants_values() {
+        if !self.takes(self.result.kvs.len()) {
             return;
         }
         let mut kv = record.into_kv(key);
