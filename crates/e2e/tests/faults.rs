@@ -135,7 +135,7 @@ fn a_killed_agent_leaves_containers_alone() -> anyhow::Result<()> {
     World::with_cluster(1, |world, _service| {
         sleeper(world)?;
         let (before, nap) = (world.ok(CONTAINERS)?, pid_of_nap(world)?);
-        let agent = "pgrep -f '^/fluyt node --config'";
+        let agent = "pgrep -of '^/fluyt node --config'";
         let old = world.ok(agent)?;
         world.ok(&format!("kill -9 {old}"))?;
         timed("the agent is back", || {

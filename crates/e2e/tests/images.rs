@@ -11,7 +11,7 @@ const SOON: Duration = Duration::from_secs(30);
 const REGISTRY: &str = "127.0.0.1:5000";
 
 /// Enters the network of the only node.
-const ON_NODE: &str = "nsenter -n -t $(pgrep -f '^/fluyt node --config')";
+const ON_NODE: &str = "nsenter -n -t $(pgrep -of '^/fluyt node --config')";
 
 /// Stores bytes as a blob of the repository `$1`; its digest and size as a descriptor's members.
 const BLOB: &str = r#"

@@ -336,6 +336,13 @@ fn normal(object: &Value, sent: &Value, uid: Option<&str>) -> Value {
     object
 }
 
+/// Stands for a time that the server has set.
+const NOW: &str = "<time>";
+
+fn is_time(text: &str) -> bool {
+    text.len() >= 20 && text.parse::<jiff::Timestamp>().is_ok()
+}
+
 fn scrub(value: &mut Value, name: &str, sent: &str, uid: Option<&str>) {
     match value {
         Value::Object(map) => {
@@ -350,9 +357,8 @@ fn scrub(value: &mut Value, name: &str, sent: &str, uid: Option<&str>) {
         }
         Value::String(text) => {
             *text = without_uid(text, uid);
-            let is_time = text.len() >= 20 && text.parse::<jiff::Timestamp>().is_ok();
-            if is_time && !sent.contains(&**text) {
-                *text = "<time>".into();
+            if is_time(text) && !sent.contains(&**text) {
+                *text = NOW.into();
             } else if ALLOCATED.contains(&name) && !sent.contains(&format!("\"{text}\"")) {
                 *text = "<allocated>".into();
             }
@@ -370,6 +376,8 @@ fn scrub(value: &mut Value, name: &str, sent: &str, uid: Option<&str>) {
 fn difference(at: &str, old: &Value, new: &Value, found: &mut Vec<String>) {
     match (old, new) {
         _ if old == new => {}
+        // That a time was set again shows only if a second has passed since.
+        (Value::String(before), Value::String(after)) if after == NOW && is_time(before) => {}
         (Value::Object(before), Value::Object(after)) => {
             for key in before.keys().filter(|k| !after.contains_key(*k)) {
                 found.push(format!("{at}/{key}-"));
