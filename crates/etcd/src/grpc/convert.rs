@@ -30,6 +30,49 @@ pub(super) fn keys(key: Vec<u8>, range_end: Vec<u8>) -> Keys {
     }
 }
 
+/// `mvccpb.KeyValue`, sharing its bytes with the store.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct SharedKeyValue {
+    #[prost(bytes = "bytes", tag = "1")]
+    key: Bytes,
+    #[prost(int64, tag = "2")]
+    create_revision: i64,
+    #[prost(int64, tag = "3")]
+    mod_revision: i64,
+    #[prost(int64, tag = "4")]
+    version: i64,
+    #[prost(bytes = "bytes", tag = "5")]
+    value: Bytes,
+    #[prost(int64, tag = "6")]
+    lease: i64,
+}
+
+impl From<KeyValue> for SharedKeyValue {
+    fn from(kv: KeyValue) -> Self {
+        Self {
+            key: kv.key,
+            create_revision: kv.create_revision,
+            mod_revision: kv.mod_revision,
+            version: kv.version,
+            value: kv.value,
+            lease: kv.lease,
+        }
+    }
+}
+
+/// `etcdserverpb.RangeResponse`, whose values may be many and large.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct RangeResponse {
+    #[prost(message, optional, tag = "1")]
+    header: Option<PbResponseHeader>,
+    #[prost(message, repeated, tag = "2")]
+    kvs: Vec<SharedKeyValue>,
+    #[prost(bool, tag = "3")]
+    more: bool,
+    #[prost(int64, tag = "4")]
+    count: i64,
+}
+
 pub(super) fn key_value(kv: KeyValue) -> PbKeyValue {
     PbKeyValue {
         key: kv.key.into(),
@@ -68,12 +111,37 @@ fn filters(request: &PbRangeRequest) -> bool {
         || request.max_create_revision != 0
 }
 
-/// Filters, sorts and cuts what the engine read for [`range`].
 pub(super) fn range_response(
     request: &PbRangeRequest,
     result: RangeResult,
     header: PbResponseHeader,
+) -> RangeResponse {
+    let result = as_requested(request, result);
+    RangeResponse {
+        header: Some(header),
+        kvs: result.kvs.into_iter().map(Into::into).collect(),
+        more: result.more,
+        count: result.count,
+    }
+}
+
+/// The answer inside that of a transaction.
+fn nested_range_response(
+    request: &PbRangeRequest,
+    result: RangeResult,
+    header: PbResponseHeader,
 ) -> PbRangeResponse {
+    let result = as_requested(request, result);
+    PbRangeResponse {
+        header: Some(header),
+        kvs: result.kvs.into_iter().map(key_value).collect(),
+        more: result.more,
+        count: result.count,
+    }
+}
+
+/// Filters, sorts and cuts what the engine read for [`range`].
+fn as_requested(request: &PbRangeRequest, result: RangeResult) -> RangeResult {
     let mut kvs = result.kvs;
     let within = |n: i64, min: i64, max: i64| (min == 0 || n >= min) && (max == 0 || n <= max);
     if filters(request) {
@@ -110,17 +178,15 @@ pub(super) fn range_response(
         kvs.truncate(limit);
         more = true;
     }
-    let blank = |mut kv: KeyValue| {
-        if request.keys_only {
+    if request.keys_only {
+        for kv in &mut kvs {
             kv.value = Bytes::new();
         }
-        key_value(kv)
-    };
-    PbRangeResponse {
-        header: Some(header),
-        kvs: kvs.into_iter().map(blank).collect(),
+    }
+    RangeResult {
+        kvs,
         more,
-        count: result.count,
+        ..result
     }
 }
 
@@ -256,7 +322,7 @@ impl Revisions {
         };
         match (request, result) {
             (PbTxnOpRequest::RequestRange(request), OpResult::Range(result)) => {
-                PbTxnOpResponse::ResponseRange(range_response(request, result, header))
+                PbTxnOpResponse::ResponseRange(nested_range_response(request, result, header))
             }
             (PbTxnOpRequest::RequestTxn(request), OpResult::Txn(result)) => {
                 PbTxnOpResponse::ResponseTxn(self.txn(request, result))

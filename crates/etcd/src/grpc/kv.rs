@@ -1,43 +1,72 @@
 //! `etcdserverpb.KV`.
 
-use etcd_client::proto::{
-    PbCompactionRequest, PbCompactionResponse, PbDeleteRequest, PbDeleteResponse, PbKvService,
-    PbPutRequest, PbPutResponse, PbRangeRequest, PbRangeResponse, PbRangeStreamResponse,
-    PbTxnRequest, PbTxnResponse,
-};
-use tonic::{Request, Response, Status};
+use std::convert::Infallible;
+use std::task::{Context, Poll};
 
-use super::{Member, convert, limits, status};
+use etcd_client::proto::{
+    PbCompactionRequest, PbCompactionResponse, PbDeleteRequest, PbDeleteResponse, PbPutRequest,
+    PbPutResponse, PbRangeRequest, PbTxnRequest, PbTxnResponse,
+};
+use http::{Request, Response};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::Service;
+
+use super::convert::RangeResponse;
+use super::raw::{self, Reply};
+use super::{MESSAGE_OVERHEAD, Member, convert, limits, status};
 use crate::{Error, Op, OpResult, Store as _, Txn};
 
-#[tonic::async_trait]
-impl PbKvService for Member {
-    async fn range(
-        &self,
-        request: Request<PbRangeRequest>,
-    ) -> Result<Response<PbRangeResponse>, Status> {
-        let request = request.into_inner();
+#[derive(Clone)]
+pub(super) struct KvServer(Member);
+
+impl KvServer {
+    pub fn new(member: Member) -> Self {
+        Self(member)
+    }
+}
+
+impl tonic::server::NamedService for KvServer {
+    const NAME: &'static str = "etcdserverpb.KV";
+}
+
+impl Service<Request<Body>> for KvServer {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Reply;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Reply {
+        let member = self.0.clone();
+        let limit = member.0.options.max_request_bytes + MESSAGE_OVERHEAD;
+        match request.uri().path().rsplit('/').next().unwrap_or_default() {
+            "Range" => raw::call(request, limit, |range| member.range(range)),
+            "Put" => raw::call(request, limit, |put| member.put(put)),
+            "DeleteRange" => raw::call(request, limit, |delete| member.delete_range(delete)),
+            "Txn" => raw::call(request, limit, |txn| member.txn(txn)),
+            "Compact" => raw::call(request, limit, |compaction| member.compact(compaction)),
+            method => {
+                let service = <Self as tonic::server::NamedService>::NAME;
+                let error = status::unknown_method(service, method);
+                raw::unary::<raw::Ignored>(request, Err(error))
+            }
+        }
+    }
+}
+
+impl Member {
+    async fn range(self, request: PbRangeRequest) -> Result<RangeResponse, Status> {
         limits::range(&request)?;
         self.0.metrics.range.add();
         let result = self.store().range(convert::range(&request)).await?;
         let header = self.header(result.revision);
-        Ok(Response::new(convert::range_response(
-            &request, result, header,
-        )))
+        Ok(convert::range_response(&request, result, header))
     }
 
-    type RangeStreamStream = tokio_stream::Empty<Result<PbRangeStreamResponse, Status>>;
-
-    /// A method of later releases than the one that this presents itself as.
-    async fn range_stream(
-        &self,
-        _: Request<PbRangeRequest>,
-    ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(status::unknown_method("etcdserverpb.KV", "RangeStream"))
-    }
-
-    async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
-        let request = request.into_inner();
+    async fn put(self, request: PbPutRequest) -> Result<PbPutResponse, Status> {
         limits::put(&request)?;
         limits::size(&request, self.0.options.max_request_bytes)?;
         self.0.metrics.put.add();
@@ -59,14 +88,10 @@ impl PbKvService for Member {
             _ => None,
         };
         let header = self.header(result.revision);
-        Ok(Response::new(convert::put_response(prev, header)))
+        Ok(convert::put_response(prev, header))
     }
 
-    async fn delete_range(
-        &self,
-        request: Request<PbDeleteRequest>,
-    ) -> Result<Response<PbDeleteResponse>, Status> {
-        let request = request.into_inner();
+    async fn delete_range(self, request: PbDeleteRequest) -> Result<PbDeleteResponse, Status> {
         limits::delete(&request)?;
         limits::size(&request, self.0.options.max_request_bytes)?;
         self.0.metrics.delete.add();
@@ -80,31 +105,23 @@ impl PbKvService for Member {
             _ => (0, Vec::new()),
         };
         let header = self.header(result.revision);
-        Ok(Response::new(convert::delete_response(
-            deleted, prev, header,
-        )))
+        Ok(convert::delete_response(deleted, prev, header))
     }
 
-    async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
-        let request = request.into_inner();
+    async fn txn(self, request: PbTxnRequest) -> Result<PbTxnResponse, Status> {
         limits::txn(&request, self.0.options.max_txn_ops)?;
         limits::size(&request, self.0.options.max_request_bytes)?;
         self.0.metrics.txn.add();
         let result = self.store().txn(convert::txn(&request)).await?;
         let header = self.header(result.revision);
-        Ok(Response::new(convert::txn_response(
-            &request, result, header,
-        )))
+        Ok(convert::txn_response(&request, result, header))
     }
 
     /// History is always gone when this answers, as with `physical`.
-    async fn compact(
-        &self,
-        request: Request<PbCompactionRequest>,
-    ) -> Result<Response<PbCompactionResponse>, Status> {
-        self.store().compact(request.into_inner().revision).await?;
-        Ok(Response::new(PbCompactionResponse {
+    async fn compact(self, request: PbCompactionRequest) -> Result<PbCompactionResponse, Status> {
+        self.store().compact(request.revision).await?;
+        Ok(PbCompactionResponse {
             header: Some(self.current_header()),
-        }))
+        })
     }
 }

@@ -18,9 +18,7 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::proto::{
-    PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbResponseHeader,
-};
+use etcd_client::proto::{PbClusterServer, PbLeaseServer, PbMaintenanceServer, PbResponseHeader};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -88,8 +86,7 @@ impl Member {
     /// All gRPC services.
     #[must_use]
     pub fn routes(&self) -> Routes {
-        let limit = self.0.options.max_request_bytes + MESSAGE_OVERHEAD;
-        Routes::new(PbKvServer::new(self.clone()).max_decoding_message_size(limit))
+        Routes::new(kv::KvServer::new(self.clone()))
             .add_service(watch::WatchServer::new(self.clone()))
             .add_service(PbLeaseServer::new(self.clone()))
             .add_service(PbClusterServer::new(self.clone()))

@@ -1,4 +1,4 @@
-//! gRPC calls without generated server code, for the services whose messages are not to be had generated.
+//! gRPC calls without generated server code, for what has messages of our own.
 
 use std::convert::Infallible;
 
@@ -32,6 +32,28 @@ where
     }
 }
 
+/// Answers the one call with what a function makes of its request.
+struct Call<A>(Option<A>);
+
+impl<In, Out, A, F> UnaryService<In> for Call<A>
+where
+    In: Send + 'static,
+    Out: Message + 'static,
+    A: FnOnce(In) -> F + Send + 'static,
+    F: Future<Output = Result<Out, Status>> + Send + 'static,
+{
+    type Response = Out;
+    type Future = BoxFuture<tonic::Response<Out>, Status>;
+
+    fn call(&mut self, request: tonic::Request<In>) -> Self::Future {
+        let answer = self.0.take();
+        Box::pin(async move {
+            let answer = answer.ok_or_else(|| Status::internal("answered already"))?;
+            answer(request.into_inner()).await.map(tonic::Response::new)
+        })
+    }
+}
+
 /// Answers the one call with a stream.
 struct Once<Out>(Option<BoxStream<'static, Result<Out, Status>>>);
 
@@ -56,6 +78,21 @@ where
     Box::pin(async move {
         let mut grpc = Grpc::new(ProstCodec::<Out, Ignored>::default());
         Ok(grpc.unary(Fixed(answer), request).await)
+    })
+}
+
+/// Takes a request of at most `limit` bytes.
+pub(super) fn call<In, Out, A, F>(request: Request<Body>, limit: usize, answer: A) -> Reply
+where
+    In: Message + Default + 'static,
+    Out: Message + 'static,
+    A: FnOnce(In) -> F + Send + 'static,
+    F: Future<Output = Result<Out, Status>> + Send + 'static,
+{
+    Box::pin(async move {
+        let codec = ProstCodec::<Out, In>::default();
+        let mut grpc = Grpc::new(codec).max_decoding_message_size(limit);
+        Ok(grpc.unary(Call(Some(answer)), request).await)
     })
 }
 
