@@ -1,21 +1,59 @@
 //! gRPC calls without generated server code, for what has messages of our own.
 
 use std::convert::Infallible;
+use std::marker::PhantomData;
 
 use futures::stream::BoxStream;
 use http::{Request, Response};
 use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
+use tonic::codec::{Codec, EncodeBuf, Encoder};
 use tonic::codegen::BoxFuture;
 use tonic::server::{Grpc, ServerStreamingService, UnaryService};
-use tonic_prost::ProstCodec;
+use tonic_prost::{ProstCodec, ProstDecoder};
 
 pub(super) type Reply = BoxFuture<Response<Body>, Infallible>;
 
 /// A request of which no field matters.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Ignored {}
+
+/// Encodes an answer in one piece of memory: one that grows by doubling copies a large answer once more.
+struct Answers<Out, In>(PhantomData<(Out, In)>);
+
+struct Encode<Out>(PhantomData<Out>);
+
+impl<Out, In> Codec for Answers<Out, In>
+where
+    Out: Message + 'static,
+    In: Message + Default + 'static,
+{
+    type Encode = Out;
+    type Decode = In;
+    type Encoder = Encode<Out>;
+    type Decoder = ProstDecoder<In>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        Encode(PhantomData)
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstDecoder::default()
+    }
+}
+
+impl<Out: Message> Encoder for Encode<Out> {
+    type Item = Out;
+    type Error = Status;
+
+    fn encode(&mut self, answer: Out, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.reserve(answer.encoded_len());
+        answer
+            .encode(buffer)
+            .map_err(|error| Status::internal(error.to_string()))
+    }
+}
 
 /// Answers every call in the same way.
 struct Fixed<T>(T);
@@ -90,7 +128,7 @@ where
     F: Future<Output = Result<Out, Status>> + Send + 'static,
 {
     Box::pin(async move {
-        let codec = ProstCodec::<Out, In>::default();
+        let codec = Answers::<Out, In>(PhantomData);
         let mut grpc = Grpc::new(codec).max_decoding_message_size(limit);
         Ok(grpc.unary(Call(Some(answer)), request).await)
     })
