@@ -1,19 +1,15 @@
 //! `etcdserverpb.Auth` of a server on which authentication is off and has no users: who may connect is for client
 //! certificates to say.
 
-use std::convert::Infallible;
-use std::task::{Context, Poll};
-
 use etcd_client::proto::{
     PbAuthDisableResponse, PbAuthRoleListResponse, PbAuthUserListResponse, PbResponseHeader,
 };
 use http::Request;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::Service;
 
 use super::Member;
-use super::raw::{self, Reply};
+use super::raw::{self, Methods, Reply};
 use super::status::{precondition, unknown_method};
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -27,13 +23,9 @@ struct AuthStatusResponse {
 }
 
 #[derive(Clone)]
-pub(super) struct AuthServer(Member);
+pub(super) struct Auth(pub Member);
 
-impl AuthServer {
-    pub fn new(member: Member) -> Self {
-        Self(member)
-    }
-
+impl Auth {
     fn refusal(method: &str) -> Status {
         match method {
             "AuthEnable" => precondition("root user does not exist"),
@@ -46,28 +38,17 @@ impl AuthServer {
             "UserAdd" | "RoleAdd" => Status::unimplemented(
                 "etcdserver: users and roles are not supported; use client certificates",
             ),
-            _ => unknown_method(<Self as tonic::server::NamedService>::NAME, method),
+            _ => unknown_method(Self::NAME, method),
         }
     }
 }
 
-impl tonic::server::NamedService for AuthServer {
+impl Methods for Auth {
     const NAME: &'static str = "etcdserverpb.Auth";
-}
 
-impl Service<Request<Body>> for AuthServer {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Reply;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Reply {
+    fn call(&self, method: &str, request: Request<Body>) -> Reply {
         let header = Some(self.0.current_header());
-        let path = request.uri().path().to_owned();
-        match path.rsplit('/').next().unwrap_or_default() {
+        match method {
             "AuthStatus" => {
                 let status = AuthStatusResponse {
                     header,

@@ -1,58 +1,34 @@
 //! `etcdserverpb.KV`.
 
-use std::convert::Infallible;
-use std::task::{Context, Poll};
-
 use etcd_client::proto::{
     PbCompactionRequest, PbCompactionResponse, PbDeleteRequest, PbDeleteResponse, PbPutRequest,
     PbPutResponse, PbRangeRequest, PbTxnRequest, PbTxnResponse,
 };
-use http::{Request, Response};
+use http::Request;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::Service;
 
 use super::convert::RangeResponse;
-use super::raw::{self, Reply};
-use super::{MESSAGE_OVERHEAD, Member, convert, limits, status};
+use super::raw::{self, Methods, Reply};
+use super::{MESSAGE_OVERHEAD, Member, convert, limits};
 use crate::{Error, Op, OpResult, Store as _, Txn};
 
 #[derive(Clone)]
-pub(super) struct KvServer(Member);
+pub(super) struct Kv(pub Member);
 
-impl KvServer {
-    pub fn new(member: Member) -> Self {
-        Self(member)
-    }
-}
-
-impl tonic::server::NamedService for KvServer {
+impl Methods for Kv {
     const NAME: &'static str = "etcdserverpb.KV";
-}
 
-impl Service<Request<Body>> for KvServer {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Reply;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Reply {
+    fn call(&self, method: &str, request: Request<Body>) -> Reply {
         let member = self.0.clone();
         let limit = member.0.options.max_request_bytes + MESSAGE_OVERHEAD;
-        match request.uri().path().rsplit('/').next().unwrap_or_default() {
+        match method {
             "Range" => raw::call(request, limit, |range| member.range(range)),
             "Put" => raw::call(request, limit, |put| member.put(put)),
             "DeleteRange" => raw::call(request, limit, |delete| member.delete_range(delete)),
             "Txn" => raw::call(request, limit, |txn| member.txn(txn)),
             "Compact" => raw::call(request, limit, |compaction| member.compact(compaction)),
-            method => {
-                let service = <Self as tonic::server::NamedService>::NAME;
-                let error = status::unknown_method(service, method);
-                raw::unary::<raw::Ignored>(request, Err(error))
-            }
+            method => raw::unknown::<Self>(method, request),
         }
     }
 }

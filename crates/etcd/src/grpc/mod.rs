@@ -86,13 +86,13 @@ impl Member {
     /// All gRPC services.
     #[must_use]
     pub fn routes(&self) -> Routes {
-        Routes::new(kv::KvServer::new(self.clone()))
-            .add_service(watch::WatchServer::new(self.clone()))
+        Routes::new(raw::Server(kv::Kv(self.clone())))
+            .add_service(raw::Server(watch::Watch(self.clone())))
             .add_service(PbLeaseServer::new(self.clone()))
             .add_service(PbClusterServer::new(self.clone()))
             .add_service(PbMaintenanceServer::new(self.clone()))
-            .add_service(auth::AuthServer::new(self.clone()))
-            .add_service(health::HealthServer::new(self.clone()))
+            .add_service(raw::Server(auth::Auth(self.clone())))
+            .add_service(raw::Server(health::Health(self.clone())))
     }
 
     /// The metrics page, in Prometheus' text format.

@@ -1,7 +1,8 @@
-//! gRPC calls without generated server code, for what has messages of our own.
+//! gRPC services without generated server code, for messages of our own.
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
+use std::task::{Context, Poll};
 
 use futures::stream::BoxStream;
 use http::{Request, Response};
@@ -9,11 +10,49 @@ use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::{Codec, EncodeBuf, Encoder};
-use tonic::codegen::BoxFuture;
-use tonic::server::{Grpc, ServerStreamingService, UnaryService};
+use tonic::codegen::{BoxFuture, Service};
+use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
 use tonic_prost::{ProstCodec, ProstDecoder};
 
+use super::status;
+
 pub(super) type Reply = BoxFuture<Response<Body>, Infallible>;
+
+/// The methods of a service.
+pub(super) trait Methods: Clone + Send + Sync + 'static {
+    const NAME: &'static str;
+
+    fn call(&self, method: &str, request: Request<Body>) -> Reply;
+}
+
+/// Serves a service by its methods' names.
+#[derive(Clone)]
+pub(super) struct Server<M>(pub M);
+
+impl<M: Methods> NamedService for Server<M> {
+    const NAME: &'static str = M::NAME;
+}
+
+impl<M: Methods> Service<Request<Body>> for Server<M> {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Reply;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Reply {
+        let path = request.uri().path().to_owned();
+        let method = path.rsplit('/').next().unwrap_or_default();
+        self.0.call(method, request)
+    }
+}
+
+/// What is answered to a method that the service does not have.
+pub(super) fn unknown<M: Methods>(method: &str, request: Request<Body>) -> Reply {
+    unary::<Ignored>(request, Err(status::unknown_method(M::NAME, method)))
+}
 
 /// A request of which no field matters.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -5,7 +5,6 @@ mod frames;
 mod session;
 
 use std::convert::Infallible;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use etcd_client::proto::PbWatchRequest;
@@ -17,52 +16,29 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::codec::{Codec as _, Streaming};
-use tonic::codegen::Service;
 use tonic::metadata::GRPC_CONTENT_TYPE;
 use tonic_prost::ProstCodec;
 
-use super::raw::{self, Reply};
-use super::{Member, status};
+use super::Member;
+use super::raw::{self, Methods, Reply};
 use session::Session;
 
 /// Pieces of the answer that a client may leave unread before its watches stop reading.
 const QUEUE: usize = 4;
 
 #[derive(Clone)]
-pub(super) struct WatchServer(Member);
+pub(super) struct Watch(pub Member);
 
-impl WatchServer {
-    pub fn new(member: Member) -> Self {
-        Self(member)
-    }
-}
-
-impl tonic::server::NamedService for WatchServer {
+impl Methods for Watch {
     const NAME: &'static str = "etcdserverpb.Watch";
-}
 
-impl Service<Request<Body>> for WatchServer {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Reply;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Reply {
-        match request.uri().path().rsplit('/').next() {
-            Some("Watch") => {
+    fn call(&self, method: &str, request: Request<Body>) -> Reply {
+        match method {
+            "Watch" => {
                 let response = watch(self.0.clone(), request.into_body());
                 Box::pin(async move { Ok(response) })
             }
-            method => {
-                let error = status::unknown_method(
-                    <Self as tonic::server::NamedService>::NAME,
-                    method.unwrap_or_default(),
-                );
-                raw::unary::<raw::Ignored>(request, Err(error))
-            }
+            method => raw::unknown::<Self>(method, request),
         }
     }
 }
