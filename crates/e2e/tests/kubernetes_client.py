@@ -115,38 +115,33 @@ def workloads(api, core):
     apps.delete_namespaced_deployment("sleeper", NAMESPACE, propagation_policy="Foreground")
 
 
-def streams(core, pod):
-    assert core.read_namespaced_pod_log(pod, NAMESPACE) == "ready\n"
-    said = stream(
+def execute(core, pod, script, **streams):
+    return stream(
         core.connect_get_namespaced_pod_exec,
         pod,
         NAMESPACE,
-        command=["sh", "-c", "cat; echo err >&2; exit 3"],
-        stdin=True,
+        command=["sh", "-c", script],
         stdout=True,
         stderr=True,
-        tty=False,
         _preload_content=False,
+        **streams,
     )
+
+
+def streams(core, pod):
+    assert core.read_namespaced_pod_log(pod, NAMESPACE) == "ready\n"
+    said = execute(core, pod, "cat", stdin=True)
     said.write_stdin("to and fro\n")
     assert said.readline_stdout(timeout=SOON) == "to and fro"
     said.close()
-    ended = stream(
-        core.connect_get_namespaced_pod_exec,
-        pod,
-        NAMESPACE,
-        command=["sh", "-c", "echo err >&2; exit 3"],
-        stdout=True,
-        stderr=True,
-        _preload_content=False,
-    )
+    ended = execute(core, pod, "echo err >&2; exit 3")
     ended.run_forever(timeout=SOON)
     assert ended.read_stderr() == "err\n"
     assert ended.returncode == 3, ended.returncode
 
     forwarded = portforward(core.connect_get_namespaced_pod_portforward, pod, NAMESPACE, ports="8080")
     socket = forwarded.socket(8080)
-    socket.setblocking(True)
+    socket.settimeout(SOON)
     socket.sendall(b"GET /hostname HTTP/1.0\r\n\r\n")
     answer = b""
     while part := socket.recv(4096):
