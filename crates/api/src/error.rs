@@ -18,6 +18,8 @@ pub struct Error {
     pub retry_after_seconds: u32,
     /// `metadata.continue`: how to go on with a chunked list that expired, if not consistently.
     pub continue_token: String,
+    /// It is not about any object: `details` is there and empty.
+    pub generic: bool,
 }
 
 /// Machine-readable reason of a `Status`.
@@ -143,6 +145,16 @@ impl Error {
             causes: Vec::new(),
             retry_after_seconds: 0,
             continue_token: String::new(),
+            generic: false,
+        }
+    }
+
+    /// An error that upstream makes of nothing but a status code.
+    #[must_use]
+    pub fn generic(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            generic: true,
+            ..Self::new(reason, message)
         }
     }
 
@@ -189,10 +201,15 @@ impl Error {
     /// No such path.
     #[must_use]
     pub fn no_route() -> Self {
-        Self::new(
-            Reason::NotFound,
-            "the server could not find the requested resource",
-        )
+        let message = "the server could not find the requested resource";
+        Self::generic(Reason::NotFound, message)
+    }
+
+    /// The path is there, for other methods.
+    #[must_use]
+    pub fn no_method() -> Self {
+        let message = "the server does not allow this method on the requested resource";
+        Self::generic(Reason::MethodNotAllowed, message)
     }
 
     #[must_use]
@@ -271,7 +288,7 @@ impl Error {
     pub fn too_large_resource_version(requested: i64, current: i64) -> Self {
         let mut error = Self::new(
             Reason::Timeout,
-            format!("Too large resource version: {requested}, current: {current}"),
+            format!("Timeout: Too large resource version: {requested}, current: {current}"),
         );
         error.causes.push(Cause {
             reason: "ResourceVersionTooLarge",
@@ -324,7 +341,7 @@ impl Error {
         if self.retry_after_seconds > 0 {
             details.insert("retryAfterSeconds".into(), self.retry_after_seconds.into());
         }
-        if !details.is_empty() || self.reason == Reason::Forbidden {
+        if !details.is_empty() || self.generic || self.reason == Reason::Forbidden {
             status["details"] = details.into();
         }
         status

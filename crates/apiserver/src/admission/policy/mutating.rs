@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use fluyt_api::Error;
+use fluyt_api::json_patch::{Failure, Patch};
 use fluyt_cel::{Environment, PER_CALL_LIMIT, Program, RUNTIME_BUDGET, Type};
 use serde_json::Value;
 
@@ -111,7 +112,14 @@ impl Mutating {
                 apply::merge(attributes.at.resource, object, &json)?;
             } else {
                 let patch = serde_json::to_vec(&json).unwrap_or_default();
-                fluyt_api::patch::json_patch(object, &patch).map_err(text)?;
+                let patch = Patch::decode(&patch).map_err(|refused| refused.why().to_owned())?;
+                let mut patched = object.clone();
+                match patch.apply(&mut patched) {
+                    Ok(()) => *object = patched,
+                    // A patch that is not for this object.
+                    Err(Failure::Test(_)) => {}
+                    Err(Failure::Other(why)) => return Err(format!("JSON Patch: {why}")),
+                }
             }
         }
         Ok(())

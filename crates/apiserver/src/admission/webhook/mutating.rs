@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use fluyt_api::Error;
+use fluyt_api::json_patch::Patch;
 use serde_json::{Value, json};
 
 use super::{Matched, Webhook};
@@ -59,12 +60,8 @@ impl Mutating {
             object,
         )
         .await?;
-        fluyt_api::patch::json_patch(&mut versioned, &patch).map_err(|e| {
-            Error::internal(format!(
-                "failed calling webhook {:?}: {}",
-                matched.webhook.name, e.message
-            ))
-        })?;
+        let patch = Patch::decode(&patch).map_err(|refused| Error::internal(refused.why()))?;
+        patch.apply(&mut versioned).map_err(Error::internal)?;
         let own = attributes.at.resource;
         *object = if own.definition.is_some() {
             let mut object = self.shared.converter.one(versioned, own).await?;
