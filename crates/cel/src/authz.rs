@@ -22,6 +22,9 @@ pub struct Query {
     pub subresource: String,
     pub namespace: String,
     pub name: String,
+    /// What the objects asked about are limited to.
+    pub field_selector: String,
+    pub label_selector: String,
 }
 
 /// A step on the way to a decision.
@@ -91,8 +94,8 @@ impl Authz {
                     "subresource" => query.subresource = value,
                     "namespace" => query.namespace = value,
                     "name" => query.name = value,
-                    // Selectors narrow what is asked; without them the question is the wider one.
-                    "fieldSelector" | "labelSelector" => {}
+                    "fieldSelector" => query.field_selector = value,
+                    "labelSelector" => query.label_selector = value,
                     _ => return None,
                 }
                 Self::Resource(to.clone(), who.clone(), query)

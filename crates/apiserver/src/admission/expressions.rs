@@ -10,7 +10,7 @@ use fluyt_cel::{
 use serde_json::{Value as Json, json};
 
 use super::Attributes;
-use crate::authz::{Authorizer, Question};
+use crate::authz::{Authorizer, Question, Selectors};
 use crate::cel_types::{object, user_info};
 use crate::user::User;
 
@@ -143,6 +143,8 @@ impl Authorize for Asker {
             namespace: query.namespace.clone(),
             name: query.name.clone(),
             path: query.path.clone(),
+            selectors: Selectors::of_text(&query.field_selector, &query.label_selector)
+                .map(Arc::new),
             ..Question::default()
         };
         match self.authorizer.allows(user, &question) {

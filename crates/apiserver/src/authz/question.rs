@@ -144,17 +144,22 @@ impl Selectors {
         if !matches!(info.verb, "list" | "watch" | "deletecollection") {
             return None;
         }
-        let text = |name: &str| info.query.get(name).filter(|t| !t.is_empty());
-        let (fields, labels) = (text("fieldSelector"), text("labelSelector"));
-        if fields.is_none() && labels.is_none() {
+        let text = |name: &str| info.query.get(name).unwrap_or_default();
+        Self::of_text(text("fieldSelector"), text("labelSelector"))
+    }
+
+    /// Selectors as requests have them; empty ones select everything.
+    #[must_use]
+    pub fn of_text(fields: &str, labels: &str) -> Option<Self> {
+        if fields.is_empty() && labels.is_empty() {
             return None;
         }
         let mut selectors = Self::default();
-        if let Some(text) = fields {
-            selectors.parse_fields(text);
+        if !fields.is_empty() {
+            selectors.parse_fields(fields);
         }
-        if let Some(text) = labels {
-            selectors.parse_labels(text);
+        if !labels.is_empty() {
+            selectors.parse_labels(labels);
         }
         Some(selectors)
     }

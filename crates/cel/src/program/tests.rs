@@ -190,7 +190,11 @@ fn authorizers_are_asked() {
     impl crate::Authorize for Only {
         fn check(&self, _: Option<(&str, &str)>, query: &crate::Query) -> (bool, String) {
             (
-                query.verb == "get" && query.resource == "pods" && query.namespace == "n",
+                query.verb == "list"
+                    && query.resource == "pods"
+                    && query.namespace == "n"
+                    && query.field_selector == "spec.nodeName=a"
+                    && query.label_selector == "x",
                 String::new(),
             )
         }
@@ -202,9 +206,23 @@ fn authorizers_are_asked() {
     );
     let authorizer: crate::Authorizer = Arc::new(Only);
     let activation = Activation::default().with("authorizer", Value::authorizer(authorizer));
-    let text = "authorizer.group('').resource('pods').namespace('n').check('get').allowed() && !authorizer.path('/x').check('get').allowed()";
-    assert!(matches!(
-        eval_in(&environment, &activation, text),
-        Ok(Value::Bool(true))
-    ));
+    let pods =
+        "authorizer.group('').resource('pods').namespace('n').fieldSelector('spec.nodeName=a')";
+    for (text, allowed) in [
+        (
+            &format!("{pods}.labelSelector('x').check('list').allowed()"),
+            true,
+        ),
+        (&format!("{pods}.check('list').allowed()"), false),
+        (
+            &"authorizer.path('/x').check('get').allowed()".into(),
+            false,
+        ),
+    ] {
+        let answer = eval_in(&environment, &activation, text);
+        assert!(
+            matches!(answer, Ok(Value::Bool(is)) if is == allowed),
+            "{text}"
+        );
+    }
 }
