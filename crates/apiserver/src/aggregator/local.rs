@@ -7,8 +7,8 @@ use serde_json::json;
 use crate::Server;
 use crate::bootstrap;
 
-/// Says that the object is ours, made once: who deletes it means it.
-const AUTOMANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
+/// Says that the object is ours: `onstart` is made at the start, `true` kept as it is.
+pub(super) const AUTOMANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
 
 /// Priorities of groups and, inside one, of versions: the order in which clients find them. Upstream's figures.
 const PRIORITIES: &[(&str, &str, i64, i64)] = &[

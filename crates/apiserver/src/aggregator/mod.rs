@@ -1,6 +1,7 @@
 //! The aggregation layer: groups that an `APIService` says another server serves.
 
 mod availability;
+mod custom;
 mod discover;
 mod endpoint;
 mod local;
@@ -12,6 +13,7 @@ use serde_json::Value;
 use crate::cache::Caches;
 
 pub use availability::run as watch_availability;
+pub use custom::follow_definitions;
 pub use discover::Discovered;
 pub use endpoint::resolve;
 pub use local::register;
