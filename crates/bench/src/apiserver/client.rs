@@ -24,8 +24,11 @@ const IN_FLIGHT: usize = 8;
 pub struct Request {
     method: http::Method,
     path: String,
+    content_type: &'static str,
     body: Bytes,
 }
+
+const JSON: &str = "application/json";
 
 /// One HTTP/2 connection.
 #[derive(Clone)]
@@ -38,6 +41,7 @@ impl Request {
         Self {
             method: http::Method::GET,
             path,
+            content_type: JSON,
             body: Bytes::new(),
         }
     }
@@ -46,6 +50,7 @@ impl Request {
         Self {
             method: http::Method::POST,
             path: path.to_owned(),
+            content_type: JSON,
             body: body.into(),
         }
     }
@@ -54,6 +59,17 @@ impl Request {
         Self {
             method: http::Method::PUT,
             path,
+            content_type: JSON,
+            body: body.into(),
+        }
+    }
+
+    /// A merge patch.
+    pub fn patch(path: String, body: Vec<u8>) -> Self {
+        Self {
+            method: http::Method::PATCH,
+            path,
+            content_type: "application/merge-patch+json",
             body: body.into(),
         }
     }
@@ -79,8 +95,8 @@ impl Connection {
         let request = http::Request::builder()
             .method(request.method)
             .uri(format!("https://localhost{}", request.path))
-            .header("content-type", "application/json")
-            .header("accept", "application/json")
+            .header("content-type", request.content_type)
+            .header("accept", JSON)
             .body(Full::new(request.body))?;
         let response = sender.send_request(request).await?;
         let status = response.status();

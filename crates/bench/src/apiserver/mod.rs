@@ -3,6 +3,7 @@
 //! `fluyt-bench apiserver`; `APISERVER` names another server with the same flags to measure instead, `ETCD_SERVERS` its store.
 
 mod client;
+mod pods;
 mod server;
 
 use std::time::{Duration, Instant};
@@ -64,7 +65,9 @@ async fn measure() -> anyhow::Result<()> {
     let clients = Clients::connect(&server.access).await?;
     requests(&server, &clients).await?;
     events(&server, &clients).await?;
-    memory(&server, &clients).await
+    memory(&server, &clients).await?;
+    drop((clients, server));
+    pods::measure().await
 }
 
 /// Prints what a load costs per request, and how long requests took.

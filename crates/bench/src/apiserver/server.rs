@@ -17,7 +17,7 @@ use crate::store::{Usage, usage};
 pub struct Server {
     child: Child,
     pub access: Access,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// How an administrator connects.
@@ -43,7 +43,7 @@ impl Server {
         let server = Self {
             child,
             access: Access { port, tls },
-            _directory: directory,
+            directory,
         };
         server.ready().await?;
         Ok(server)
@@ -62,6 +62,25 @@ impl Server {
                 Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
             }
         }
+    }
+
+    /// Kills it and starts it again on what it has stored.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.child = spawn(self.directory.path(), self.access.port)?;
+        self.ready().await
+    }
+
+    /// Bytes on disk, in MB.
+    pub fn disk(&self) -> anyhow::Result<f64> {
+        let output = Command::new("du")
+            .args(["-sk", "--"])
+            .arg(self.directory.path())
+            .output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let kilobytes: f64 = text.split('\t').next().context("du")?.parse()?;
+        Ok(kilobytes / 1024.0)
     }
 
     pub fn usage(&self) -> anyhow::Result<Usage> {
