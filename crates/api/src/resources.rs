@@ -125,6 +125,12 @@ impl Snapshot {
         builtin.chain(self.custom.iter().map(|r| &**r))
     }
 
+    /// Whether a built-in resource of a group is served.
+    #[must_use]
+    pub fn has_builtin_group(&self, group: &str) -> bool {
+        builtin().iter().any(|r| r.group == group && self.shows(r))
+    }
+
     /// Handles of the custom ones.
     #[must_use]
     pub fn custom(&self) -> &[Arc<Resource>] {

@@ -1,5 +1,6 @@
 //! What a request asks for, read from its path and query: the resource, the verb, the name.
 
+use fluyt_api::Error;
 use fluyt_api::resources::{Handle, Snapshot, Subresource};
 use http::Method;
 
@@ -67,6 +68,21 @@ impl Query {
     /// Every parameter, in order.
     pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+
+    /// A number.
+    ///
+    /// # Errors
+    /// 400 for what is none.
+    pub fn integer(&self, name: &str) -> Result<Option<i64>, Error> {
+        let parse = |text: &str| {
+            let why = format!("strconv.ParseInt: parsing {text:?}: invalid syntax");
+            text.parse().map_err(|_| Error::bad_request(why))
+        };
+        self.get(name)
+            .filter(|t| !t.is_empty())
+            .map(parse)
+            .transpose()
     }
 
     /// Whether a boolean option is there and set.

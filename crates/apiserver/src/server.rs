@@ -227,6 +227,7 @@ impl Server {
             tokio::spawn(flowcontrol::run(server.clone()));
         }
         tokio::spawn(aggregator::register(server.clone()));
+        tokio::spawn(aggregator::follow_definitions(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
         tokio::spawn(custom::run(server.clone()));
         tokio::spawn(endpoint_reconciler::run(server.clone()));
@@ -485,7 +486,9 @@ impl Server {
                     Box::pin(aggregator::proxy(self, service, user, request));
                 proxied.await
             }
-            None => Err(Error::no_route()),
+            // Of a group that is known upstream's router says so, of others nobody says anything.
+            None if self.caches.served().has_builtin_group(&target.group) => Err(Error::no_route()),
+            None => Ok(handlers::page_not_found()),
         }
     }
 
@@ -496,9 +499,8 @@ impl Server {
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
         if health::is_health(&info.path) {
-            return health::answer(&self, &info.path, &info.query)
-                .await
-                .ok_or_else(Error::no_route);
+            let answer = health::answer(&self, &info.path, &info.query).await;
+            return Ok(answer.unwrap_or_else(handlers::page_not_found));
         }
         if let Some(response) = discovery::handle(&self, &info.path, request.headers()) {
             return Ok(response);
@@ -534,7 +536,7 @@ impl Server {
                 {
                     return aggregator::proxy(self, service, user, request).await;
                 }
-                Err(Error::no_route())
+                Ok(handlers::page_not_found())
             }
         }
     }

@@ -10,39 +10,11 @@ use std::process::Stdio;
 use common::Api;
 use fluyt_apiserver::{MASTERS, User};
 use futures::{StreamExt as _, TryStreamExt as _};
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use kube::api::{
     ApiResource, DynamicObject, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
 };
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
-
-/// Serves the API without TLS on the loopback, every request as an administrator's.
-async fn listen(api: &Api) -> String {
-    let (server, user) = (api.server.clone(), api.user.clone());
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let (server, user) = (server.clone(), user.clone());
-            tokio::spawn(async move {
-                let answer = service_fn(
-                    move |mut request: http::Request<hyper::body::Incoming>| {
-                        let server = server.clone();
-                        request.extensions_mut().insert(user.clone());
-                        async move { Ok::<_, std::convert::Infallible>(server.handle(request).await) }
-                    },
-                );
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), answer)
-                    .await;
-            });
-        }
-    });
-    url
-}
 
 struct Kubectl {
     url: String,
@@ -115,7 +87,7 @@ async fn kubectl_works_on_custom_resources() {
     let api = Api::start().await;
     api.namespace().await;
     let kubectl = Kubectl {
-        url: listen(&api).await,
+        url: api.listen().await,
         home: tempfile::tempdir().unwrap(),
     };
     kubectl.ok("apply -f -", DEFINITION).await;
@@ -273,7 +245,7 @@ async fn kubectl_knows_the_schema() {
     let api = Api::start().await;
     api.namespace().await;
     let kubectl = Kubectl {
-        url: listen(&api).await,
+        url: api.listen().await,
         home: tempfile::tempdir().unwrap(),
     };
     let text = kubectl.ok("explain pods.spec.containers.ports", "").await;

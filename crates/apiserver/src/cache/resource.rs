@@ -118,6 +118,13 @@ impl WatchEvent {
         })
     }
 
+    /// The state before the change, at the revision of the change: how those see it for whom the object is gone.
+    #[must_use]
+    pub fn last(&self) -> Arc<Entry> {
+        let last = self.previous.as_ref().unwrap_or(&self.entry);
+        Arc::new(last.at_revision(self.revision))
+    }
+
     /// The event as one frame of a protobuf watch, which `make` makes once for all watchers.
     pub fn frame(&self, change: Change, make: impl FnOnce() -> Bytes) -> Bytes {
         self.framed[change as usize].get_or_init(make).clone()

@@ -3,9 +3,12 @@
 mod apply;
 mod decode;
 mod escalation;
+mod options;
 mod proxy;
 mod read;
 mod reviews;
+mod route;
+mod selection;
 mod shape;
 mod subresources;
 mod transport;
@@ -30,6 +33,7 @@ use crate::user::User;
 
 pub(crate) use decode::warn;
 pub(crate) use proxy::forward;
+pub(crate) use route::page_not_found;
 
 /// A request to a known resource, authenticated and authorized.
 pub struct Call {
@@ -180,6 +184,9 @@ pub async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
 }
 
 async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
+    if call.resource.definition.is_some() && !route::is_path(&call) {
+        return Ok(page_not_found());
+    }
     if let Some(definition) = &call.resource.definition
         && let Some(deprecation) = &definition.deprecation
     {
@@ -195,23 +202,7 @@ async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
     if call.resource.is_virtual() {
         return Box::pin(reviews::handle(call)).await;
     }
-    if !call.resource.supports(call.info.verb) {
-        return Err(Error::method_not_allowed(
-            call.resource.group,
-            call.resource.plural,
-            call.info.verb,
-        ));
-    }
-    if call.resource.namespaced
-        && call.target.namespace.is_empty()
-        && matches!(call.info.verb, "create" | "deletecollection")
-    {
-        return Err(Error::method_not_allowed(
-            call.resource.group,
-            call.resource.plural,
-            call.info.verb,
-        ));
-    }
+    route::check(&call)?;
     let answer: BoxFuture<'_, Result<Response<Body>, Error>> = match call.info.verb {
         "get" => Box::pin(read::get(&call)),
         "list" => Box::pin(read::list(&call)),
@@ -221,13 +212,7 @@ async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
         "patch" => Box::pin(write::patch(&mut call)),
         "delete" => Box::pin(write::delete(&mut call)),
         "deletecollection" => Box::pin(write::delete_collection(&mut call)),
-        verb => {
-            return Err(Error::method_not_allowed(
-                call.resource.group,
-                call.resource.plural,
-                verb,
-            ));
-        }
+        _ => return Err(Error::no_method()),
     };
     answer.await
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use fluyt_api::selector::{FieldSelector, LabelSelector};
 use fluyt_api::{Error, Reason};
 use fluyt_etcd::{Keys, Range};
 use http::{Response, StatusCode};
@@ -14,9 +13,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Call;
+use super::options::ListOptions;
+use super::selection::Selection;
 use super::shape::Shape;
 use crate::cache::{
-    Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription, storage_resource,
+    Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription, WatchEvent,
+    storage_resource,
 };
 use crate::http::{self as responses, Body};
 use crate::metrics::{Labels, LongRunning};
@@ -60,49 +62,6 @@ fn parse_version(text: &str) -> Result<i64, Error> {
     })
 }
 
-/// The filter of a list, watch or deletecollection.
-///
-/// # Errors
-/// 400 for a malformed selector or a field that cannot select.
-pub(super) fn filter(call: &Call) -> Result<Filter, Error> {
-    let query = &call.info.query;
-    let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default())
-        .map_err(|e| Error::bad_request(format!("unable to parse requirement: {e}")))?;
-    let mut fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())
-        .map_err(Error::bad_request)?;
-    let stored = storage_resource(&call.resource);
-    let selectable = stored.strategy().selectable_fields();
-    for term in &fields.terms {
-        let known = ["metadata.name", "metadata.namespace"].contains(&term.field.as_str());
-        if !known && !selectable.contains(&term.field.as_str()) {
-            return Err(Error::bad_request(format!(
-                "Unable to find \"{}\" that match label selector \"{labels}\", field selector \"{}\": \"{}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
-                call.resource.group_resource(),
-                query.get("fieldSelector").unwrap_or_default(),
-                term.field
-            )));
-        }
-    }
-    if !call.target.name.is_empty() {
-        // A watch of one object.
-        fields.terms.push(fluyt_api::selector::FieldTerm {
-            field: "metadata.name".into(),
-            equal: true,
-            value: call.target.name.clone(),
-        });
-    }
-    let namespace = if call.resource.namespaced {
-        call.target.namespace.clone()
-    } else {
-        String::new()
-    };
-    Ok(Filter {
-        namespace,
-        labels,
-        fields,
-    })
-}
-
 /// Where a chunked list goes on.
 #[derive(Debug, Serialize, Deserialize)]
 struct Continue {
@@ -121,32 +80,35 @@ impl Continue {
             .decode(token)
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .ok_or_else(|| Error::bad_request(format!("continue key is not valid: {token}")))
+            .ok_or_else(|| Error::bad_request("invalid continue token: continue key is not valid"))
     }
 }
 
 pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
     let accepted = Shape::accepted(call)?;
-    let filter = filter(call)?;
-    let query = &call.info.query;
-    let limit: usize = query.get("limit").and_then(|l| l.parse().ok()).unwrap_or(0);
-    let cache = call
-        .server
-        .caches
-        .of(storage_resource(&call.resource))
-        .clone();
-    let (snapshot, revision, start) = match query.get("continue").filter(|c| !c.is_empty()) {
-        Some(token) => {
-            let token = Continue::decode(token)?;
-            let (snapshot, revision) = following(call, &cache, &token).await?;
-            (snapshot, revision, token.start)
+    let options = ListOptions::of_list(&call.info.query)?;
+    let selection = Selection::of(call)?;
+    let cache = call.server.caches.of(storage_resource(&call.resource));
+    let (snapshot, revision, start) = if options.continue_token.is_empty() {
+        let (snapshot, revision) = first_page(call, &cache, &options).await?;
+        (snapshot, revision, String::new())
+    } else {
+        if !["", "0"].contains(&&*options.resource_version) {
+            let why = "specifying resource version is not allowed when using continue";
+            return Err(Error::bad_request(why));
         }
-        None => {
-            let (snapshot, revision) = first_page(call, &cache).await?;
-            (snapshot, revision, String::new())
-        }
+        let token = Continue::decode(&options.continue_token)?;
+        let (snapshot, revision) = following(call, &cache, &token).await?;
+        (snapshot, revision, token.start)
     };
-    let page = Page::cut(&snapshot, &filter, &start, limit);
+    // Whoever takes what the cache has takes all of it.
+    let limit = match options.resource_version.as_str() {
+        "0" => 0,
+        _ => options.limit,
+    };
+    let snapshot = selection.judge(call, snapshot).await?;
+    let filter = &selection.filter;
+    let page = Page::cut(&snapshot, filter, &start, limit);
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if let Some(next) = page.next {
         metadata["continue"] = Continue {
@@ -218,46 +180,31 @@ impl Page {
 }
 
 /// The snapshot that a list without a continue token reads, by resourceVersion and resourceVersionMatch.
-async fn first_page(call: &Call, cache: &ResourceCache) -> Result<(Snapshot, i64), Error> {
+async fn first_page(
+    call: &Call,
+    cache: &ResourceCache,
+    options: &ListOptions,
+) -> Result<(Snapshot, i64), Error> {
     let caches = &call.server.caches;
-    let query = &call.info.query;
-    let version = query.get("resourceVersion").unwrap_or_default();
-    match (
-        query.get("resourceVersionMatch").unwrap_or_default(),
-        version,
-    ) {
-        ("", "") => {
-            let revision = caches.consistent().await?;
-            Ok((cache.snapshot(), revision))
-        }
-        (policy, "") => Err(invalid_match(
-            policy,
-            "resourceVersionMatch is forbidden unless resourceVersion is provided",
-        )),
-        ("Exact", "0") => Err(invalid_match(
-            "Exact",
-            "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-        )),
-        ("Exact", version) => {
-            let revision = parse_version(version)?;
-            Ok((at_revision(call, cache, revision).await?, revision))
-        }
-        ("" | "NotOlderThan", version) => {
-            caches.wait_for(parse_version(version)?).await?;
-            let revision = caches.applied();
-            Ok((cache.snapshot(), revision))
-        }
-        (other, _) => Err(invalid_match(
-            other,
-            "supported values: \"Exact\", \"NotOlderThan\"",
-        )),
+    if options.resource_version.is_empty() {
+        let revision = caches.consistent().await?;
+        return Ok((cache.snapshot(), revision));
     }
-}
-
-fn invalid_match(value: &str, detail: &str) -> Error {
-    let mut errors = fluyt_api::validation::Errors::default();
-    errors.invalid("resourceVersionMatch", &value.into(), detail);
-    Error::invalid("meta.k8s.io", "ListOptions", "", errors.0)
+    let version = parse_version(&options.resource_version).map_err(|error| {
+        Error::bad_request(format!("invalid resource version: {}", error.message))
+    })?;
+    if options.is_exact() {
+        let snapshot = at_revision(call, cache, version).await;
+        let snapshot = snapshot.map_err(|error| Error {
+            // Waiting does not help: it may never be.
+            retry_after_seconds: 0,
+            ..error
+        })?;
+        return Ok((snapshot, version));
+    }
+    caches.wait_for(version).await?;
+    let revision = caches.applied();
+    Ok((cache.snapshot(), revision))
 }
 
 /// Stands in a token for whatever is newest: the list goes on, but not consistently.
@@ -345,64 +292,57 @@ async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Resul
 
 pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
     let accepted = Shape::accepted(call)?;
-    let filter = filter(call)?;
-    let query = &call.info.query;
-    let cache = call
-        .server
-        .caches
-        .of(storage_resource(&call.resource))
-        .clone();
-    let initial = query.flag("sendInitialEvents");
-    if initial && query.get("resourceVersionMatch") != Some("NotOlderThan") {
-        let mut errors = fluyt_api::validation::Errors::default();
-        errors.forbidden("resourceVersionMatch", "resourceVersionMatch is required when sendInitialEvents is set, and must be NotOlderThan");
-        return Err(Error::invalid("meta.k8s.io", "ListOptions", "", errors.0));
-    }
-    let version = query.get("resourceVersion").unwrap_or_default();
-    let from_state = initial || version.is_empty() || version == "0";
-    if version.is_empty() {
-        call.server.caches.consistent().await?;
+    let options = ListOptions::of_watch(&call.info.query)?;
+    let selection = Selection::of(call)?;
+    let cache = call.server.caches.of(storage_resource(&call.resource));
+    let version = options.resource_version.as_str();
+    let initial = options.send_initial_events == Some(true);
+    let from_state =
+        initial || (options.send_initial_events.is_none() && ["", "0"].contains(&version));
+    let since = if version.is_empty() {
+        call.server.caches.consistent().await?
     } else {
-        call.server.caches.wait_for(parse_version(version)?).await?;
-    }
+        let version = parse_version(version)?;
+        call.server.caches.wait_for(version).await?;
+        version
+    };
     let shape = Shape::new(&call.resource, accepted, call);
     let (present, as_of, subscription) = if from_state {
-        let (present, revision, subscription) = cache.subscribe_with_state(filter);
+        let (present, revision, subscription) =
+            cache.subscribe_with_state(selection.filter.clone());
         (
             present,
             revision.max(call.server.caches.applied()),
             subscription,
         )
     } else {
-        let revision = parse_version(version)?;
-        match cache.subscribe(filter, revision) {
-            Some(subscription) => (Vec::new(), revision, subscription),
+        match cache.subscribe(selection.filter.clone(), since) {
+            Some(subscription) => (Vec::new(), since, subscription),
             // Upstream reports this inside the stream.
             None => {
-                let line = shape.gone(revision);
+                let line = shape.gone(since);
                 return Ok(stream_response(&shape, responses::full(line)));
             }
         }
     };
-    let seconds = match query
-        .get("timeoutSeconds")
-        .and_then(|t| t.parse::<u64>().ok())
-    {
+    let seconds = match options.timeout_seconds {
         Some(seconds) if seconds > 0 => seconds,
         _ => {
             let least = call.server.config.limits.min_request_timeout.max(1);
             least + rand::random_range(0..least)
         }
     };
-    let present = in_version(call, present).await?;
+    let mut present = in_version(call, present).await?;
+    present.retain(|entry| selection.selects(&call.resource, entry));
     let labels = Labels::of(&call.info, &call.parts.headers);
     let metrics = &call.server.metrics;
     let watch = WatchStream {
         _running: labels.map(|labels| metrics.long_running(labels)),
         server: call.server.clone(),
         shape,
+        selection,
         subscription,
-        bookmarks: query.flag("allowWatchBookmarks"),
+        bookmarks: options.bookmarks,
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
         shutdown: call.server.shutdown.clone(),
         at: as_of,
@@ -429,6 +369,7 @@ fn stream_response(shape: &Shape, body: Body) -> Response<Body> {
 struct WatchStream {
     server: Arc<crate::Server>,
     shape: Shape,
+    selection: Selection,
     subscription: Subscription,
     bookmarks: bool,
     deadline: tokio::time::Instant,
@@ -464,54 +405,61 @@ impl WatchStream {
     }
 
     async fn next(&mut self) -> Next {
-        let bookmark_at = tokio::time::Instant::now() + BOOKMARK_PERIOD;
-        tokio::select! {
-            biased;
-            event = self.subscription.events.recv() => match event {
-                Some((change, event)) => {
-                    self.at = event.revision;
-                    self.line(change, &event).await
+        loop {
+            let bookmark_at = tokio::time::Instant::now() + BOOKMARK_PERIOD;
+            let event = tokio::select! {
+                biased;
+                event = self.subscription.events.recv() => event,
+                () = self.shutdown.cancelled() => return Next::End,
+                () = tokio::time::sleep_until(self.deadline) => return Next::End,
+                () = tokio::time::sleep_until(bookmark_at), if self.bookmarks => {
+                    // Read first: what is applied by now has been queued before.
+                    let applied = self.server.caches.applied();
+                    match self.subscription.events.try_recv() {
+                        Ok(event) => Some(event),
+                        Err(_) => {
+                            self.at = self.at.max(applied);
+                            return Next::Line(self.shape.bookmark(self.at, false));
+                        }
+                    }
                 }
-                None => Next::Last(self.shape.gone(self.at)),
-            },
-            () = self.shutdown.cancelled() => Next::End,
-            () = tokio::time::sleep_until(self.deadline) => Next::End,
-            () = tokio::time::sleep_until(bookmark_at), if self.bookmarks => {
-                // Read first: what is applied by now has been queued before.
-                let applied = self.server.caches.applied();
-                match self.subscription.events.try_recv() {
-                    Ok((change, event)) => {
-                        self.at = event.revision;
-                        self.line(change, &event).await
-                    }
-                    Err(_) => {
-                        self.at = self.at.max(applied);
-                        Next::Line(self.shape.bookmark(self.at, false))
-                    }
+            };
+            let Some((change, event)) = event else {
+                return Next::Last(self.shape.gone(self.at));
+            };
+            self.at = event.revision;
+            match self.line(change, &event).await {
+                Ok(Some(line)) => return Next::Line(line),
+                // Only in another version it is not what the client wants to see.
+                Ok(None) => {}
+                Err(error) => {
+                    return Next::Last(self.shape.event_of("ERROR", &error.to_status()));
                 }
             }
         }
     }
 
-    async fn line(&self, change: Change, event: &crate::cache::WatchEvent) -> Next {
+    async fn line(&self, change: Change, event: &WatchEvent) -> Result<Option<Bytes>, Error> {
+        let resource = &self.shape.resource;
+        if self.selection.needs_conversion() {
+            let converter = &self.server.registry.converter;
+            let seen = self.selection.sees(converter, resource, change, event);
+            let seen = seen.await?;
+            return Ok(seen.map(|(change, entry)| self.shape.event(change, &entry)));
+        }
         // An object that stopped matching is reported in its last matching state, at the revision of the change.
         let entry = if change == Change::Deleted && !event.deleted {
-            let last = event.previous.as_ref().unwrap_or(&event.entry);
-            Arc::new(last.at_revision(event.revision))
+            event.last()
         } else {
             event.entry.clone()
         };
-        let own_version = entry
-            .version
-            .is_none_or(|v| v == self.shape.resource.version);
+        let own_version = entry.version.is_none_or(|v| v == resource.version);
         if own_version && Arc::ptr_eq(&entry, &event.entry) && self.shape.is_plain() {
-            return Next::Line(self.shape.shared(change, event));
+            return Ok(Some(self.shape.shared(change, event)));
         }
         let converter = &self.server.registry.converter;
-        match converter.entries(vec![entry], &self.shape.resource).await {
-            Ok(mut entries) => Next::Line(self.shape.event(change, &entries.remove(0))),
-            Err(error) => Next::Last(self.shape.event_of("ERROR", &error.to_status())),
-        }
+        let mut entries = converter.entries(vec![entry], resource).await?;
+        Ok(Some(self.shape.event(change, &entries.remove(0))))
     }
 }
 

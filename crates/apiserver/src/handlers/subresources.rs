@@ -18,11 +18,7 @@ pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
     };
     let connects = ["exec", "attach", "portforward", "proxy"].contains(&subresource.name);
     if !connects && !subresource.verbs.contains(&call.info.verb) {
-        return Err(Error::method_not_allowed(
-            call.resource.group,
-            call.resource.plural,
-            call.info.verb,
-        ));
+        return Err(Error::no_method());
     }
     match subresource.name {
         "status" | "ephemeralcontainers" | "resize" | "approval" | "finalize" => {

@@ -1,5 +1,7 @@
 //! CREATE, UPDATE, PATCH, DELETE and DELETECOLLECTION.
 
+use std::sync::Arc;
+
 use fluyt_api::resources::Resource;
 use fluyt_api::{Error, Reason, convert, meta, patch};
 use http::{Response, StatusCode};
@@ -7,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::decode::{self, Decoded};
 use super::escalation::check_escalation;
-use super::{Call, apply, read};
-use crate::cache::working_resource;
+use super::selection::Selection;
+use super::{Call, apply};
+use crate::cache::{Entry, working_resource};
 use crate::http::{self as responses, Body};
 use crate::registry::{Change, DeleteOptions, Deleted, Location, WriteContext};
 
@@ -155,15 +158,20 @@ pub(super) enum Format {
 
 impl Format {
     pub(super) fn of(call: &Call) -> Result<Self, Error> {
+        let custom = call.resource.definition.is_some();
         match responses::content_type(&call.parts.headers) {
             "application/json-patch+json" => Ok(Self::Json),
             "application/merge-patch+json" => Ok(Self::Merge),
-            "application/strategic-merge-patch+json" => Ok(Self::Strategic),
+            "application/strategic-merge-patch+json" if !custom => Ok(Self::Strategic),
             "application/apply-patch+yaml" => Ok(Self::ApplyYaml),
             "application/apply-patch+cbor" if call.server.config.features.cbor => {
                 Ok(Self::ApplyCbor)
             }
-            _ => Err(Error::new(
+            _ if custom => Err(Error::new(
+                Reason::UnsupportedMediaType,
+                "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+            )),
+            _ => Err(Error::generic(
                 Reason::UnsupportedMediaType,
                 "415: Unsupported Media Type",
             )),
@@ -243,21 +251,33 @@ pub(super) async fn delete(call: &mut Call) -> Result<Response<Body>, Error> {
                 StatusCode::OK,
                 &json!({
                     "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-                    "details": {"name": meta::name(&object), "group": call.resource.group, "kind": call.resource.plural, "uid": meta::uid(&object)},
+                    "details": details(&call.resource, &object),
                 }),
             ),
         },
     )
 }
 
+/// What was deleted.
+fn details(resource: &Resource, object: &Value) -> Value {
+    let mut details =
+        json!({"name": meta::name(object), "kind": resource.plural, "uid": meta::uid(object)});
+    if !resource.group.is_empty() {
+        details["group"] = resource.group.into();
+    }
+    details
+}
+
 pub(super) async fn delete_collection(call: &mut Call) -> Result<Response<Body>, Error> {
     let (options, cx) = delete_options(call).await?;
-    let filter = read::filter(call)?;
+    let selection = Selection::of(call)?;
     let revision = call.server.caches.consistent().await?;
     let stored_resource = working_resource(&call.resource);
     let snapshot = call.server.caches.of(stored_resource).snapshot();
+    let snapshot = selection.judge(call, snapshot).await?;
     let mut items = Vec::new();
-    for entry in snapshot.entries.values().filter(|e| filter.matches(e)) {
+    let selected = |entry: &&Arc<Entry>| selection.filter.matches(entry);
+    for entry in snapshot.entries.values().filter(selected) {
         let at = Location {
             resource: stored_resource,
             namespace: entry.namespace(),

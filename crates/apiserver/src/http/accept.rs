@@ -223,7 +223,7 @@ pub fn negotiate(headers: &HeaderMap, offer: Offer) -> Result<Accepted, Error> {
             offer.of_path()
         )
     };
-    Err(Error::new(Reason::NotAcceptable, message))
+    Err(Error::generic(Reason::NotAcceptable, message))
 }
 
 /// The format for an answer that has no views, such as an error.

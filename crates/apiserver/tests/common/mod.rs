@@ -12,6 +12,8 @@ use fluyt_etcd::embedded::Embedded;
 use fluyt_pki::{Authority, Identity, TokenKeys, Usage};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -133,6 +135,33 @@ impl Api {
         let value = serde_json::from_slice(&bytes)
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
         (parts.status, parts.headers, value)
+    }
+
+    /// Serves the API without TLS on the loopback, every request as an administrator's.
+    pub async fn listen(&self) -> String {
+        let (server, user) = (self.server.clone(), self.user.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (server, user) = (server.clone(), user.clone());
+                tokio::spawn(async move {
+                    let answer =
+                        service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+                            let server = server.clone();
+                            request.extensions_mut().insert(user.clone());
+                            async move {
+                                Ok::<_, std::convert::Infallible>(server.handle(request).await)
+                            }
+                        });
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), answer)
+                        .await;
+                });
+            }
+        });
+        url
     }
 
     /// Who a bearer token makes its sender, as the server sees it.
