@@ -275,7 +275,7 @@ fn validate_binding(binding: &Value) -> Result<(), Error> {
     let target = root.field("target");
     let kind = target.field("kind");
     if !kind.is_empty() {
-        errors.one_of(&kind, kind.value(), &["Node", "<empty>"]);
+        errors.one_of(kind, kind.value(), &["Node", "<empty>"]);
     }
     errors.required_text(&target.field("name"));
     match crate::validation::sentence(&errors) {

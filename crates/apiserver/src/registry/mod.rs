@@ -1,5 +1,6 @@
 //! The one write path: normalise, admit, validate, and commit one optimistic transaction.
 
+mod claims;
 mod delete;
 mod devices;
 mod empties;
@@ -278,6 +279,11 @@ impl Registry {
         devices::selectors(resource, &object, None, &mut errors);
         custom::validate_definition(resource, &object, None, &mut errors);
         admission::validate_configuration(resource, &object, None, &mut errors);
+        if errors.is_empty() {
+            self.admission
+                .authorize(&attributes, &object, &mut errors)
+                .await;
+        }
         if !errors.is_empty() {
             empties.tell(&mut errors);
             return Err(Error::invalid(
@@ -432,6 +438,8 @@ impl Registry {
         }
         let mut errors = Errors::default();
         devices::admin_access(&self.caches, at, &object, Some(old), &mut errors);
+        let authorizer = self.admission.authorizer();
+        claims::authorize_status(authorizer, &attributes, &object, &mut errors).await;
         validate_metadata(at, strategy, &object, old, &mut errors);
         match at.subresource {
             "" => {
@@ -446,6 +454,11 @@ impl Registry {
             }
             "status" => strategy.validate_status(&object, old, &mut errors),
             other => strategy.validate_subresource(other, &object, old, &mut errors),
+        }
+        if errors.is_empty() && at.subresource.is_empty() {
+            self.admission
+                .authorize(&attributes, &object, &mut errors)
+                .await;
         }
         if !errors.is_empty() {
             empties.tell(&mut errors);

@@ -4,11 +4,14 @@ mod bindings;
 mod conditions;
 mod matching;
 mod policies;
+mod reading;
 mod webhooks;
 
 use fluyt_api::resources::Resource;
 use fluyt_api::validation::{At, Errors};
 use serde_json::Value;
+
+pub(super) use reading::authorize;
 
 /// How often a policy fails, when it cannot be evaluated.
 const FAILURE_POLICIES: &[&str] = &["Fail", "Ignore"];
