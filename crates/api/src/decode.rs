@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use crate::go_time;
 use crate::schema::{Kind, Schema, TypeId};
 
 /// Objects nested deeper than this are refused, as any JSON parser here does.
@@ -247,15 +248,19 @@ impl Walk<'_> {
                     None => Err(self.mismatch(value, "Quantity")),
                 }
             }
-            Kind::Time | Kind::MicroTime => match value.as_str().map(str::parse::<jiff::Timestamp>)
-            {
-                Some(Ok(_)) => Ok(()),
-                _ => Err(format!(
-                    "parsing time {value} as \"2006-01-02T15:04:05Z07:00\": cannot parse {value}"
-                )),
-            },
+            Kind::Time => self.time(value, go_time::RFC3339),
+            Kind::MicroTime => self.time(value, go_time::RFC3339_MICRO),
             scalar => self.scalar(scalar, value),
         }
+    }
+
+    fn time(&self, value: &Value, layout: &str) -> Result<(), String> {
+        let Some(text) = value.as_str() else {
+            return Err(self.mismatch(value, "string"));
+        };
+        go_time::check(text, layout)?;
+        let parsed = text.parse::<jiff::Timestamp>();
+        parsed.map(drop).map_err(|error| error.to_string())
     }
 
     fn scalar(&self, kind: &Kind, value: &Value) -> Result<(), String> {

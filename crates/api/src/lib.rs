@@ -11,6 +11,7 @@ pub mod flowcontrol;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod fuzz;
+pub mod go_time;
 pub mod json_patch;
 pub mod managedfields;
 pub mod meta;

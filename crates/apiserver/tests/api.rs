@@ -397,7 +397,7 @@ async fn subresources_change_their_part_only() {
     assert_eq!(updated["metadata"]["generation"], 2);
 
     api.post("/api/v1/namespaces/n/pods", pod("p")).await;
-    let binding = json!({"target": {"kind": "Node", "name": "node1"}});
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "node1"}});
     let (status, _) = api
         .post("/api/v1/namespaces/n/pods/p/binding", binding.clone())
         .await;

@@ -169,6 +169,128 @@ async fn nobody_grants_more_than_they_have() {
 }
 
 #[tokio::test]
+async fn policies_read_only_what_their_authors_may() {
+    let api = Api::start().await;
+    let rules = json!([
+        {"verbs": ["*"], "apiGroups": ["admissionregistration.k8s.io"], "resources": ["*"]},
+        {"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["own"]},
+        {"verbs": ["get"], "apiGroups": [""], "resources": ["configmaps"]},
+    ]);
+    grant(&api, "author", "alice", rules).await;
+    let alice = User::new("alice", &[]);
+    let make = async |plural: &str, name: &str, spec: Value| {
+        let path = format!("/apis/admissionregistration.k8s.io/v1/{plural}");
+        let object = json!({"metadata": {"name": name}, "spec": spec});
+        let (status, body) = as_user(&api, &alice, Method::POST, &path, object).await;
+        let message = body["message"].as_str().unwrap_or_default();
+        let why = message
+            .split_once("Forbidden: ")
+            .map_or(message, |(_, why)| why);
+        (status, why.to_owned())
+    };
+    let policy = |kind: &str| {
+        json!({"paramKind": {"apiVersion": "v1", "kind": kind}, "validations": [{"expression": "true"}],
+            "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
+                "resources": ["pods"]}]}})
+    };
+    let (status, why) = make("validatingadmissionpolicies", "secret", policy("Secret")).await;
+    assert_eq!(status, 422);
+    assert_eq!(
+        why,
+        "user &{alice  [system:authenticated] map[]} must have \"get\" permission on all objects of the referenced paramKind (kind=Secret, apiVersion=v1)"
+    );
+    let made = make("validatingadmissionpolicies", "map", policy("ConfigMap")).await;
+    assert_eq!(made.0, 201, "{made:?}");
+    let binding = |policy: &str, name: &str| {
+        let mut reference = json!({"namespace": "n", "parameterNotFoundAction": "Allow"});
+        match name {
+            "" => reference["selector"] = json!({}),
+            name => reference["name"] = name.into(),
+        }
+        json!({"policyName": policy, "paramRef": reference, "validationActions": ["Deny"]})
+    };
+    let bindings = "validatingadmissionpolicybindings";
+    let made = make(bindings, "one", binding("map", "one")).await;
+    assert_eq!(made.0, 201, "{made:?}");
+    let (status, why) = make(bindings, "all", binding("map", "")).await;
+    assert_eq!(status, 422);
+    assert_eq!(
+        why,
+        "user &{alice  [system:authenticated] map[]} does not have \"list\" permission on the object referenced by paramRef"
+    );
+    let (status, why) = make(bindings, "none", binding("none", "one")).await;
+    assert_eq!(status, 422);
+    assert_eq!(
+        why,
+        "unable to get policy none to determine minimum required permissions and user &{alice  [system:authenticated] map[]} does not have \"get\" permission for all groups, versions and resources"
+    );
+}
+
+#[tokio::test]
+async fn the_status_of_claims_is_written_by_schedulers_and_drivers() {
+    let api = Api::start().await;
+    api.namespace().await;
+    let claims = "/apis/resource.k8s.io/v1/namespaces/n/resourceclaims";
+    let spec =
+        json!({"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "k"}}]}});
+    let claim = json!({"metadata": {"name": "c"}, "spec": spec});
+    let (status, mut claim) = api.post(claims, claim).await;
+    assert_eq!(status, StatusCode::CREATED, "{claim}");
+    let rule = |verb: &str, resource: &str| json!([{"verbs": [verb], "apiGroups": ["resource.k8s.io"], "resources": [resource]}]);
+    grant(
+        &api,
+        "status",
+        "alice",
+        rule("update", "resourceclaims/status"),
+    )
+    .await;
+    let alice = User::new("alice", &[]);
+    let path = format!("{claims}/c/status");
+    let put = async |claim: &Value| {
+        let (status, body) = as_user(&api, &alice, Method::PUT, &path, claim.clone()).await;
+        let message = body["message"].as_str().unwrap_or_default().to_owned();
+        (status, message)
+    };
+    let refused = |why: &str| {
+        (
+            422,
+            format!("ResourceClaim.resource.k8s.io \"c\" is invalid: {why}"),
+        )
+    };
+    let device = json!({"driver": "d.example", "pool": "p", "device": "x"});
+    let mut result = device.clone();
+    result["request"] = "r".into();
+    claim["metadata"]["resourceVersion"].take();
+    claim["status"]["allocation"] = json!({"devices": {"results": [result]}});
+    assert_eq!(
+        put(&claim).await,
+        refused(
+            "status.allocation: Forbidden: changing status.allocation or status.reservedFor requires resource=\"resourceclaims/binding\", verb=\"update\" permission: resourceclaims.resource.k8s.io is forbidden: User \"alice\" cannot update resource \"resourceclaims/binding\" in API group \"resource.k8s.io\" at the cluster scope"
+        )
+    );
+    grant(
+        &api,
+        "binder",
+        "alice",
+        rule("update", "resourceclaims/binding"),
+    )
+    .await;
+    let (status, message) = put(&claim).await;
+    assert_eq!(status, 200, "{message}");
+    claim["status"]["devices"] = json!([device]);
+    assert_eq!(
+        put(&claim).await,
+        refused(
+            "status.devices: Forbidden: changing status.devices requires resource=\"resourceclaims/driver\", verb=\"[arbitrary-node:update]\" permission: resourceclaims.resource.k8s.io \"d.example\" is forbidden: User \"alice\" cannot arbitrary-node:update resource \"resourceclaims/driver\" in API group \"resource.k8s.io\" in the namespace \"n\""
+        )
+    );
+    let rules = rule("arbitrary-node:update", "resourceclaims/driver");
+    grant(&api, "driver", "alice", rules).await;
+    let (status, message) = put(&claim).await;
+    assert_eq!(status, 200, "{message}");
+}
+
+#[tokio::test]
 async fn a_node_reads_what_its_pods_need() {
     let api = Api::start().await;
     api.namespace().await;

@@ -90,10 +90,7 @@ impl Checker<'_> {
                 Type::map(key, value)
             }
             Kind::Struct(name, fields) => {
-                // `Object.spec` is a part of `Object`.
-                let whole = name.split('.').next().unwrap_or_default();
-                let known = self.objects.get(name.as_str());
-                let ty = known.or_else(|| self.objects.get(whole)).cloned();
+                let ty = self.constructed(name);
                 let mut problems = Vec::new();
                 for (field, value, _) in fields.iter_mut() {
                     let given = self.visit(value);
@@ -124,6 +121,16 @@ impl Checker<'_> {
         };
         self.found.types.insert(id, ty.clone());
         ty
+    }
+
+    /// The type of an object that is constructed under a name. `Object.spec` is a part of `Object`.
+    fn constructed(&self, name: &str) -> Option<Type> {
+        let whole = name.split('.').next().unwrap_or_default();
+        let dynamic = matches!(self.objects.get(whole), Some(Type::Dynamic(_)));
+        if dynamic {
+            return Some(Type::Dynamic(name.into()));
+        }
+        self.objects.get(name).cloned()
     }
 
     /// Literals of Kubernetes' expressions hold elements of one type.
@@ -181,7 +188,7 @@ impl Checker<'_> {
             other => (other, false),
         };
         let ty = match &inner {
-            Type::Dyn | Type::Unbound => Type::Dyn,
+            Type::Dyn | Type::Unbound | Type::Dynamic(_) => Type::Dyn,
             Type::Map(key, value) => {
                 if !matches!(**key, Type::String | Type::Dyn | Type::Unbound) {
                     let message = format!(
@@ -419,7 +426,7 @@ fn join(a: &Type, b: &Type) -> Option<Type> {
 fn is_wrapper(ty: &Type) -> bool {
     matches!(
         ty,
-        Type::Object(_) | Type::Duration | Type::Timestamp | Type::Optional(_)
+        Type::Object(_) | Type::Dynamic(_) | Type::Duration | Type::Timestamp | Type::Optional(_)
     )
 }
 

@@ -63,11 +63,15 @@ pub fn parse(text: &str) -> Result<(Expr, Source), CompileError> {
     }
     let parser = ENV.parser().max_recursion_depth(MAX_DEPTH);
     let (parsed, info) = parser.parse_with_source_info(text).map_err(|errors| {
-        let all: Vec<String> = errors
+        // What could not be finished has no message of its own where upstream reads on to the end.
+        let real = errors
             .errors
             .iter()
-            .map(|e| report(text, e.pos, &e.msg))
-            .collect();
+            .filter(|e| !e.msg.starts_with(UNFINISHED));
+        let mut all: Vec<String> = real.map(|e| report(text, e.pos, &e.msg)).collect();
+        if all.is_empty() {
+            all.push(unfinished(text));
+        }
         CompileError(all.join("\n"))
     })?;
     let source = Source {
@@ -77,18 +81,38 @@ pub fn parse(text: &str) -> Result<(Expr, Source), CompileError> {
     Ok((convert(parsed)?, source))
 }
 
+/// How the parser's complaints about its own tree begin.
+const UNFINISHED: &str = "Incomplete `";
+
+/// What an expression can begin with.
+const BEGINNINGS: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
+
+/// An expression that ends where another should begin.
+fn unfinished(text: &str) -> String {
+    let line = text.lines().count().max(1);
+    let column = text.lines().last().map_or(0, |l| l.chars().count() + 1);
+    let message = format!("Syntax error: mismatched input '<EOF>' expecting {BEGINNINGS}");
+    describe(text, line, column, &message)
+}
+
 fn report(text: &str, (line, column): (isize, isize), message: &str) -> String {
-    let (line, column) = (
-        usize::try_from(line).unwrap_or(1).max(1),
-        usize::try_from(column).unwrap_or(1).max(1),
-    );
-    describe(text, line, column, message)
+    // Nothing at all has no first column.
+    let column = match text {
+        "" => 0,
+        _ => usize::try_from(column).unwrap_or(1).max(1),
+    };
+    let line = usize::try_from(line).unwrap_or(1).max(1);
+    // Where the expression could be at its end, nothing else is said of what could follow.
+    match message.split_once("expecting {<EOF>") {
+        Some((start, _)) => describe(text, line, column, &format!("{start}expecting <EOF>")),
+        None => describe(text, line, column, message),
+    }
 }
 
 /// An error as cel-go prints it: position, message, the line and a mark.
 pub fn describe(text: &str, line: usize, column: usize, message: &str) -> String {
     let shown = text.lines().nth(line - 1).unwrap_or_default();
-    let dots = ".".repeat(column - 1);
+    let dots = ".".repeat(column.saturating_sub(1));
     format!("ERROR: <input>:{line}:{column}: {message}\n | {shown}\n | {dots}^")
 }
 

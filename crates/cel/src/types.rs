@@ -22,6 +22,8 @@ pub enum Type {
     List(Box<Type>),
     Map(Box<Type>, Box<Type>),
     Object(Arc<ObjectType>),
+    /// An object of a named type of which nothing else is known.
+    Dynamic(Arc<str>),
     Optional(Box<Type>),
     /// `type(type)`.
     Type,
@@ -97,6 +99,15 @@ impl Type {
         }))
     }
 
+    /// What the type is called where values are, which is not how messages about literals call it.
+    #[must_use]
+    pub fn runtime_name(&self) -> String {
+        match self {
+            Self::Null => "null_type".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether nothing is known about it.
     #[must_use]
     pub fn is_dyn(&self) -> bool {
@@ -120,6 +131,7 @@ impl fmt::Display for Type {
             Self::List(item) => write!(f, "list({item})"),
             Self::Map(key, value) => write!(f, "map({key}, {value})"),
             Self::Object(object) => f.write_str(&object.name),
+            Self::Dynamic(name) => f.write_str(name),
             Self::Optional(inner) => write!(f, "optional_type({inner})"),
             Self::Type => f.write_str("type"),
             Self::Opaque(name) => f.write_str(name),

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::Strategy;
+use super::{MetaCheck, Strategy, copy_field, keep_metadata};
+use crate::custom::jsonpath::JsonPath;
+use crate::validation::{At, Errors, conditions};
 
 /// Validating and mutating webhook configurations.
 pub(super) struct WebhookConfiguration;
@@ -73,8 +75,24 @@ impl Strategy for WebhookConfiguration {
         }
     }
 
+    fn prepare_create(&self, _object: &mut Value) {}
+
+    fn prepare_update(&self, _object: &mut Value, _old: &Value) {}
+
     fn generation_of(&self) -> &'static [&'static str] {
         &["webhooks"]
+    }
+
+    fn has_standard_finalizers(&self) -> bool {
+        false
+    }
+
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Whole]
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
     }
 }
 
@@ -86,10 +104,64 @@ impl Strategy for Policy {
         fill(spec, &[("failurePolicy", json!("Fail"))]);
         constraints(spec.get_mut("matchConstraints"));
     }
+
+    fn prepare_status_update(&self, object: &mut Value, old: &Value) {
+        copy_field(object, old, "spec");
+        keep_metadata(object, old);
+    }
+
+    fn validate_status(&self, object: &Value, _old: &Value, errors: &mut Errors) {
+        let root = At::root(object);
+        let status = root.field("status");
+        let checking = status.field("typeChecking");
+        for warning in checking.field("expressionWarnings").items() {
+            errors.required_text(&warning.field("warning"));
+            expression_place(&warning.field("fieldRef"), errors);
+        }
+        conditions(errors, &status.field("conditions"));
+    }
+
+    fn has_standard_finalizers(&self) -> bool {
+        false
+    }
+
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Whole]
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+}
+
+/// Where an expression is, as a path of JSON.
+fn expression_place(at: &At<'_, '_>, errors: &mut Errors) {
+    let path = at.str().trim();
+    if path.is_empty() {
+        errors.required(at, "");
+    } else if JsonPath::parse(&format!(".{}", path.trim_start_matches('.'))).is_none() {
+        let why = match path.rfind('[') {
+            Some(open) if !path[open..].contains(']') => "unterminated array",
+            _ => "unrecognized character in action",
+        };
+        errors.invalid_text(at, path, &format!("invalid JSONPath: {why}"));
+    }
 }
 
 impl Strategy for Binding {
     fn default(&self, object: &mut Value) {
         constraints(object.pointer_mut("/spec/matchResources"));
+    }
+
+    fn has_standard_finalizers(&self) -> bool {
+        false
+    }
+
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Whole]
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
     }
 }

@@ -1,16 +1,24 @@
 //! API services: a group and version, and who serves it.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-use super::Strategy;
+use super::{MetaCheck, Strategy, copy_field, keep_metadata};
 use crate::meta;
-use crate::validation::{self, Errors, Problems};
+use crate::validation::{At, Errors, Problems, dns_1035_label, dns_subdomain, path_segment, quote};
+
+const MAX_GROUP_PRIORITY: i64 = 20_000;
+
+const MAX_VERSION_PRIORITY: i64 = 1000;
+
+const STATUSES: &[&str] = &["True", "False", "Unknown"];
 
 pub(super) struct ApiService;
 
 impl Strategy for ApiService {
     fn name_rule(&self) -> fn(&str) -> Problems {
-        validation::path_segment
+        path_segment
     }
 
     fn prepare_create(&self, object: &mut Value) {
@@ -26,6 +34,19 @@ impl Strategy for ApiService {
         }
     }
 
+    fn prepare_status_update(&self, object: &mut Value, old: &Value) {
+        copy_field(object, old, "spec");
+        keep_metadata(object, old);
+    }
+
+    fn has_standard_finalizers(&self) -> bool {
+        false
+    }
+
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Update, MetaCheck::Whole]
+    }
+
     fn generation_of(&self) -> &'static [&'static str] {
         &[]
     }
@@ -35,72 +56,91 @@ impl Strategy for ApiService {
     }
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let spec = &object["spec"];
-        let (group, version) = (
-            spec["group"].as_str().unwrap_or_default(),
-            spec["version"].as_str().unwrap_or_default(),
+        let root = At::root(object);
+        let spec = root.field("spec");
+        let (group, version) = (spec.field("group"), spec.field("version"));
+        validate_name(
+            object,
+            &format!("{}.{}", version.str(), group.str()),
+            errors,
         );
-        let name = format!("{version}.{group}");
-        if meta::name(object) != name {
-            let why = format!("must be `spec.version+\".\"+spec.group`: {name:?}");
-            errors.invalid("metadata.name", &object["metadata"]["name"], &why);
-        }
-        if group.is_empty() && version != "v1" {
+        if group.is_empty() && version.str() != "v1" {
             let why = "only v1 may have an empty group and it better be legacy kube";
-            errors.required("spec.group", why);
+            errors.required(group, why);
         }
-        if !group.is_empty() {
-            for problem in validation::dns_subdomain(group) {
-                errors.invalid("spec.group", &spec["group"], &problem);
-            }
-        }
-        for problem in validation::dns_1035_label(version) {
-            errors.invalid("spec.version", &version.into(), &problem);
-        }
-        for (field, highest) in [("groupPriorityMinimum", 20_000), ("versionPriority", 1000)] {
-            let value = spec[field].as_i64().unwrap_or_default();
+        errors.optional_name(&group, dns_subdomain);
+        errors.problems(&version, dns_1035_label(version.str()));
+        for (field, highest) in [
+            ("groupPriorityMinimum", MAX_GROUP_PRIORITY),
+            ("versionPriority", MAX_VERSION_PRIORITY),
+        ] {
+            let at = spec.field(field);
+            let value = at.int().unwrap_or_default();
             if value <= 0 || value > highest {
                 let why = format!("must be positive and less than {highest}");
-                errors.invalid(format!("spec.{field}"), &value.into(), &why);
+                errors.invalid(at, &value.into(), &why);
             }
         }
-        if spec["service"].is_null() {
-            local(spec, errors);
+        if spec.field("service").is_set() {
+            remote(&spec, errors);
         } else {
-            remote(spec, errors);
+            local(&spec, errors);
+        }
+    }
+
+    fn validate_status(&self, object: &Value, _old: &Value, errors: &mut Errors) {
+        let root = At::root(object);
+        let status = root.field("status");
+        for condition in status.field("conditions").items() {
+            errors.member(&condition.field("status"), STATUSES);
         }
     }
 }
 
-fn bundle(spec: &Value) -> &str {
-    spec["caBundle"].as_str().unwrap_or_default()
+/// The name is the version and the group. Of a name that could not be one in a path, nothing more is said.
+fn validate_name(object: &Value, expected: &str, errors: &mut Errors) {
+    let root = At::root(object);
+    let metadata = root.field("metadata");
+    let why = format!(
+        "must be `spec.version+\".\"+spec.group`: {}",
+        quote(expected)
+    );
+    for field in ["generateName", "name"] {
+        let at = metadata.field(field);
+        let name = at.str();
+        if !name.is_empty() && path_segment(name).is_empty() && name != expected {
+            errors.bad(&at, &why);
+        }
+    }
 }
 
-fn local(spec: &Value, errors: &mut Errors) {
-    if !bundle(spec).is_empty() {
+fn local(spec: &At<'_, '_>, errors: &mut Errors) {
+    let bundle = spec.field("caBundle");
+    if !bundle.is_empty() {
+        let size = BASE64.decode(bundle.str()).map_or(0, |bytes| bytes.len());
         let why = "local APIServices may not have a caBundle";
-        errors.invalid("spec.caBundle", &spec["caBundle"], why);
+        errors.invalid_text(bundle, &format!("{size} bytes"), why);
     }
-    if spec["insecureSkipTLSVerify"] == true {
+    let insecure = spec.field("insecureSkipTLSVerify");
+    if insecure.is_true() {
         let why = "local APIServices may not have insecureSkipTLSVerify";
-        errors.invalid("spec.insecureSkipTLSVerify", &true.into(), why);
+        errors.bad(&insecure, why);
     }
 }
 
-fn remote(spec: &Value, errors: &mut Errors) {
-    let service = &spec["service"];
+fn remote(spec: &At<'_, '_>, errors: &mut Errors) {
+    let service = spec.field("service");
     for field in ["namespace", "name"] {
-        if service[field].as_str().unwrap_or_default().is_empty() {
-            errors.required(format!("spec.service.{field}"), "");
-        }
+        errors.required_text(&service.field(field));
     }
-    let port = service["port"].as_i64().unwrap_or(443);
-    if !(1..=65_535).contains(&port) {
+    let port = service.field("port");
+    let number = port.int().unwrap_or(443);
+    if !(1..=65_535).contains(&number) {
         let why = "port is not valid: must be between 1 and 65535, inclusive";
-        errors.invalid("spec.service.port", &port.into(), why);
+        errors.invalid(port, &number.into(), why);
     }
-    if spec["insecureSkipTLSVerify"] == true && !bundle(spec).is_empty() {
-        let why = "may not be true if caBundle is present";
-        errors.invalid("spec.insecureSkipTLSVerify", &true.into(), why);
+    let insecure = spec.field("insecureSkipTLSVerify");
+    if insecure.is_true() && !spec.field("caBundle").is_empty() {
+        errors.bad(&insecure, "may not be true if caBundle is present");
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Strategy;
+use super::{MetaCheck, Strategy};
 use crate::validation::{self, At, Errors, Problems};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -33,8 +33,16 @@ impl Strategy for Role {
             );
         }
         for selector in At::named(&aggregation["clusterRoleSelectors"], at).items() {
+            let before = errors.len();
             validation::label_selector(errors, &selector);
+            if errors.len() > before {
+                errors.invalid(selector, &Value::Null, "invalid label selector.");
+            }
         }
+    }
+
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Whole, MetaCheck::Update]
     }
 
     fn generation_of(&self) -> &'static [&'static str] {
@@ -148,6 +156,10 @@ impl Strategy for Binding {
         }
     }
 
+    fn metadata_on_update(&self) -> &'static [MetaCheck] {
+        &[MetaCheck::Whole, MetaCheck::Update]
+    }
+
     fn generation_of(&self) -> &'static [&'static str] {
         &[]
     }
@@ -159,24 +171,24 @@ impl Binding {
         if name.is_empty() {
             errors.required(format!("{at}.name"), "");
         }
-        let mut grouped = |expected: &str| {
+        let grouped = |expected: &str, errors: &mut Errors| {
             if group != expected {
                 errors.not_supported(format!("{at}.apiGroup"), &group.into(), &[expected]);
             }
         };
         match text(subject, "kind") {
             "ServiceAccount" => {
-                grouped("");
                 if !name.is_empty() {
                     for problem in validation::dns_subdomain(name) {
                         errors.invalid(format!("{at}.name"), &name.into(), &problem);
                     }
                 }
+                grouped("", errors);
                 if !self.namespaced && text(subject, "namespace").is_empty() {
                     errors.required(format!("{at}.namespace"), "");
                 }
             }
-            "User" | "Group" => grouped(GROUP),
+            "User" | "Group" => grouped(GROUP, errors),
             kind => errors.not_supported(
                 format!("{at}.kind"),
                 &kind.into(),

@@ -91,14 +91,19 @@ fn set_template_generation(object: &mut Value, generation: i64) {
 impl Strategy for DaemonSet {
     fn default(&self, object: &mut Value) {
         template::default_template(object, &["spec", "template"]);
-        if object["spec"]["updateStrategy"]["type"] == "RollingUpdate" {
-            for (field, number) in [("maxUnavailable", 1), ("maxSurge", 0)] {
-                default_at(
-                    object,
-                    &["spec", "updateStrategy", "rollingUpdate", field],
-                    number,
-                );
-            }
+        let strategy = &object["spec"]["updateStrategy"];
+        // Where nothing rolls, what is not said is none.
+        let unavailable = match strategy["type"].as_str() {
+            Some("RollingUpdate") => 1,
+            _ if strategy["rollingUpdate"].is_object() => 0,
+            _ => return,
+        };
+        for (field, number) in [("maxUnavailable", unavailable), ("maxSurge", 0)] {
+            default_at(
+                object,
+                &["spec", "updateStrategy", "rollingUpdate", field],
+                number,
+            );
         }
     }
 

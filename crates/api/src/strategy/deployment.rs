@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::template::{self, Options};
-use super::{Strategy, copy_field, default_at, keep_all_but_status, workload};
+use super::{Strategy, copy_field, default_at, workload};
 use crate::validation::{At, Errors, int_or_percent, internal, is_percent, percent_at_most_100};
 
 pub(super) struct Deployment;
@@ -73,7 +73,7 @@ impl Strategy for Deployment {
     }
 
     fn prepare_status_update(&self, object: &mut Value, old: &Value) {
-        keep_all_but_status(object, old);
+        copy_field(object, old, "spec");
         copy_field(&mut object["metadata"], &old["metadata"], "labels");
     }
 

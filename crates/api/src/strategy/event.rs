@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{MetaCheck, Strategy, text};
 use crate::meta;
-use crate::validation::{At, Errors, dns_subdomain, qualified_name};
+use crate::validation::{At, Errors, dns_subdomain, internal, qualified_name};
 
 const MAX_WORD: usize = 128;
 const MAX_MESSAGE: usize = 1024;
@@ -19,18 +19,36 @@ pub(super) enum Event {
     Events,
 }
 
-/// What may not change, in upstream's order. The time has its own rule, after `type`.
-const IMMUTABLE: [&str; 9] = [
-    "involvedObject",
-    "reason",
-    "message",
-    "source",
-    "firstTimestamp",
-    "lastTimestamp",
-    "count",
-    "reason",
-    "type",
+/// What may not change, in upstream's order; objects have types. The time has its own rule, after `type`.
+const IMMUTABLE: [(&str, &str); 9] = [
+    ("involvedObject", REFERENCE),
+    ("reason", ""),
+    ("message", ""),
+    ("source", "io.k8s.api.core.v1.EventSource"),
+    ("firstTimestamp", NULLABLE),
+    ("lastTimestamp", NULLABLE),
+    ("count", ""),
+    ("reason", ""),
+    ("type", ""),
 ];
+
+const REFERENCE: &str = "io.k8s.api.core.v1.ObjectReference";
+
+/// Where nothing is null, and not the empty string.
+const NULLABLE: &str = "null";
+
+/// A field that must keep its value, and how it is shown.
+fn immutable(new: &At<'_, '_>, old: &Value, ty: &str, errors: &mut Errors) {
+    const DETAIL: &str = "field is immutable";
+    if new.value() == old {
+        return;
+    }
+    match ty {
+        "" => errors.bad(new, DETAIL),
+        NULLABLE => errors.invalid(new, new.value(), DETAIL),
+        _ => errors.invalid_as(new, &internal(ty, new.value()), DETAIL),
+    }
+}
 
 impl Event {
     fn validate_basics(&self, event: &At<'_, '_>, errors: &mut Errors) {
@@ -138,8 +156,8 @@ impl Strategy for Event {
         if event.get("series") != old.get("series") {
             validate_series(&event, errors);
         }
-        for field in IMMUTABLE {
-            errors.immutable_field(&event, &old, field);
+        for (field, ty) in IMMUTABLE {
+            immutable(&event.field(field), old.get(field), ty, errors);
         }
         let microseconds = |at: &At<'_, '_>| {
             at.text("eventTime")
@@ -148,18 +166,25 @@ impl Strategy for Event {
                 .map(jiff::Timestamp::as_microsecond)
         };
         if microseconds(&event) != microseconds(&old) {
-            errors.immutable_field(&event, &old, "eventTime");
+            immutable(
+                &event.field("eventTime"),
+                old.get("eventTime"),
+                NULLABLE,
+                errors,
+            );
         }
-        for field in ["action", "related"] {
-            errors.immutable_field(&event, &old, field);
-        }
-        let controller = |at: &At<'_, '_>| at.get("reportingComponent").clone();
-        errors.immutable(
-            "reportingController",
-            &controller(&event),
-            &controller(&old),
-        );
-        errors.immutable_field(&event, &old, "reportingInstance");
+        immutable(&event.field("action"), old.get("action"), "", errors);
+        let related = event.field("related");
+        let ty = if related.is_set() {
+            REFERENCE
+        } else {
+            NULLABLE
+        };
+        immutable(&related, old.get("related"), ty, errors);
+        let controller = event.place("reportingController", event.get("reportingComponent"));
+        immutable(&controller, old.get("reportingComponent"), "", errors);
+        let instance = event.field("reportingInstance");
+        immutable(&instance, old.get("reportingInstance"), "", errors);
     }
 
     fn has_standard_finalizers(&self) -> bool {

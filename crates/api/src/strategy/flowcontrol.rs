@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Strategy, default_at};
 use crate::flowcontrol::{EXEMPT, FLOW_SCHEMAS, PRIORITY_LEVELS, can_deal};
 use crate::meta;
-use crate::validation::{self, Errors};
+use crate::validation::{self, Errors, internal};
 
 const VERBS: [&str; 9] = [
     "create",
@@ -34,7 +34,8 @@ impl Strategy for FlowSchema {
             && spec != fixed
         {
             let why = format!("spec of '{name}' must equal the fixed value");
-            errors.invalid("spec", spec, &why);
+            let shown = internal("io.k8s.api.flowcontrol.v1.FlowSchemaSpec", spec);
+            errors.invalid_as("spec", &shown, &why);
         }
         validate_conditions(object, errors);
     }
@@ -347,7 +348,8 @@ impl Strategy for PriorityLevelConfiguration {
             }
             if own != fixed {
                 let why = format!("spec of '{name}'{except} must equal the fixed value");
-                errors.invalid("spec", spec, &why);
+                let ty = "io.k8s.api.flowcontrol.v1.PriorityLevelConfigurationSpec";
+                errors.invalid_as("spec", &internal(ty, spec), &why);
             }
         }
         validate_conditions(object, errors);

@@ -22,6 +22,7 @@ mod node;
 mod pod;
 mod quota;
 mod replicaset;
+mod resource;
 mod reviews;
 mod scheduling;
 mod service;
@@ -236,6 +237,10 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("storage.k8s.io", "CSINode") => &storage::CsiNode,
         ("storage.k8s.io", "CSIStorageCapacity") => &storage::CsiStorageCapacity,
         ("coordination.k8s.io", "Lease") => &coordination::Lease,
+        ("resource.k8s.io", "DeviceClass") => &resource::DeviceClass,
+        ("resource.k8s.io", "ResourceClaim") => &resource::ResourceClaim,
+        ("resource.k8s.io", "ResourceClaimTemplate") => &resource::ResourceClaimTemplate,
+        ("resource.k8s.io", "ResourceSlice") => &resource::ResourceSlice,
         (
             "admissionregistration.k8s.io",
             "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",

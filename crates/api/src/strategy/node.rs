@@ -41,6 +41,44 @@ fn validate_taints(taints: &At<'_, '_>, errors: &mut Errors) {
     }
 }
 
+/// The annotation that says which controllers' pods would better be elsewhere.
+const AVOID: &str = "scheduler.alpha.kubernetes.io/preferAvoidPods";
+
+fn validate_annotations(node: &At<'_, '_>, errors: &mut Errors) {
+    let metadata = node.field("metadata");
+    let annotations = metadata.field("annotations");
+    let text = annotations.text(AVOID);
+    if text.is_empty() {
+        return;
+    }
+    let avoided: Value = match serde_json::from_str(text) {
+        Ok(avoided) => avoided,
+        Err(error) => {
+            let why = json_problem(text).unwrap_or_else(|| error.to_string());
+            errors.invalid_text(annotations.field("AvoidPods"), AVOID, &why);
+            return;
+        }
+    };
+    let place = annotations.place(AVOID, &avoided["preferAvoidPods"]);
+    for entry in place.items() {
+        let signature = entry.field_as("podSignature", "PodSignature");
+        let controller = signature.field_as("podController", "PodController");
+        if !controller.is_set() {
+            errors.required(signature, "");
+        } else if !controller.field("controller").is_true() {
+            let at = controller.place("Controller", &Value::Bool(false));
+            errors.bad(&at, "must point to a controller");
+        }
+    }
+}
+
+/// What Go says of a text that does not even begin as JSON.
+fn json_problem(text: &str) -> Option<String> {
+    let first = text.trim_start().chars().next()?;
+    let begins = "{[\"-tfn".contains(first) || first.is_ascii_digit();
+    (!begins).then(|| format!("invalid character '{first}' looking for beginning of value"))
+}
+
 /// What creation and updates of every part look at.
 fn validate_parts(node: &At<'_, '_>, errors: &mut Errors) {
     let status = node.field("status");
@@ -87,6 +125,7 @@ fn validate_features(status: &At<'_, '_>, errors: &mut Errors) {
 fn validate(node: &At<'_, '_>, errors: &mut Errors) {
     let spec = node.field("spec");
     let metadata = node.field("metadata");
+    validate_annotations(node, errors);
     validate_taints(&metadata.place("taints", spec.get("taints")), errors);
     validate_parts(node, errors);
     let status = node.field("status");
@@ -157,6 +196,7 @@ fn validate_config_source(source: &At<'_, '_>, in_status: bool, errors: &mut Err
 
 fn validate_update(node: &At<'_, '_>, old: &Value, errors: &mut Errors) {
     let (spec, status) = (node.field("spec"), node.field("status"));
+    validate_annotations(node, errors);
     validate_parts(node, errors);
     validate_features(&status, errors);
     let addresses = status.field("addresses");

@@ -146,7 +146,11 @@ impl Strategy for ReplicationController {
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
-        workload::named_warnings(object, old)
+        match old {
+            None => workload::named_warnings(object, None),
+            // Upstream takes the old template for the new one.
+            Some(old) => workload::template_warnings(old, Some(object)),
+        }
     }
 
     fn selectable_fields(&self) -> &'static [&'static str] {

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::template::{self, Options, warnings};
 use super::{MetaCheck, Strategy};
 use crate::meta;
-use crate::validation::{At, Errors, dns_label, go_json, labels};
+use crate::validation::{At, Errors, dns_label, internal, labels};
 
 /// Highest value of a class that users define; higher ones are the system's.
 const HIGHEST_USER_PRIORITY: i64 = 1_000_000_000;
@@ -90,7 +90,8 @@ fn validate_scheduling(at: &At<'_, '_>, errors: &mut Errors) {
     for (i, toleration) in tolerations.items().enumerate() {
         let own = key(toleration.value());
         if tolerations.list()[..i].iter().any(|t| key(t) == own) {
-            errors.duplicate_as(toleration, &go_json(toleration.value()));
+            let shown = internal("io.k8s.api.core.v1.Toleration", toleration.value());
+            errors.duplicate_as(toleration, &shown);
         }
     }
 }

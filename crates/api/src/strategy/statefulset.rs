@@ -1,5 +1,7 @@
 //! Stateful sets.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::deployment::amount;
@@ -7,6 +9,7 @@ use super::storage::claim;
 use super::template::options::list;
 use super::template::{self, Options};
 use super::{Strategy, at_mut, copy_field, default_at, items_mut, workload};
+use crate::meta;
 use crate::validation::{
     At, Errors, Problems, api, dns_label, int_or_percent, internal, percent_at_most_100,
 };
@@ -103,11 +106,13 @@ fn as_pods_have_it(spec: &At<'_, '_>) -> Option<Value> {
         map.remove("hostname");
     }
     if has_claims && pod_spec.is_object() {
-        let name = |claim: &Value| claim["metadata"]["name"].clone();
-        let made = list(claims)
-            .map(|c| json!({"name": name(c), "persistentVolumeClaim": {"claimName": name(c)}}));
+        // One for each name, however many templates have it.
+        let names: BTreeSet<_> = list(claims).map(meta::name).collect();
+        let made = names
+            .into_iter()
+            .map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
         let own = list(&pod_spec["volumes"])
-            .filter(|v| !list(claims).any(|c| name(c) == v["name"]))
+            .filter(|v| !list(claims).any(|c| c["metadata"]["name"] == v["name"]))
             .cloned();
         pod_spec["volumes"] = made.chain(own).collect();
     }

@@ -185,6 +185,28 @@ pub fn canonical_cidr(errors: &mut Errors, at: &At<'_, '_>, text: &str) {
     }
 }
 
+/// An address of an interface, with the length of its network's prefix, in the one form it has.
+pub fn interface_address(errors: &mut Errors, at: &At<'_, '_>) {
+    let text = at.str();
+    let Some(cidr) = Cidr::parse_sloppy(text) else {
+        let form = "must be a valid address in CIDR form, (e.g. 10.9.8.7/24 or 2001:db8::1/64)";
+        errors.invalid_text(at, text, form);
+        return;
+    };
+    let address = unmapped(cidr.address);
+    let mapped = address.is_ipv4() && cidr.prefix > 32;
+    let prefix = if mapped {
+        cidr.prefix - 96
+    } else {
+        cidr.prefix
+    };
+    let canonical = format!("{address}/{prefix}");
+    if text != canonical {
+        let detail = format!("must be in canonical form ({})", quote(&canonical));
+        errors.invalid_text(at, text, &detail);
+    }
+}
+
 /// An address that endpoints of services may have.
 pub fn endpoint_ip(errors: &mut Errors, at: &At<'_, '_>) {
     let text = at.str();

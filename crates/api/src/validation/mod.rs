@@ -15,6 +15,7 @@ mod quantity;
 mod render;
 pub mod resource;
 mod selector;
+mod url;
 mod webhook;
 
 pub use at::At;
@@ -33,20 +34,26 @@ pub use ports::{PROTOCOLS, port_name, port_number, port_number_or_name, port_ran
 pub use quantity::{non_negative_quantity, positive_quantity, positive_quantity_as, quantity_of};
 pub use render::{api, go_json, internal, quote};
 pub use selector::{
-    SelectorOptions, has_invalid_values, label_key, label_selector, label_selector_with, labels,
-    selector_matches,
+    SelectorOptions, has_invalid_selector, has_invalid_values, label_key, label_selector,
+    label_selector_with, labels, selector_matches,
 };
 pub use webhook::{review_versions, webhook_client};
 
-/// A regular expression's error in one line.
+/// A regular expression's error in one line, in Go's words for what goes wrong most.
 #[must_use]
-pub fn regex_error(error: &regex::Error) -> String {
+pub fn regex_error(pattern: &str, error: &regex::Error) -> String {
     let text = error.to_string();
     let last = text.lines().last().unwrap_or_default();
-    format!(
-        "error parsing regexp: {}",
-        last.trim_start_matches("error: ")
-    )
+    let why = match last.trim_start_matches("error: ") {
+        "unclosed character class" => {
+            let open = pattern.rfind('[').unwrap_or_default();
+            format!("missing closing ]: `{}`", &pattern[open..])
+        }
+        "unclosed group" => format!("missing closing ): `{pattern}`"),
+        "unopened group" => format!("unexpected ): `{pattern}`"),
+        other => other.to_owned(),
+    };
+    format!("error parsing regexp: {why}")
 }
 
 /// Whether a value is what an absent one would be.

@@ -80,6 +80,14 @@ pub fn has_invalid_values(selector: &Value) -> bool {
         .any(|v| !label_value(v.as_str().unwrap_or_default()).is_empty())
 }
 
+/// Whether there is anything wrong with a selector.
+#[must_use]
+pub fn has_invalid_selector(selector: &Value) -> bool {
+    let mut errors = Errors::default();
+    label_selector(&mut errors, &At::root(selector));
+    !errors.is_empty()
+}
+
 /// Whether a well-formed selector selects labels. No selector selects nothing, but is not held against them.
 #[must_use]
 pub fn selector_matches(selector: &Value, labels: &Value) -> bool {

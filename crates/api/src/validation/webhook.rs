@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::Errors;
 use super::names::{dns_1035_label, dns_subdomain};
+use super::url::Url;
 
 /// The client configuration of a webhook: a URL or a service.
 pub fn webhook_client(errors: &mut Errors, field: &str, client: &Value) {
@@ -19,52 +20,37 @@ pub fn webhook_client(errors: &mut Errors, field: &str, client: &Value) {
 
 fn webhook_url(errors: &mut Errors, field: &str, text: &str) {
     const FORM: &str = "; desired format: https://host[/path]";
-    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
-    let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
-    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let authority = if scheme.is_empty() {
-        ""
-    } else {
-        rest.split('/').next().unwrap_or_default()
+    let url = match Url::parse(text) {
+        Ok(url) => url,
+        Err(why) => {
+            return errors.required(field, &format!("url must be a valid URL: {why}{FORM}"));
+        }
     };
-    let (user, host) = match authority.rsplit_once('@') {
-        Some((user, host)) => (Some(user), host),
-        None => (None, authority),
-    };
-    if scheme != "https" {
+    if url.scheme != "https" {
         let detail = format!("'https' is the only allowed URL scheme{FORM}");
-        errors.invalid(field, &scheme.into(), &detail);
+        errors.invalid_text(field, &url.scheme, &detail);
     }
-    if host.is_empty() {
-        errors.invalid(field, &"".into(), &format!("host must be specified{FORM}"));
+    if url.host.is_empty() {
+        errors.invalid_text(field, "", &format!("host must be specified{FORM}"));
     }
-    if let Some(user) = user {
-        errors.invalid(
-            field,
-            &user.into(),
-            "user information is not permitted in the URL",
-        );
+    if let Some(user) = url.user {
+        errors.invalid_text(field, &user, "user information is not permitted in the URL");
     }
-    if !fragment.is_empty() {
-        errors.invalid(
-            field,
-            &fragment.into(),
-            "fragments are not permitted in the URL",
-        );
+    if !url.fragment.is_empty() {
+        let detail = "fragments are not permitted in the URL";
+        errors.invalid_text(field, &url.fragment, detail);
     }
-    if !query.is_empty() {
-        errors.invalid(
-            field,
-            &query.into(),
-            "query parameters are not permitted in the URL",
-        );
+    if !url.query.is_empty() {
+        let detail = "query parameters are not permitted in the URL";
+        errors.invalid_text(field, &url.query, detail);
     }
 }
 
 fn webhook_service(errors: &mut Errors, field: &str, service: &Value) {
-    for name in ["name", "namespace"] {
-        if service[name].as_str().unwrap_or_default().is_empty() {
-            errors.required(format!("{field}.{name}"), "");
+    // Upstream takes one for the other here.
+    for (absent, told) in [("namespace", "name"), ("name", "namespace")] {
+        if service[absent].as_str().unwrap_or_default().is_empty() {
+            errors.required(format!("{field}.{told}"), "");
         }
     }
     let port = service["port"].as_i64().unwrap_or(443);
@@ -81,10 +67,13 @@ fn webhook_service(errors: &mut Errors, field: &str, service: &Value) {
         errors.invalid(&at, &value, "segment[0] may not be empty");
         return;
     }
-    let Some(segments) = path.strip_prefix('/') else {
+    if !path.starts_with('/') {
         errors.invalid(&at, &value, "must start with a '/'");
-        return;
-    };
+    }
+    // Whatever is there instead of the slash counts as one.
+    let mut segments = path.chars();
+    segments.next();
+    let segments = segments.as_str();
     let segments = segments.strip_suffix('/').unwrap_or(segments);
     for (i, segment) in segments.split('/').enumerate() {
         if segment.is_empty() {

@@ -17,21 +17,114 @@ use crate::user::User;
 const AUTHORIZER: Type = Type::Opaque("kubernetes.authorization.Authorizer");
 const RESOURCE_CHECK: Type = Type::Opaque("kubernetes.authorization.ResourceCheck");
 
-/// What every expression sees; `params` and `namespaceObject` are for policies.
+/// What not every expression sees.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sees {
+    /// `params`, in policies that have parameters.
+    pub params: bool,
+    pub authorizer: bool,
+}
+
+impl Sees {
+    /// What the expressions of webhooks see.
+    pub const WEBHOOK: Self = Self {
+        params: false,
+        authorizer: true,
+    };
+
+    /// What the expressions of a policy see, but for those of its messages.
+    #[must_use]
+    pub fn of_policy(spec: &Json) -> Self {
+        Self {
+            params: spec["paramKind"].is_object(),
+            authorizer: true,
+        }
+    }
+}
+
+/// The variables of an expression.
 #[must_use]
-pub fn environment(policy: bool) -> Environment {
+pub fn environment(sees: Sees) -> Environment {
     let mut environment = Environment::default();
     for name in ["object", "oldObject"] {
         environment.declare(name, Type::Dyn);
     }
+    environment.declare("namespaceObject", namespace_type());
     environment.declare("request", request_type());
-    environment.declare("authorizer", AUTHORIZER);
-    environment.declare("authorizer.requestResource", RESOURCE_CHECK);
-    if policy {
+    if sees.params {
         environment.declare("params", Type::Dyn);
-        environment.declare("namespaceObject", Type::Dyn);
+    }
+    if sees.authorizer {
+        environment.declare("authorizer", AUTHORIZER);
+        environment.declare("authorizer.requestResource", RESOURCE_CHECK);
     }
     environment
+}
+
+/// The types of what the mutations of a policy result in.
+#[must_use]
+pub fn patch_types() -> [(&'static str, Type); 2] {
+    let operation = object(
+        "JSONPatch",
+        &[
+            ("op", Type::String),
+            ("path", Type::String),
+            ("from", Type::String),
+            ("value", Type::Dyn),
+        ],
+    );
+    [
+        ("Object", Type::Dynamic("Object".into())),
+        ("JSONPatch", operation),
+    ]
+}
+
+/// The namespace of an object, without what is of no use to expressions.
+fn namespace_type() -> Type {
+    let strings = || Type::list(Type::String);
+    let words = || Type::map(Type::String, Type::String);
+    let metadata = object(
+        "kubernetes.NamespaceMetadata",
+        &[
+            ("name", Type::String),
+            ("generateName", Type::String),
+            ("namespace", Type::String),
+            ("labels", words()),
+            ("annotations", words()),
+            ("UID", Type::String),
+            ("creationTimestamp", Type::Timestamp),
+            ("deletionGracePeriodSeconds", Type::Int),
+            ("deletionTimestamp", Type::Timestamp),
+            ("generation", Type::Int),
+            ("resourceVersion", Type::String),
+            ("finalizers", strings()),
+        ],
+    );
+    let condition = object(
+        "kubernetes.NamespaceCondition",
+        &[
+            ("status", Type::String),
+            ("type", Type::String),
+            ("lastTransitionTime", Type::Timestamp),
+            ("message", Type::String),
+            ("reason", Type::String),
+        ],
+    );
+    let status = [
+        ("conditions", Type::list(condition)),
+        ("phase", Type::String),
+    ];
+    object(
+        "kubernetes.Namespace",
+        &[
+            ("metadata", metadata),
+            (
+                "spec",
+                object("kubernetes.NamespaceSpec", &[("finalizers", strings())]),
+            ),
+            ("status", object("kubernetes.NamespaceStatus", &status)),
+        ],
+    )
 }
 
 fn request_type() -> Type {
@@ -99,6 +192,7 @@ pub fn activation(
     request: &Json,
     object: &Json,
     old: Option<&Json>,
+    namespace: Option<&Json>,
 ) -> Activation {
     let typed = |value: &Json| Value::from_json(value);
     let asked: CelAuthorizer = Arc::new(Asker {
@@ -117,6 +211,10 @@ pub fn activation(
     Activation::default()
         .with("object", typed(object))
         .with("oldObject", old.map_or(Value::Null, typed))
+        .with(
+            "namespaceObject",
+            namespace.map_or(Value::Null, |n| Value::typed(n, &namespace_type())),
+        )
         .with("request", Value::typed(request, &request_type()))
         .with(
             "authorizer.requestResource",
@@ -181,11 +279,27 @@ pub fn conditions(environment: &Environment, list: &Json) -> Vec<Condition> {
 /// # Errors
 /// What is wrong with it.
 pub fn boolean(environment: &Environment, text: &str) -> Result<Program, String> {
-    match environment.compile(text) {
-        Ok(program) if matches!(program.result, Type::Bool | Type::Dyn) => Ok(program),
-        Ok(_) => Err("must evaluate to bool".into()),
-        Err(error) => Err(format!("compilation failed: {error}")),
+    typed(environment, text, &[Type::Bool])
+}
+
+/// Compiles an expression whose value must be of one of some types; of any when none is named.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn typed(environment: &Environment, text: &str, types: &[Type]) -> Result<Program, String> {
+    let program = environment
+        .compile(text)
+        .map_err(|error| format!("compilation failed: {error}"))?;
+    if types.is_empty() || types.contains(&program.result) {
+        return Ok(program);
     }
+    let wanted: Vec<String> = types.iter().map(Type::runtime_name).collect();
+    let wanted = match wanted.as_slice() {
+        [one] => one.clone(),
+        several => format!("one of [{}]", several.join(" ")),
+    };
+    let found = program.result.runtime_name();
+    Err(format!("must evaluate to {wanted} but got {found}"))
 }
 
 /// Whether all conditions hold.

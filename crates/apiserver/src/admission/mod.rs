@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fluyt_api::Error;
+use fluyt_api::validation::Errors;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -193,7 +194,7 @@ pub const PLUGINS: [&str; 23] = [
 
 /// The plugins in upstream's order; quota comes last so that nothing refused is charged.
 pub struct Chain {
-    caches: Arc<Caches>,
+    shared: Shared,
     plugins: Vec<Box<dyn Plugin>>,
 }
 
@@ -229,7 +230,7 @@ impl Chain {
         let mut plugins = plugins;
         plugins.retain(|plugin| !disabled.iter().any(|d| d == plugin.name()));
         Self {
-            caches: shared.caches.clone(),
+            shared: shared.clone(),
             plugins,
         }
     }
@@ -246,16 +247,36 @@ impl Chain {
         let mut changed_late = false;
         for plugin in &self.plugins {
             let before = plugin.is_late().then(|| object.clone());
-            plugin.admit(&self.caches, attributes, object).await?;
+            plugin
+                .admit(&self.shared.caches, attributes, object)
+                .await?;
             changed_late |= before.is_some_and(|before| before != *object);
         }
         if changed_late {
             // What policies and webhooks added gets the built-in plugins' treatment too.
             for plugin in self.plugins.iter().filter(|p| !p.is_late()) {
-                plugin.admit(&self.caches, attributes, object).await?;
+                plugin
+                    .admit(&self.shared.caches, attributes, object)
+                    .await?;
             }
         }
         Ok(())
+    }
+
+    /// Whom plugins ask what a user may do.
+    #[must_use]
+    pub fn authorizer(&self) -> &Authorizer {
+        &self.shared.authorizer
+    }
+
+    /// Asks whether the author of a policy or of a binding may read what it is about to read.
+    pub async fn authorize(
+        &self,
+        attributes: &Attributes<'_>,
+        object: &Value,
+        errors: &mut Errors,
+    ) {
+        configuration::authorize(&self.shared, attributes, object, errors).await;
     }
 
     /// Runs the validating plugins.
@@ -264,7 +285,9 @@ impl Chain {
     /// The first refusal.
     pub async fn validate(&self, attributes: &Attributes<'_>, object: &Value) -> Result<(), Error> {
         for plugin in &self.plugins {
-            plugin.validate(&self.caches, attributes, object).await?;
+            plugin
+                .validate(&self.shared.caches, attributes, object)
+                .await?;
         }
         Ok(())
     }

@@ -21,14 +21,15 @@ impl Plugin for StorageObjectInUseProtection {
         attributes: &Attributes<'_>,
         object: &mut Value,
     ) -> Result<(), Error> {
-        let finalizer = if attributes.is("persistentvolumeclaims", Operation::Create) {
-            "kubernetes.io/pvc-protection"
-        } else if attributes.is("persistentvolumes", Operation::Create) {
-            "kubernetes.io/pv-protection"
-        } else if attributes.is("volumeattributesclasses", Operation::Create) {
-            "kubernetes.io/vac-protection"
-        } else {
+        let at = attributes.at;
+        if attributes.operation != Operation::Create || !at.subresource.is_empty() {
             return Ok(());
+        }
+        let finalizer = match (at.resource.group, at.resource.plural) {
+            ("", "persistentvolumeclaims") => "kubernetes.io/pvc-protection",
+            ("", "persistentvolumes") => "kubernetes.io/pv-protection",
+            ("storage.k8s.io", "volumeattributesclasses") => "kubernetes.io/vac-protection",
+            _ => return Ok(()),
         };
         let mut finalizers: Vec<String> = meta::finalizers(object)
             .into_iter()

@@ -11,6 +11,7 @@ mod route;
 mod selection;
 mod shape;
 mod subresources;
+mod token;
 mod transport;
 mod websocket;
 mod write;
@@ -46,6 +47,17 @@ pub struct Call {
     pub parts: Parts,
     /// Taken once, by whoever reads or forwards it. Behind a lock only because bodies cannot be shared between threads.
     pub body: Mutex<Body>,
+}
+
+/// An object that is sent to a namespace is of that namespace, if it says of which it is.
+fn own_namespace(call: &Call, object: &serde_json::Value) -> Result<(), Error> {
+    let given = fluyt_api::meta::namespace(object);
+    if given.is_empty() || given == call.target.namespace {
+        return Ok(());
+    }
+    Err(Error::bad_request(
+        "the namespace of the provided object does not match the namespace sent on the request",
+    ))
 }
 
 impl Call {
@@ -116,6 +128,8 @@ impl Call {
             }),
             warnings: self.warnings.clone(),
             record: self.record(),
+            group: Some(self.resource.group),
+            patches: self.parts.method == http::Method::PATCH,
         })
     }
 

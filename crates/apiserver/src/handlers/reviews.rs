@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fluyt_api::validation::Errors;
-use fluyt_api::{Error, meta};
+use fluyt_api::{Error, defaults, meta};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -37,8 +37,14 @@ pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
     let kind = (resource.group, resource.version, resource.kind);
     let mut review = decode::object(&call.parts, &body, &call.info.query, kind)?.object;
     meta::set(&mut review, "creationTimestamp", Value::Null);
-    if resource.namespaced && meta::namespace(&review).is_empty() {
+    if let Some(ty) = resource.ty {
+        defaults::strip_absent(resource.schema(), ty, &mut review);
+    }
+    if resource.namespaced {
+        super::own_namespace(&call, &review)?;
         meta::set(&mut review, "namespace", call.target.namespace.clone());
+    } else {
+        meta::set(&mut review, "namespace", Value::Null);
     }
     let mut errors = Errors::default();
     resource.strategy().validate(&review, &mut errors);
@@ -54,10 +60,14 @@ pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
         "SelfSubjectAccessReview" => access(&call, spec, &call.user).await,
         "SelfSubjectRulesReview" => {
             let found = rules(&call, spec)?;
+            review["metadata"] = json!({});
             review["spec"] = json!({});
             found
         }
-        "SelfSubjectReview" => json!({"userInfo": user_info(&call.user)}),
+        "SelfSubjectReview" => {
+            review["metadata"] = json!({"creationTimestamp": meta::now()});
+            json!({"userInfo": user_info(&call.user)})
+        }
         "TokenReview" => token(&call, spec).await?,
         _ => {
             return Err(Error::method_not_allowed(

@@ -2,13 +2,13 @@
 
 use fluyt_api::resources::Resource;
 use fluyt_api::selector::LabelSelector;
+use fluyt_api::validation::At;
 use fluyt_api::{Cause, Error, Reason, custom, meta, resources};
-use fluyt_pki::{Claims, KubernetesClaims, NamedReference};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::apply::{self, Apply};
-use super::{Call, decode, proxy, read, write};
+use super::{Call, decode, proxy, read, token, write};
 use crate::http::{self as responses, Body};
 use crate::registry::{Change, DeleteOptions, Location, WriteContext};
 
@@ -27,7 +27,7 @@ pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
         "scale" => scale(&mut call).await,
         "binding" => binding(&mut call).await,
         "eviction" => eviction(&mut call).await,
-        "token" => token(&mut call).await,
+        "token" => token::request(&mut call).await,
         "log" | "exec" | "attach" | "portforward" | "proxy" => proxy::handle(call).await,
         _ => Err(Error::no_route()),
     }
@@ -193,24 +193,23 @@ async fn binding(call: &mut Call) -> Result<Response<Body>, Error> {
     let body = responses::collect(call.take_body()).await?;
     let binding =
         decode::object(&call.parts, &body, &call.info.query, ("", "v1", "Binding"))?.object;
+    own_name(call, &binding, "Binding")?;
+    validate_binding(&binding)?;
     let node = binding["target"]["name"]
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    if node.is_empty() {
-        let mut errors = fluyt_api::validation::Errors::default();
-        errors.required("target.name", "");
-        return Err(Error::invalid("", "Binding", &call.target.name, errors.0));
-    }
     let uid = meta::uid(&binding).to_owned();
     let name = call.target.name.clone();
+    let namespace = call.target.namespace.clone();
     let change: Change<'_> = Box::new(|current: &Value| {
         let conflict = |why: String| Error::conflict("", "pods/binding", &name, why);
         if !uid.is_empty() && uid != meta::uid(current) {
-            return Err(conflict(format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                meta::uid(current)
-            )));
+            let found = meta::uid(current);
+            let why = format!(
+                "StorageError: invalid object, Code: 4, Key: /pods/{namespace}/{name}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {found}"
+            );
+            return Err(Error::conflict("", "pods", &name, why));
         }
         if meta::is_terminating(current) {
             return Err(conflict(format!(
@@ -255,6 +254,32 @@ async fn binding(call: &mut Call) -> Result<Response<Body>, Error> {
     Ok(success())
 }
 
+/// Whoever sends an object to a pod's endpoint names the pod in it.
+fn own_name(call: &Call, object: &Value, kind: &str) -> Result<(), Error> {
+    super::own_namespace(call, object)?;
+    if meta::name(object) == call.target.name {
+        return Ok(());
+    }
+    let why = format!("name in URL does not match name in {kind} object");
+    Err(Error::bad_request(why))
+}
+
+/// What is wrong with a binding is told in a sentence and without a reason, as upstream tells it.
+fn validate_binding(binding: &Value) -> Result<(), Error> {
+    let mut errors = fluyt_api::validation::Errors::default();
+    let root = At::root(binding);
+    let target = root.field("target");
+    let kind = target.field("kind");
+    if !kind.is_empty() {
+        errors.one_of(kind, kind.value(), &["Node", "<empty>"]);
+    }
+    errors.required_text(&target.field("name"));
+    match crate::validation::sentence(&errors) {
+        Some(why) => Err(Error::new(Reason::Unknown, why)),
+        None => Ok(()),
+    }
+}
+
 /// Replaces the condition of the same type, keeping its transition time when the status stays.
 fn set_condition(object: &mut Value, mut condition: Value) {
     let status = meta::child(object, "status");
@@ -287,10 +312,21 @@ async fn eviction(call: &mut Call) -> Result<Response<Body>, Error> {
         ("policy", "v1", "Eviction"),
     )?
     .object;
+    own_name(call, &eviction, "Eviction")?;
+    let own_run = eviction["deleteOptions"]["dryRun"].as_array();
+    let own_run: Vec<&str> = own_run
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    if cx.dry_run && !own_run.is_empty() && own_run != ["All"] {
+        let found = own_run.join(" ");
+        let why =
+            format!("Non-matching dry-run options in request and content: [All] and [{found}]");
+        return Err(Error::new(Reason::Unknown, why));
+    }
+    cx.dry_run |= !own_run.is_empty();
     let options = DeleteOptions::parse(&eviction["deleteOptions"], &call.info.query)?;
-    cx.dry_run |= eviction["deleteOptions"]["dryRun"]
-        .as_array()
-        .is_some_and(|d| !d.is_empty());
     let at = call.location();
     let pod = call.server.registry.get(at).await?.object();
     let ended = matches!(
@@ -389,160 +425,6 @@ async fn take_disruption(call: &Call, pod: &Value, budget: &str) -> Result<(), E
         ..WriteContext::default()
     };
     call.server.registry.update(&cx, at, take).await.map(drop)
-}
-
-/// Shortest lifetime of a token, in seconds.
-const MIN_TOKEN_SECONDS: i64 = 600;
-
-async fn token(call: &mut Call) -> Result<Response<Body>, Error> {
-    let body = responses::collect(call.take_body()).await?;
-    let query = &call.info.query;
-    let mut request = decode::object(
-        &call.parts,
-        &body,
-        query,
-        ("authentication.k8s.io", "v1", "TokenRequest"),
-    )?
-    .object;
-    let at = Location {
-        subresource: "",
-        ..call.location()
-    };
-    let account = call.server.registry.get(at).await?.object();
-    let cx = call.write_context()?;
-    call.server
-        .registry
-        .admit_token(&cx, call.location(), &request)
-        .await?;
-    let spec = &request["spec"];
-    let seconds = spec["expirationSeconds"].as_i64().unwrap_or(3600);
-    if seconds < MIN_TOKEN_SECONDS {
-        let mut errors = fluyt_api::validation::Errors::default();
-        errors.invalid(
-            "spec.expirationSeconds",
-            &seconds.into(),
-            "may not specify a duration less than 10 minutes",
-        );
-        return Err(Error::invalid(
-            "authentication.k8s.io",
-            "TokenRequest",
-            "",
-            errors.0,
-        ));
-    }
-    let mut audiences: Vec<String> = spec["audiences"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|a| a.as_str().map(Into::into))
-        .collect();
-    if audiences.is_empty() {
-        audiences = call.server.authenticator.audiences().to_vec();
-    }
-    let now = jiff::Timestamp::now().as_second();
-    let mut claims = Claims {
-        iss: call.server.config.service_account_issuer.clone(),
-        sub: format!(
-            "system:serviceaccount:{}:{}",
-            call.target.namespace, call.target.name
-        ),
-        aud: audiences.clone(),
-        exp: now + seconds,
-        iat: now,
-        nbf: now,
-        jti: Some(uuid::Uuid::new_v4().to_string()),
-        kubernetes: KubernetesClaims {
-            namespace: call.target.namespace.clone(),
-            serviceaccount: NamedReference {
-                name: call.target.name.clone(),
-                uid: meta::uid(&account).to_owned(),
-            },
-            pod: None,
-            secret: None,
-            node: None,
-        },
-    };
-    bind(call, &spec["boundObjectRef"], &mut claims).await?;
-    let token = call.server.tokens.sign(&claims).map_err(Error::internal)?;
-    if let Some(id) = &claims.jti {
-        let key = "authentication.kubernetes.io/issued-credential-id";
-        call.record().annotate(key, format!("JTI={id}"));
-    }
-    let expires = jiff::Timestamp::from_second(claims.exp).map_err(Error::internal)?;
-    request["metadata"] = json!({"name": call.target.name, "namespace": call.target.namespace, "creationTimestamp": meta::now()});
-    request["spec"]["audiences"] = audiences.into();
-    request["spec"]["expirationSeconds"] = seconds.into();
-    request["status"] = json!({"token": token, "expirationTimestamp": expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()});
-    Ok(responses::json(StatusCode::CREATED, &request))
-}
-
-/// Ties a token to the object that it is requested for.
-async fn bind(call: &Call, reference: &Value, claims: &mut Claims) -> Result<(), Error> {
-    if reference.is_null() {
-        return Ok(());
-    }
-    let (kind, name) = (
-        reference["kind"].as_str().unwrap_or_default(),
-        reference["name"].as_str().unwrap_or_default(),
-    );
-    let (plural, namespace) = match kind {
-        "Pod" => ("pods", call.target.namespace.as_str()),
-        "Secret" => ("secrets", call.target.namespace.as_str()),
-        "Node" => ("nodes", ""),
-        other => {
-            return Err(Error::bad_request(format!(
-                "cannot bind token for serviceaccount \"{}\" to type {other}",
-                call.target.name
-            )));
-        }
-    };
-    let resource = resources::find("", "v1", plural).ok_or_else(Error::no_route)?;
-    let at = Location {
-        resource,
-        namespace,
-        name,
-        subresource: "",
-    };
-    let object = call.server.registry.get(at).await?.object();
-    let uid = meta::uid(&object).to_owned();
-    if let Some(wanted) = reference["uid"]
-        .as_str()
-        .filter(|u| !u.is_empty() && *u != uid)
-    {
-        let why = format!(
-            "the UID in the bound object reference ({wanted}) does not match the UID in record. The object might have been deleted and then recreated"
-        );
-        return Err(Error::conflict("", plural, name, why));
-    }
-    let bound = NamedReference {
-        name: name.to_owned(),
-        uid,
-    };
-    match kind {
-        "Pod" => {
-            if object["spec"]["serviceAccountName"] != call.target.name.as_str() {
-                return Err(Error::bad_request(format!(
-                    "cannot bind token for serviceaccount \"{}\" to pod running with different serviceaccount name.",
-                    call.target.name
-                )));
-            }
-            if let Some(node) = object["spec"]["nodeName"]
-                .as_str()
-                .filter(|n| !n.is_empty())
-            {
-                let nodes = resources::find("", "v1", "nodes").ok_or_else(Error::no_route)?;
-                let found = call.server.caches.of(nodes).get(node);
-                claims.kubernetes.node = Some(NamedReference {
-                    name: node.to_owned(),
-                    uid: found.map_or_else(String::new, |n| meta::uid(&n.object()).to_owned()),
-                });
-            }
-            claims.kubernetes.pod = Some(bound);
-        }
-        "Secret" => claims.kubernetes.secret = Some(bound),
-        _ => claims.kubernetes.node = Some(bound),
-    }
-    Ok(())
 }
 
 #[cfg(test)]

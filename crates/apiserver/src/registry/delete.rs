@@ -110,6 +110,12 @@ impl DeleteOptions {
         let text = |v: &Value| v.as_str().filter(|s| !s.is_empty()).map(str::to_owned);
         let policy = text(&body["propagationPolicy"])
             .or_else(|| query.get("propagationPolicy").map(Into::into));
+        if let (Some(policy), true) = (&policy, body["orphanDependents"].is_boolean()) {
+            let mut errors = fluyt_api::validation::Errors::default();
+            let detail = "orphanDependents and deletionPropagation cannot be both set";
+            errors.invalid("propagationPolicy", &policy.as_str().into(), detail);
+            return Err(Error::invalid("meta.k8s.io", "DeleteOptions", "", errors.0));
+        }
         let propagation = match policy.as_deref() {
             None => match body["orphanDependents"].as_bool() {
                 Some(true) => Some(Propagation::Orphan),
@@ -121,11 +127,8 @@ impl DeleteOptions {
             Some("Orphan") => Some(Propagation::Orphan),
             Some(other) => {
                 let mut errors = fluyt_api::validation::Errors::default();
-                errors.invalid(
-                    "propagationPolicy",
-                    &other.into(),
-                    "must be one of \"Foreground\", \"Background\", \"Orphan\" or nil",
-                );
+                let known = ["Foreground", "Background", "Orphan", "nil"];
+                errors.not_supported("propagationPolicy", &other.into(), &known);
                 return Err(Error::invalid("meta.k8s.io", "DeleteOptions", "", errors.0));
             }
         };
@@ -139,21 +142,20 @@ impl DeleteOptions {
     }
 
     fn check(&self, object: &Value, at: Location<'_>) -> Result<(), Error> {
-        let fail = |what: &str, wanted: &str, found: &str| {
+        let fail = |what: &str, wanted: &str, found: &str, then: &str| {
             let why = format!(
-                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+                "the {what} in the precondition ({wanted}) does not match the {what} in record ({found}). The object might have been {then}"
             );
-            Err(Error::conflict(
-                at.resource.group,
-                at.resource.plural,
-                at.name,
-                why,
-            ))
+            let (group, kind) = (at.resource.group, at.resource.kind);
+            Err(Error::conflict(group, kind, at.name, why))
         };
         match (&self.uid, &self.resource_version) {
-            (Some(uid), _) if uid != meta::uid(object) => fail("UID", uid, meta::uid(object)),
+            (Some(uid), _) if uid != meta::uid(object) => {
+                fail("UID", uid, meta::uid(object), "deleted and then recreated")
+            }
             (_, Some(version)) if version != meta::resource_version(object) => {
-                fail("ResourceVersion", version, meta::resource_version(object))
+                let found = meta::resource_version(object);
+                fail("ResourceVersion", version, found, "modified")
             }
             _ => Ok(()),
         }

@@ -1,15 +1,19 @@
 //! The one write path: normalise, admit, validate, and commit one optimistic transaction.
 
+mod claims;
 mod delete;
+mod devices;
+mod empties;
 mod managed;
 mod names;
+mod owners;
 mod service;
 mod write;
 
 use std::sync::Arc;
 
 use fluyt_api::resources::Resource;
-use fluyt_api::strategy::{MetaCheck, Strategy};
+use fluyt_api::strategy::{self, MetaCheck, Strategy};
 use fluyt_api::validation::{self, Errors};
 use fluyt_api::{Error, Reason, defaults, meta};
 use fluyt_etcd::{Compare, CompareOp, Keys, Op, OpResult, Range, Target, Txn};
@@ -24,6 +28,7 @@ use crate::user::User;
 
 pub use delete::{DeleteOptions, Deleted};
 pub use managed::Writer;
+use owners::Stage;
 pub use service::ServiceNetwork;
 use write::Write;
 
@@ -60,6 +65,20 @@ pub struct WriteContext {
     pub writer: Option<Writer>,
     pub warnings: Warnings,
     pub record: Record,
+    /// The group in which the request names the resource: of kinds that are in several, one may ask more than another.
+    pub group: Option<&'static str>,
+    /// The objects that are written are made by a patch.
+    pub patches: bool,
+}
+
+impl WriteContext {
+    /// What is asked of an object that is written through this request.
+    fn strategy<'a>(&self, at: Location<'a>) -> &'a dyn Strategy {
+        match self.group.filter(|group| *group != at.resource.group) {
+            Some(group) => strategy::of(group, at.resource.kind),
+            None => at.strategy(),
+        }
+    }
 }
 
 /// What the author of a request should know; shared by everything that works on the request.
@@ -213,7 +232,7 @@ impl Registry {
         at: Location<'_>,
         mut object: Value,
     ) -> Result<Value, Error> {
-        let (resource, strategy) = (at.resource, at.strategy());
+        let (resource, strategy) = (at.resource, cx.strategy(at));
         if !meta::resource_version(&object).is_empty() {
             return Err(Error::bad_request(
                 "resourceVersion should not be set on objects to be created",
@@ -227,6 +246,8 @@ impl Registry {
         }
         set_namespace(&mut object, at)?;
         stamp_new(&mut object, strategy);
+        owners::drop_repeated(cx, Stage::Requested, &mut object);
+        let empties = empties::Empties::of(resource, &object);
         apply_defaults(resource, strategy, &mut object);
         self.track(cx, at, &Value::Null, &mut object);
         let name = meta::name(&object).to_owned();
@@ -240,9 +261,11 @@ impl Registry {
             old: None,
         };
         self.admission.admit(&attributes, &mut object).await?;
+        owners::drop_repeated(cx, Stage::Admitted, &mut object);
         strategy.prepare_create(&mut object);
         apply_defaults(resource, strategy, &mut object);
         let mut errors = Errors::default();
+        devices::admin_access(&self.caches, at, &object, None, &mut errors);
         validation::object_meta(
             &mut errors,
             &object,
@@ -253,9 +276,16 @@ impl Registry {
             validation::standard_finalizers(&mut errors, &object);
         }
         strategy.validate(&object, &mut errors);
+        devices::selectors(resource, &object, None, &mut errors);
         custom::validate_definition(resource, &object, None, &mut errors);
         admission::validate_configuration(resource, &object, None, &mut errors);
+        if errors.is_empty() {
+            self.admission
+                .authorize(&attributes, &object, &mut errors)
+                .await;
+        }
         if !errors.is_empty() {
+            empties.tell(&mut errors);
             return Err(Error::invalid(
                 resource.group,
                 resource.kind,
@@ -360,7 +390,7 @@ impl Registry {
         old: &Value,
         mut object: Value,
     ) -> Result<Updated, Error> {
-        let (resource, strategy) = (at.resource, at.strategy());
+        let (resource, strategy) = (at.resource, cx.strategy(at));
         let unconditional = meta::resource_version(&object).is_empty();
         if unconditional && at.subresource.is_empty() && !strategy.allow_unconditional_update() {
             let mut errors = Errors::default();
@@ -379,6 +409,8 @@ impl Registry {
         check_uid(&object, old, at)?;
         set_namespace(&mut object, at)?;
         keep_system_metadata(&mut object, old);
+        owners::drop_repeated(cx, Stage::Requested, &mut object);
+        let empties = empties::Empties::of(resource, &object);
         if !matches!(at.subresource, "binding" | "scale") {
             apply_defaults(resource, strategy, &mut object);
         }
@@ -398,16 +430,21 @@ impl Registry {
             old: Some(old),
         };
         self.admission.admit(&attributes, &mut object).await?;
+        owners::drop_repeated(cx, Stage::Admitted, &mut object);
         apply_defaults(resource, strategy, &mut object);
-        // That a pod is put on a node is not a wish of its author.
-        if at.subresource != "binding" {
+        // What is observed of an object, and that a pod is put on a node, is not a wish of its author.
+        if !matches!(at.subresource, "status" | "binding") {
             bump_generation(&mut object, old, strategy);
         }
         let mut errors = Errors::default();
-        validate_metadata(at, &object, old, &mut errors);
+        devices::admin_access(&self.caches, at, &object, Some(old), &mut errors);
+        let authorizer = self.admission.authorizer();
+        claims::authorize_status(authorizer, &attributes, &object, &mut errors).await;
+        validate_metadata(at, strategy, &object, old, &mut errors);
         match at.subresource {
             "" => {
                 strategy.validate_on_update(&object, old, &mut errors);
+                devices::selectors(resource, &object, Some(old), &mut errors);
                 custom::validate_definition(resource, &object, Some(old), &mut errors);
                 admission::validate_configuration(resource, &object, Some(old), &mut errors);
             }
@@ -418,7 +455,13 @@ impl Registry {
             "status" => strategy.validate_status(&object, old, &mut errors),
             other => strategy.validate_subresource(other, &object, old, &mut errors),
         }
+        if errors.is_empty() && at.subresource.is_empty() {
+            self.admission
+                .authorize(&attributes, &object, &mut errors)
+                .await;
+        }
         if !errors.is_empty() {
+            empties.tell(&mut errors);
             return Err(Error::invalid(
                 resource.group,
                 resource.kind,
@@ -678,8 +721,13 @@ fn bump_generation(object: &mut Value, old: &Value, strategy: &dyn Strategy) {
 }
 
 /// Metadata in an update, as often as upstream looks at it: once for every kind, then as the kind says.
-fn validate_metadata(at: Location<'_>, object: &Value, old: &Value, errors: &mut Errors) {
-    let strategy = at.strategy();
+fn validate_metadata(
+    at: Location<'_>,
+    strategy: &dyn Strategy,
+    object: &Value,
+    old: &Value,
+    errors: &mut Errors,
+) {
     let namespaced = at.resource.namespaced;
     validation::object_meta(errors, object, namespaced, validation::path_segment);
     validation::object_meta_update(errors, object, old);

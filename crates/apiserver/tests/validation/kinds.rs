@@ -14,6 +14,7 @@ pub struct Kind {
     pub name: String,
     /// Where objects are created.
     pub path: String,
+    /// What is sent there: the file's `type`, where that is not what the path lists.
     pub ty: TypeId,
     /// Objects that must be there first, and where they are created.
     pub needs: Vec<(String, Value)>,
@@ -52,14 +53,17 @@ impl Kind {
         let file: Value =
             serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let collection = file["path"].as_str().unwrap();
-        let resource = resource_at(collection);
+        let ty = match file["type"].as_str() {
+            Some(name) => Schema::builtin().find(name),
+            None => resource_at(collection).ty,
+        };
         let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
         let need = |n: &Value| (n["path"].as_str().unwrap().to_owned(), n["object"].clone());
         let bases = list(&file["bases"]).iter().map(Base::from_json).collect();
         Self {
             name: path.file_stem().unwrap().to_str().unwrap().to_owned(),
             path: collection.to_owned(),
-            ty: resource.ty.unwrap(),
+            ty: ty.unwrap_or_else(|| panic!("no type at {collection}")),
             needs: list(&file["needs"]).iter().map(need).collect(),
             bases,
         }

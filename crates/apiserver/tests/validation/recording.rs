@@ -311,7 +311,13 @@ fn without_go_objects(text: &str) -> String {
     }
 }
 
-const ALLOCATED: [&str; 4] = ["clusterIP", "clusterIPs", "nodePort", "healthCheckNodePort"];
+const ALLOCATED: [&str; 5] = [
+    "clusterIP",
+    "clusterIPs",
+    "nodePort",
+    "healthCheckNodePort",
+    "token",
+];
 
 /// An object without what is never the same twice.
 fn normal(object: &Value, sent: &Value, uid: Option<&str>) -> Value {
@@ -442,6 +448,11 @@ async fn store(server: &dyn Server, kind: &Kind, base: &Base) -> Value {
     let made = server.send("POST", &kind.path, Some(&base.object)).await;
     assert!(made.code == 201, "{path}: {made:?}");
     let mut present = made.body;
+    let kind = base.object["kind"].as_str().unwrap_or_default();
+    while server.writes_status_of(kind) && present["status"]["observedGeneration"].is_null() {
+        present = server.send("GET", &path, None).await.body;
+        tokio::task::yield_now().await;
+    }
     if base.status.is_object() {
         present["status"] = base.status.clone();
         let done = server

@@ -20,6 +20,11 @@ pub struct Response {
 #[async_trait]
 pub trait Server: Sync {
     async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Response;
+
+    /// Whether the server itself writes the status of new objects of a kind, which then has to be waited for.
+    fn writes_status_of(&self, _kind: &str) -> bool {
+        false
+    }
 }
 
 /// The text of `Warning: 299 - "text"`.
@@ -66,6 +71,10 @@ impl Server for Ours {
             body: serde_json::from_slice(&bytes).unwrap_or_default(),
             warnings,
         }
+    }
+
+    fn writes_status_of(&self, kind: &str) -> bool {
+        kind == "ValidatingAdmissionPolicy"
     }
 }
 

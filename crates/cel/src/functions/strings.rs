@@ -139,7 +139,7 @@ fn regex(pattern: &str) -> Result<Regex, EvalError> {
     let compiled = regex::RegexBuilder::new(pattern)
         .size_limit(1 << 20)
         .build()
-        .map_err(|e| EvalError::other(fluyt_api::validation::regex_error(&e)))?;
+        .map_err(|e| EvalError::other(fluyt_api::validation::regex_error(pattern, &e)))?;
     if cache.len() >= KEPT {
         cache.clear();
     }

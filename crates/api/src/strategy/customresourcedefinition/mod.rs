@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::Strategy;
 use crate::meta;
-use crate::validation::{Errors, Problems};
+use crate::validation::{At, Errors, Problems};
 
 pub use schema::{PathLookup, field_path};
 pub use structural::violations;
@@ -71,9 +71,13 @@ impl Strategy for CustomResourceDefinition {
             names["plural"].as_str().unwrap_or_default(),
             object["spec"]["group"].as_str().unwrap_or_default()
         );
-        if meta::name(object) != required {
-            let detail = "must be spec.names.plural+\".\"+spec.group";
-            errors.invalid("metadata.name", &meta::name(object).into(), detail);
+        let root = At::root(object);
+        let metadata = root.field("metadata");
+        for field in ["generateName", "name"] {
+            let at = metadata.field(field);
+            if !at.is_empty() && at.str() != required {
+                errors.bad(&at, "must be spec.names.plural+\".\"+spec.group");
+            }
         }
         spec::validate(&object["spec"], &spec::Options::default(), errors);
         validate_status(object, errors);
@@ -166,7 +170,7 @@ fn validate_status(object: &Value, errors: &mut Errors) {
         .flatten()
         .collect();
     if stored.is_empty() {
-        errors.invalid(FIELD, &json!([]), "must have at least one stored version");
+        errors.invalid(FIELD, &Value::Null, "must have at least one stored version");
         return;
     }
     let versions: Vec<&Value> = object["spec"]["versions"]
@@ -174,8 +178,12 @@ fn validate_status(object: &Value, errors: &mut Errors) {
         .into_iter()
         .flatten()
         .collect();
+    // Of versions with the same name, only the first is a stored one.
+    let mut unseen = stored.clone();
     for version in &versions {
-        if version["storage"] == true && !stored.contains(&&version["name"]) {
+        let before = unseen.len();
+        unseen.retain(|name| **name != version["name"]);
+        if version["storage"] == true && unseen.len() == before {
             let name = version["name"].as_str().unwrap_or_default();
             let detail = format!("must have the storage version {name}");
             errors.invalid(FIELD, &status["storedVersions"], &detail);

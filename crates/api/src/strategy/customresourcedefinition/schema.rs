@@ -518,6 +518,33 @@ fn quoted(text: &str) -> Result<(String, &str), String> {
     Err("unexpected end of JSON path".into())
 }
 
+/// Whether a schema says what dialect it is in.
+pub(super) fn names_its_dialect(schema: &Value) -> bool {
+    !is_zero(&schema["$schema"])
+}
+
+/// Whether a schema says that it does not keep what it does not know, which it can only leave out.
+pub(super) fn keeps_nothing_unknown(schema: &Value) -> bool {
+    schema["x-kubernetes-preserve-unknown-fields"] == false
+}
+
+/// Whether something holds for a schema or for one below it.
+pub(super) fn anywhere(schema: &Value, holds: fn(&Value) -> bool) -> bool {
+    let below_holds = |schema: &Value| anywhere(schema, holds);
+    let below = ["items", "additionalProperties", "not"];
+    let lists = ["allOf", "anyOf", "oneOf"];
+    let mut properties = schema["properties"].as_object().into_iter().flatten();
+    holds(schema)
+        || below
+            .iter()
+            .any(|word| schema[*word].is_object() && below_holds(&schema[*word]))
+        || properties.any(|(_, property)| below_holds(property))
+        || lists
+            .iter()
+            .flat_map(|word| schema[*word].as_array().into_iter().flatten())
+            .any(below_holds)
+}
+
 /// Formats in a definition's schemas that nothing enforces.
 pub(super) fn unrecognized_formats(crd: &Value) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
@@ -533,7 +560,7 @@ fn collect_formats(schema: &Value, found: &mut BTreeSet<String>) {
             "" | "string" => formats::check(format, "").is_some(),
             "integer" => matches!(format, "int32" | "int64"),
             "number" => matches!(format, "float" | "double"),
-            _ => true,
+            _ => formats::check(format, "").is_some(),
         };
         if !known {
             found.insert(format.to_owned());

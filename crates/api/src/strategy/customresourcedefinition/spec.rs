@@ -204,14 +204,39 @@ fn validate_versions(
             validate_selectable(version, &field, kept, errors);
         }
     }
-    let list = &spec["versions"];
     if !unique {
-        errors.invalid("spec.versions", list, "must contain unique version names");
+        let detail = "must contain unique version names";
+        errors.invalid_as("spec.versions", &shown(spec), detail);
     }
     if storage != 1 {
         let detail = "must have exactly one version marked as storage version";
-        errors.invalid("spec.versions", list, detail);
+        errors.invalid_as("spec.versions", &shown(spec), detail);
     }
+    // The first version is at the top level as well.
+    let first = versions.first().map_or(&Value::Null, |v| &v["name"]);
+    let problems = validation::dns_1035_label(first.as_str().unwrap_or_default());
+    if first.as_str().is_some_and(|name| !name.is_empty()) && !problems.is_empty() {
+        errors.invalid("spec.version", first, &problems.join(","));
+    }
+}
+
+/// The versions as upstream's internal type holds them: what they have in common is elsewhere.
+fn shown(spec: &Value) -> String {
+    let Some(versions) = spec["versions"].as_array() else {
+        return "null".to_owned();
+    };
+    let each = versions.iter().map(|version| {
+        let flag = |field: &str| version[field] == true;
+        let name = validation::quote(version["name"].as_str().unwrap_or_default());
+        let warning = validation::go_json(&version["deprecationWarning"]);
+        format!(
+            "{{\"Name\":{name},\"Served\":{},\"Storage\":{},\"Deprecated\":{},\"DeprecationWarning\":{warning},\"Schema\":null,\"Subresources\":null,\"AdditionalPrinterColumns\":null,\"SelectableFields\":null}}",
+            flag("served"),
+            flag("storage"),
+            flag("deprecated"),
+        )
+    });
+    format!("[{}]", each.collect::<Vec<_>>().join(","))
 }
 
 fn version_of<'a>(spec: &'a Value, name: &str) -> Option<&'a Value> {
@@ -222,12 +247,14 @@ fn version_of<'a>(spec: &'a Value, name: &str) -> Option<&'a Value> {
 }
 
 fn validate_schema(own: &Value, field: &str, context: &schema::Context<'_>, errors: &mut Errors) {
+    let before = errors.0.len();
     schema::validate_root(own, field, context, errors);
     let mut found = Errors::default();
     // What was structural stays so; a schema that never was may be kept.
-    if context
-        .old
-        .is_none_or(|old| structural::violations(old, "").is_empty())
+    if !schema::anywhere(own, schema::keeps_nothing_unknown)
+        && context
+            .old
+            .is_none_or(|old| structural::violations(old, "").is_empty())
     {
         let mut violations = structural::violations(own, field);
         found.0.append(&mut violations.0);
@@ -237,6 +264,10 @@ fn validate_schema(own: &Value, field: &str, context: &schema::Context<'_>, erro
     }
     errors.0.append(&mut found.0);
     schema::validate(own, field, errors);
+    if errors.0.len() == before && schema::anywhere(own, schema::names_its_dialect) {
+        let detail = "OpenAPIV3Schema 'schema' is not supported";
+        errors.invalid_text(field, "", detail);
+    }
 }
 
 fn validate_deprecation(version: &Value, field: &str, errors: &mut Errors) {

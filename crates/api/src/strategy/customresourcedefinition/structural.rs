@@ -196,7 +196,7 @@ fn validations(
     if let Some(pattern) = schema["pattern"].as_str().filter(|p| !p.is_empty())
         && let Err(error) = regex::Regex::new(pattern)
     {
-        let why = crate::validation::regex_error(&error);
+        let why = crate::validation::regex_error(pattern, &error);
         let detail = format!("must be a valid regular expression, but isn't: {why}");
         errors.invalid(format!("{at}.pattern"), &pattern.into(), &detail);
     }

@@ -11,8 +11,8 @@ use super::template::{self, Options, warnings as template_warnings};
 use super::{MetaCheck, Strategy, at_mut, copy_field, default_at, items_mut, text, workload};
 use crate::meta;
 use crate::validation::{
-    At, Errors, SelectorOptions, api, dns_label, has_invalid_values, internal, label_selector_with,
-    selector_matches,
+    At, Errors, SelectorOptions, api, dns_label, has_invalid_selector, has_invalid_values,
+    internal, label_selector_with, selector_matches,
 };
 
 const MAX_PARALLELISM: i64 = 100_000;
@@ -249,7 +249,8 @@ fn validate_generated_selector(object: &Value, prefixed_labels: bool, errors: &m
             expected.insert((*label).to_owned(), value.into());
         }
     }
-    if !selector_matches(&spec["selector"], &expected.into()) {
+    let selector = &spec["selector"];
+    if !has_invalid_selector(selector) && !selector_matches(selector, &expected.into()) {
         let shown = api(template::SELECTOR, &spec["selector"]);
         errors.invalid_as("spec.selector", &shown, "`selector` not auto-generated");
     }

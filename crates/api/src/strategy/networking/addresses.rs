@@ -47,7 +47,11 @@ impl Strategy for IpAddress {
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
         let parent = &object["spec"]["parentRef"];
         if *parent != old["spec"]["parentRef"] {
-            let shown = internal("io.k8s.api.networking.v1.ParentReference", parent);
+            let shown = if parent.is_null() {
+                "null".to_owned()
+            } else {
+                internal("io.k8s.api.networking.v1.ParentReference", parent)
+            };
             errors.invalid_as("spec.parentRef", &shown, "field is immutable");
         }
     }
@@ -109,7 +113,7 @@ impl Strategy for ServiceCidr {
         let (count, before) = (ranges.list().len(), was.list().len());
         let may_grow = before == 1 && count == 2;
         if count != before && !may_grow {
-            errors.bad(&ranges, IMMUTABLE);
+            errors.invalid(ranges, ranges.value(), IMMUTABLE);
             return;
         }
         for (new, old) in ranges.items().zip(was.list()) {

@@ -78,7 +78,7 @@ fn validate_http(http: &At<'_, '_>, errors: &mut Errors) {
     }
     for path in paths.items() {
         let (at, ty) = (path.field("path"), path.field("pathType"));
-        if ty.is_empty() {
+        if !ty.is_set() {
             errors.required(ty, "pathType must be specified");
             continue;
         }
@@ -242,8 +242,12 @@ impl Strategy for IngressClass {
     }
 
     fn validate_on_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        let (new, was) = (&object["spec"]["controller"], &old["spec"]["controller"]);
-        errors.immutable("spec.controller", new, was);
+        let (root, was) = (At::root(object), &old["spec"]["controller"]);
+        let spec = root.field("spec");
+        let controller = spec.field("controller");
+        if controller.value() != was {
+            errors.bad(&controller, "field is immutable");
+        }
         self.validate(object, errors);
     }
 

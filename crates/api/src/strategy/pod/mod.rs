@@ -24,6 +24,10 @@ impl Strategy for Pod {
         if let Some(spec) = at_mut(object, &["spec"]) {
             template::default_spec(spec);
             template::default_pod(spec);
+            let grace = &spec["terminationGracePeriodSeconds"];
+            if grace.as_i64().is_some_and(|seconds| seconds < 0) {
+                spec["terminationGracePeriodSeconds"] = 1.into();
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use crate::strategy::template::volume::{
     quobyte, scale_io, storage_os_names, validate_iscsi, validate_kinds,
 };
 use crate::strategy::template::warnings::node_selector_term;
-use crate::strategy::{MetaCheck, Strategy, copy_field};
+use crate::strategy::{MetaCheck, Strategy, copy_field, text};
 use crate::validation::{
     At, Errors, dns_label, dns_subdomain, internal, internal_diff, label_value, no_backsteps,
     positive_quantity, resource,
@@ -296,12 +296,14 @@ fn with_stable_keys(new: Value, old: &Value) -> Value {
     for (t, term) in terms.into_iter().flatten().enumerate() {
         let expressions = term["matchExpressions"].as_array_mut();
         for (e, expression) in expressions.into_iter().flatten().enumerate() {
-            let wanted = &new["required"]["nodeSelectorTerms"][t]["matchExpressions"][e]["key"];
-            let is_renamed = STABLE_KEYS
+            let wanted = &new["required"]["nodeSelectorTerms"][t]["matchExpressions"][e];
+            // Nothing is the stable key of any other, so that only the absence is told of a key that is gone.
+            let stable = STABLE_KEYS
                 .iter()
-                .any(|(beta, stable)| expression["key"] == *beta && *wanted == *stable);
-            if is_renamed {
-                expression["key"] = wanted.clone();
+                .find(|(beta, _)| expression["key"] == *beta)
+                .map_or("", |(_, stable)| *stable);
+            if text(wanted, "/key") == stable {
+                copy_field(expression, wanted, "key");
             }
         }
     }

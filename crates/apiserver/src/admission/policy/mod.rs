@@ -202,17 +202,14 @@ pub(super) async fn activation(
         },
     );
     let request = expressions::request(attributes, resource);
+    let namespace = matching::namespace(&shared.caches, attributes, object);
     let mut activation = expressions::activation(
         attributes,
         &shared.authorizer,
         &request,
         &object_sent,
         old.as_ref(),
-    );
-    let namespace = matching::namespace(&shared.caches, attributes, object);
-    activation.set(
-        "namespaceObject",
-        namespace.as_ref().map_or(Cel::Null, Cel::from_json),
+        namespace.as_ref(),
     );
     activation.set("params", Cel::from_json(parameter));
     Ok(activation)

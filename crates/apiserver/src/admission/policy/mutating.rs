@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use fluyt_api::Error;
 use fluyt_api::json_patch::{Failure, Patch};
-use fluyt_cel::{Environment, PER_CALL_LIMIT, Program, RUNTIME_BUDGET, Type};
+use fluyt_cel::{Environment, PER_CALL_LIMIT, Program, RUNTIME_BUDGET};
 use serde_json::Value;
 
 use super::{
@@ -35,11 +35,12 @@ struct Mutation {
 impl Policy {
     fn compile(object: Value) -> Self {
         let spec = &object["spec"];
-        let mut environment = expressions::environment(true);
+        let mut environment = expressions::environment(expressions::Sees::of_policy(spec));
         let scope = Scope::new(&environment, spec);
         let variables = Variables::compile(&mut environment, &spec["variables"]);
-        environment.declare_object("Object", Type::Dyn);
-        environment.declare_object("JSONPatch", Type::Dyn);
+        for (name, ty) in expressions::patch_types() {
+            environment.declare_object(name, ty);
+        }
         let mutations = spec["mutations"]
             .as_array()
             .into_iter()

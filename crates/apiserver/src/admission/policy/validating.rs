@@ -46,7 +46,7 @@ struct Finding {
 impl Policy {
     fn compile(object: Value) -> Self {
         let spec = &object["spec"];
-        let mut environment = expressions::environment(true);
+        let mut environment = expressions::environment(expressions::Sees::of_policy(spec));
         let scope = Scope::new(&environment, spec);
         let variables = Variables::compile(&mut environment, &spec["variables"]);
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
@@ -329,7 +329,7 @@ pub fn type_check(caches: &Caches, policy: &Value) -> Vec<Value> {
     for (path, text) in all {
         let mut problems = Vec::new();
         for (name, ty) in &kinds {
-            let mut environment = expressions::environment(true);
+            let mut environment = expressions::environment(expressions::Sees::of_policy(spec));
             environment.declare("object", ty.clone());
             environment.declare("oldObject", ty.clone());
             let known = Variables::compile(&mut environment, &spec["variables"]);

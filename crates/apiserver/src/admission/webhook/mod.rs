@@ -43,7 +43,7 @@ impl Webhook {
     /// The webhooks of a configuration, compiled.
     pub(super) fn of(configuration: &Entry) -> Vec<Arc<Self>> {
         let object = configuration.object();
-        let environment = expressions::environment(false);
+        let environment = expressions::environment(expressions::Sees::WEBHOOK);
         object["webhooks"]
             .as_array()
             .into_iter()
@@ -91,6 +91,7 @@ impl Webhook {
                 &request,
                 object,
                 attributes.old,
+                None,
             );
             match expressions::hold(&self.conditions, &activation) {
                 Ok(true) => {}

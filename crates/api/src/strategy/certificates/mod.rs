@@ -1,21 +1,21 @@
 //! Certificate signing requests.
 
+mod pem;
+
 use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 
+use pem::{certificate_problem, request_problem};
+
 use super::template::options::list;
 use super::{MetaCheck, Strategy, copy_field, default_at, items_mut, text};
 use crate::meta;
-use crate::validation::{At, Errors, Problems, dns_label, dns_subdomain, quote};
+use crate::validation::{At, Errors, Problems, dns_label, dns_subdomain, path_segment, quote};
 
 pub(super) struct CertificateSigningRequest;
-
-fn any_name(_: &str) -> Problems {
-    Vec::new()
-}
 
 /// Whether a signer is one of Kubernetes' own.
 pub(super) fn is_kubernetes_signer(name: &str) -> bool {
@@ -208,25 +208,6 @@ fn validate_conditions(at: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors
     }
 }
 
-/// Why bytes are no certificates.
-fn certificate_problem(text: &str) -> Option<String> {
-    let starts = text.lines().filter_map(|line| {
-        line.trim_end()
-            .strip_prefix("-----BEGIN ")?
-            .strip_suffix("-----")
-    });
-    let types: Vec<&str> = starts.collect();
-    if let Some(other) = types.iter().find(|ty| **ty != "CERTIFICATE") {
-        let found = quote(other);
-        return Some(format!(
-            "only CERTIFICATE PEM blocks are allowed, found {found}"
-        ));
-    }
-    types
-        .is_empty()
-        .then(|| "must contain at least one CERTIFICATE PEM block".to_owned())
-}
-
 fn decoded(value: &Value) -> String {
     let bytes = BASE64
         .decode(value.as_str().unwrap_or_default())
@@ -238,8 +219,8 @@ fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let root = At::root(object);
     let (spec, status) = (root.field("spec"), root.field("status"));
     let request = spec.field("request");
-    if !decoded(request.value()).contains("-----BEGIN CERTIFICATE REQUEST-----") {
-        errors.bad(&request, "PEM block type must be CERTIFICATE REQUEST");
+    if let Some(problem) = request_problem(&decoded(request.value())) {
+        errors.invalid(request, request.value(), &problem);
     }
     validate_usages(&spec.field("usages"), old, errors);
     let signer = spec.field("signerName");
@@ -257,8 +238,12 @@ fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     }
     validate_conditions(&status.field("conditions"), old, errors);
     let certificate = status.get("certificate");
-    let is_new = old.is_none_or(|o| o["status"]["certificate"] != *certificate);
-    if is_new
+    let was_valid = old.is_none_or(|old| {
+        let before = &old["status"]["certificate"];
+        before != certificate
+            && (before.is_null() || certificate_problem(&decoded(before)).is_none())
+    });
+    if was_valid
         && certificate.as_str().is_some_and(|c| !c.is_empty())
         && let Some(problem) = certificate_problem(&decoded(certificate))
     {
@@ -301,7 +286,7 @@ fn validate_change(object: &Value, old: &Value, allowed: Allowed, errors: &mut E
 
 impl Strategy for CertificateSigningRequest {
     fn name_rule(&self) -> fn(&str) -> Problems {
-        any_name
+        path_segment
     }
 
     fn prepare_update(&self, object: &mut Value, old: &Value) {

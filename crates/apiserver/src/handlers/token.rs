@@ -1,0 +1,210 @@
+//! Requests for tokens of service accounts.
+
+use fluyt_api::validation::{At, Errors};
+use fluyt_api::{Error, meta, resources};
+use fluyt_pki::{Claims, KubernetesClaims, NamedReference};
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::{Call, decode};
+use crate::http::{self as responses, Body};
+use crate::registry::Location;
+
+/// Shortest and longest lifetime of a token, in seconds.
+const MIN_SECONDS: i64 = 600;
+const MAX_SECONDS: i64 = 1 << 32;
+
+/// How long a token lives whose request does not say it.
+const USUAL_SECONDS: i64 = 3600;
+
+const GROUP: &str = "authentication.k8s.io";
+
+const KIND: &str = "TokenRequest";
+
+/// Issues a token.
+pub(super) async fn request(call: &mut Call) -> Result<Response<Body>, Error> {
+    let body = responses::collect(call.take_body()).await?;
+    let query = &call.info.query;
+    let mut request = decode::object(&call.parts, &body, query, (GROUP, "v1", KIND))?.object;
+    validate_names(call, &request)?;
+    let at = Location {
+        subresource: "",
+        ..call.location()
+    };
+    let account = call.server.registry.get(at).await?.object();
+    let (wanted, uid) = (meta::uid(&request), meta::uid(&account));
+    if !wanted.is_empty() && wanted != uid {
+        let why = format!(
+            "the UID in the token request ({wanted}) does not match the UID of the service account ({uid})"
+        );
+        return Err(Error::conflict(GROUP, KIND, at.name, why));
+    }
+    let seconds = request["spec"]["expirationSeconds"].as_i64();
+    let seconds = seconds.unwrap_or(USUAL_SECONDS);
+    validate_lifetime(seconds)?;
+    let cx = call.write_context()?;
+    call.server
+        .registry
+        .admit_token(&cx, call.location(), &request)
+        .await?;
+    let spec = &request["spec"];
+    let mut audiences: Vec<String> = spec["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|a| a.as_str().map(Into::into))
+        .collect();
+    if audiences.is_empty() {
+        audiences = call.server.authenticator.audiences().to_vec();
+    }
+    let now = jiff::Timestamp::now().as_second();
+    let mut claims = Claims {
+        iss: call.server.config.service_account_issuer.clone(),
+        sub: format!(
+            "system:serviceaccount:{}:{}",
+            call.target.namespace, call.target.name
+        ),
+        aud: audiences.clone(),
+        exp: now + seconds,
+        iat: now,
+        nbf: now,
+        jti: Some(uuid::Uuid::new_v4().to_string()),
+        kubernetes: KubernetesClaims {
+            namespace: call.target.namespace.clone(),
+            serviceaccount: NamedReference {
+                name: call.target.name.clone(),
+                uid: meta::uid(&account).to_owned(),
+            },
+            pod: None,
+            secret: None,
+            node: None,
+        },
+    };
+    bind(call, &spec["boundObjectRef"], &mut claims).await?;
+    let token = call.server.tokens.sign(&claims).map_err(Error::internal)?;
+    if let Some(id) = &claims.jti {
+        let key = "authentication.kubernetes.io/issued-credential-id";
+        call.record().annotate(key, format!("JTI={id}"));
+    }
+    let expires = jiff::Timestamp::from_second(claims.exp).map_err(Error::internal)?;
+    for (field, value) in [
+        ("name", call.target.name.clone()),
+        ("namespace", call.target.namespace.clone()),
+        ("uid", meta::uid(&account).to_owned()),
+        ("creationTimestamp", meta::now()),
+    ] {
+        meta::set(&mut request, field, value);
+    }
+    let spec = meta::child(&mut request, "spec");
+    spec.insert("audiences".into(), audiences.into());
+    spec.insert("expirationSeconds".into(), seconds.into());
+    spec.entry("boundObjectRef").or_insert(Value::Null);
+    request["status"] = json!({"token": token, "expirationTimestamp": expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()});
+    Ok(responses::json(StatusCode::CREATED, &request))
+}
+
+fn validate_names(call: &Call, request: &Value) -> Result<(), Error> {
+    let target = &call.target;
+    super::own_namespace(call, request)?;
+    let root = At::root(request);
+    let metadata = root.field("metadata");
+    let name = metadata.field("name");
+    if name.is_empty() || name.str() == target.name {
+        return Ok(());
+    }
+    let mut errors = Errors::default();
+    errors.bad(&name, "must match the service account name if specified");
+    Err(Error::invalid(GROUP, KIND, &target.name, errors.0))
+}
+
+fn validate_lifetime(seconds: i64) -> Result<(), Error> {
+    let detail = if seconds < MIN_SECONDS {
+        "may not specify a duration less than 10 minutes"
+    } else if seconds > MAX_SECONDS {
+        "may not specify a duration larger than 2^32 seconds"
+    } else {
+        return Ok(());
+    };
+    let mut errors = Errors::default();
+    errors.invalid("spec.expirationSeconds", &seconds.into(), detail);
+    Err(Error::invalid(GROUP, KIND, "", errors.0))
+}
+
+/// Ties a token to the object that it is requested for.
+async fn bind(call: &Call, reference: &Value, claims: &mut Claims) -> Result<(), Error> {
+    if reference.is_null() {
+        return Ok(());
+    }
+    let text = |field: &str| reference[field].as_str().unwrap_or_default();
+    let (version, kind, name) = (text("apiVersion"), text("kind"), text("name"));
+    // A version that is none counts as the core group's.
+    let (group, _) = match version.matches('/').count() {
+        1 => version.split_once('/').unwrap_or_default(),
+        _ => ("", version),
+    };
+    let (plural, namespace) = match (group, kind) {
+        ("", "Pod") => ("pods", call.target.namespace.as_str()),
+        ("", "Secret") => ("secrets", call.target.namespace.as_str()),
+        ("", "Node") => ("nodes", ""),
+        _ => {
+            let version = version.trim_start_matches('/');
+            let shown = if group.is_empty() {
+                format!("/{version}")
+            } else {
+                version.to_owned()
+            };
+            return Err(Error::bad_request(format!(
+                "cannot bind token to object of type {shown}, Kind={kind}"
+            )));
+        }
+    };
+    let resource = resources::find("", "v1", plural).ok_or_else(Error::no_route)?;
+    let at = Location {
+        resource,
+        namespace,
+        name,
+        subresource: "",
+    };
+    let object = call.server.registry.get(at).await?.object();
+    let uid = meta::uid(&object).to_owned();
+    let wanted = text("uid");
+    if kind == "Pod" && object["spec"]["serviceAccountName"] != call.target.name.as_str() {
+        return Err(Error::bad_request(format!(
+            "cannot bind token for serviceaccount \"{}\" to pod running with different serviceaccount name.",
+            call.target.name
+        )));
+    }
+    if !wanted.is_empty() && wanted != uid {
+        let why = format!(
+            "the UID in the bound object reference ({wanted}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
+        return Err(Error::conflict("", kind, name, why));
+    }
+    let bound = NamedReference {
+        name: name.to_owned(),
+        uid,
+    };
+    match kind {
+        "Pod" => {
+            claims.kubernetes.node = node_of(call, &object)?;
+            claims.kubernetes.pod = Some(bound);
+        }
+        "Secret" => claims.kubernetes.secret = Some(bound),
+        _ => claims.kubernetes.node = Some(bound),
+    }
+    Ok(())
+}
+
+/// The node that a pod is on.
+fn node_of(call: &Call, pod: &Value) -> Result<Option<NamedReference>, Error> {
+    let name = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let nodes = resources::find("", "v1", "nodes").ok_or_else(Error::no_route)?;
+    let found = call.server.caches.of(nodes).get(name);
+    Ok(Some(NamedReference {
+        name: name.to_owned(),
+        uid: found.map_or_else(String::new, |n| meta::uid(&n.object()).to_owned()),
+    }))
+}

@@ -1,0 +1,44 @@
+//! Owner references that an object has twice: old clients made them, so all but the first are dropped with a warning.
+
+use serde_json::Value;
+
+use super::WriteContext;
+
+/// When the references are looked at: what a patch makes is seen only as admission leaves it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Requested,
+    Admitted,
+}
+
+/// Keeps the first of equal owner references.
+pub(super) fn drop_repeated(cx: &WriteContext, stage: Stage, object: &mut Value) {
+    if stage == Stage::Requested && cx.patches {
+        return;
+    }
+    let Some(references) = object["metadata"]["ownerReferences"].as_array_mut() else {
+        return;
+    };
+    let mut kept: Vec<Value> = Vec::with_capacity(references.len());
+    let mut repeated = Vec::new();
+    for reference in std::mem::take(references) {
+        if kept.contains(&reference) {
+            repeated.push(reference["uid"].as_str().unwrap_or_default().to_owned());
+        } else {
+            kept.push(reference);
+        }
+    }
+    *references = kept;
+    if repeated.is_empty() {
+        return;
+    }
+    let when = match stage {
+        Stage::Requested => "",
+        Stage::Admitted => " after mutating admission happens",
+    };
+    cx.warnings.add(format!(
+        ".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in 1.20+, and may \
+         reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+        repeated.join(", ")
+    ));
+}
