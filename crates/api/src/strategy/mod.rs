@@ -6,20 +6,25 @@ mod apiservice;
 mod authorization;
 mod autoscaling;
 mod certificates;
+mod clustertrustbundle;
 mod config;
 mod coordination;
 mod cronjob;
 pub mod customresourcedefinition;
 mod daemonset;
 mod deployment;
+mod device;
 mod disruption;
 mod event;
 mod flowcontrol;
 mod job;
+mod leasecandidate;
 mod namespace;
 mod networking;
 mod node;
 mod pod;
+mod podcertificaterequest;
+mod podgroup;
 mod quota;
 mod replicaset;
 mod reviews;
@@ -27,6 +32,8 @@ mod scheduling;
 mod service;
 mod statefulset;
 mod storage;
+mod storageversion;
+mod storageversionmigration;
 mod template;
 mod workload;
 
@@ -223,11 +230,17 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("certificates.k8s.io", "CertificateSigningRequest") => {
             &certificates::CertificateSigningRequest
         }
+        ("certificates.k8s.io", "ClusterTrustBundle") => &clustertrustbundle::ClusterTrustBundle,
+        ("certificates.k8s.io", "PodCertificateRequest") => {
+            &podcertificaterequest::PodCertificateRequest
+        }
         ("flowcontrol.apiserver.k8s.io", "FlowSchema") => &flowcontrol::FlowSchema,
         ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => {
             &flowcontrol::PriorityLevelConfiguration
         }
         ("scheduling.k8s.io", "PriorityClass") => &scheduling::PriorityClass,
+        ("scheduling.k8s.io", "PodGroup") => &podgroup::PodGroup,
+        ("scheduling.k8s.io", "Workload") => &podgroup::Workload,
         ("node.k8s.io", "RuntimeClass") => &scheduling::RuntimeClass,
         ("storage.k8s.io", "StorageClass") => &storage::StorageClass,
         ("storage.k8s.io", "VolumeAttributesClass") => &storage::VolumeAttributesClass,
@@ -236,6 +249,13 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("storage.k8s.io", "CSINode") => &storage::CsiNode,
         ("storage.k8s.io", "CSIStorageCapacity") => &storage::CsiStorageCapacity,
         ("coordination.k8s.io", "Lease") => &coordination::Lease,
+        ("coordination.k8s.io", "LeaseCandidate") => &leasecandidate::LeaseCandidate,
+        ("resource.k8s.io", "DeviceTaintRule") => &device::DeviceTaintRule,
+        ("resource.k8s.io", "ResourcePoolStatusRequest") => &device::ResourcePoolStatusRequest,
+        ("internal.apiserver.k8s.io", "StorageVersion") => &storageversion::StorageVersion,
+        ("storagemigration.k8s.io", "StorageVersionMigration") => {
+            &storageversionmigration::StorageVersionMigration
+        }
         (
             "admissionregistration.k8s.io",
             "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",

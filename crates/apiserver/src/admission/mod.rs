@@ -11,6 +11,7 @@ mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod persistent_volume_claim_resize;
+mod pod_group_workload_exists;
 mod pod_security;
 mod pod_topology_labels;
 mod policy;
@@ -165,7 +166,7 @@ trait Plugin: Send + Sync {
 }
 
 /// Every plugin there is, in order.
-pub const PLUGINS: [&str; 23] = [
+pub const PLUGINS: [&str; 24] = [
     "NamespaceLifecycle",
     "LimitRanger",
     "ServiceAccount",
@@ -183,6 +184,7 @@ pub const PLUGINS: [&str; 23] = [
     "CertificateSubjectRestriction",
     "DefaultIngressClass",
     "PodTopologyLabels",
+    "PodGroupWorkloadExists",
     "NodeRestriction",
     "MutatingAdmissionPolicy",
     "MutatingAdmissionWebhook",
@@ -219,6 +221,7 @@ impl Chain {
             Box::new(certificates::SubjectRestriction),
             Box::new(default_ingress_class::DefaultIngressClass),
             Box::new(pod_topology_labels::PodTopologyLabels),
+            Box::new(pod_group_workload_exists::PodGroupWorkloadExists),
             Box::new(node_restriction::NodeRestriction(shared.clone())),
             Box::new(policy::Mutating::new(shared.clone())),
             Box::new(webhook::Mutating::new(shared.clone())),

@@ -14,7 +14,7 @@ use crate::cache::Caches;
 pub use availability::run as watch_availability;
 pub use discover::Discovered;
 pub use endpoint::resolve;
-pub use local::register;
+pub use local::{priorities, register};
 pub use proxy::proxy;
 
 /// The `APIService` of a group and version that another server serves.

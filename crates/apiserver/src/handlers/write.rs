@@ -9,6 +9,7 @@ use super::decode::{self, Decoded};
 use super::escalation::check_escalation;
 use super::{Call, apply, read};
 use crate::cache::working_resource;
+use crate::features::Feature;
 use crate::http::{self as responses, Body};
 use crate::registry::{Change, DeleteOptions, Deleted, Location, WriteContext};
 
@@ -160,7 +161,7 @@ impl Format {
             "application/merge-patch+json" => Ok(Self::Merge),
             "application/strategic-merge-patch+json" => Ok(Self::Strategic),
             "application/apply-patch+yaml" => Ok(Self::ApplyYaml),
-            "application/apply-patch+cbor" if call.server.config.features.cbor => {
+            "application/apply-patch+cbor" if call.server.config.features.has(Feature::Cbor) => {
                 Ok(Self::ApplyCbor)
             }
             _ => Err(Error::new(
