@@ -158,9 +158,12 @@ fn places(server: &Arc<Server>) -> Vec<Place> {
 fn groups(server: &Arc<Server>, aggregated: bool) -> Vec<(String, Vec<String>)> {
     let mut places = places(server);
     places.sort_by(|a, b| {
-        let by_name = || match aggregated {
-            true => a.group.cmp(&b.group),
-            false => (&a.version, &a.group).cmp(&(&b.version, &b.group)),
+        let by_name = || {
+            if aggregated {
+                a.group.cmp(&b.group)
+            } else {
+                (&a.version, &a.group).cmp(&(&b.version, &b.group))
+            }
         };
         b.group_priority.cmp(&a.group_priority).then_with(by_name)
     });

@@ -101,7 +101,7 @@ impl Flags {
     pub fn versions(&self) -> anyhow::Result<Versions> {
         let emulated = minor(&self.emulated_version)?.unwrap_or(MINOR);
         let compatible = minor(&self.min_compatibility_version)?;
-        let compatible = compatible.unwrap_or_else(|| (emulated.saturating_sub(1)).max(OLDEST));
+        let compatible = compatible.unwrap_or_else(|| emulated.saturating_sub(1).max(OLDEST));
         ensure!(
             (OLDEST..=MINOR).contains(&emulated),
             "emulation version 1.{emulated} is not between [1.{OLDEST}, 1.{MINOR}.0]"

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ::http::header::{HeaderMap, HeaderValue, WARNING};
+use ::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, WARNING};
 use ::http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -77,6 +77,14 @@ impl Page {
             object.extend(content);
         }
         let mut response = http::in_format(format, &object);
+        let media_type = format!(
+            "{};g={GROUP};v={version};as={}",
+            format.media_type(),
+            self.kind
+        );
+        if let Ok(media_type) = HeaderValue::from_str(&media_type) {
+            response.headers_mut().insert(CONTENT_TYPE, media_type);
+        }
         if version == DEPRECATED {
             let page = self.kind.to_lowercase();
             let warning = format!(

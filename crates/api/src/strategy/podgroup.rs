@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::{Strategy, at_mut, copy_field, keep_metadata};
-use crate::validation::{At, Errors, conditions, dns_label, dns_subdomain, path_segment};
+use crate::validation::{At, Errors, api, conditions, dns_label, dns_subdomain, path_segment};
 
 pub(super) struct PodGroup;
 pub(super) struct Workload;
@@ -164,7 +164,8 @@ fn validate_templates(templates: &At<'_, '_>, errors: &mut Errors) {
     }
     for (i, template) in templates.items().enumerate() {
         if list[..i].iter().any(|t| t["name"] == *template.get("name")) {
-            errors.duplicate(&template, template.value());
+            let ty = "io.k8s.api.scheduling.v1alpha2.PodGroupTemplate";
+            errors.duplicate_as(&template, &api(ty, template.value()));
         }
     }
     for template in templates.items() {

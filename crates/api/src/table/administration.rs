@@ -68,6 +68,9 @@ pub(super) static STORAGE_VERSION: &[Column] = &[
                 )
             })
             .collect();
+        if all.is_empty() {
+            return "<unset>".into();
+        }
         super::cluster::shortened(&all)
     }),
     AGE,

@@ -58,12 +58,7 @@ impl Wanted {
     /// # Errors
     /// For entries that cannot be read or name a group or version that there is not.
     pub fn parse(entries: &[String]) -> anyhow::Result<Self> {
-        let entries: BTreeMap<&str, &str> = entries
-            .iter()
-            .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
-            .map(|(key, value)| (key.trim(), value.trim()))
-            .filter(|(key, _)| !key.is_empty())
-            .collect();
+        let entries = pairs(entries);
         check(&entries)?;
         let mut wanted = Self::default();
         for resource in resources::builtin() {
@@ -179,14 +174,19 @@ impl Wanted {
                 self.resources.insert((group, version, plural), true);
             }
         }
-        let entries: BTreeMap<&str, &str> = entries
-            .iter()
-            .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
-            .filter(|(key, _)| !key.is_empty())
-            .collect();
-        self.prefer(&entries)?;
+        self.prefer(&pairs(entries))?;
         Ok(self)
     }
+}
+
+/// The flag's entries: names and what they are set to.
+fn pairs(entries: &[String]) -> BTreeMap<&str, &str> {
+    entries
+        .iter()
+        .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
+        .map(|(key, value)| (key.trim(), value.trim()))
+        .filter(|(key, _)| !key.is_empty())
+        .collect()
 }
 
 fn version_of(resource: &Resource) -> Version {
