@@ -275,6 +275,15 @@ impl Resource {
         self.verbs.contains(&verb)
     }
 
+    /// Whether the deletion of an object is answered with the object.
+    #[must_use]
+    pub fn returns_deleted(&self) -> bool {
+        self.definition.is_none()
+            && RETURNED
+                .iter()
+                .any(|(group, all)| *group == self.group && all.contains(&self.plural))
+    }
+
     /// The version of a built-in resource that the server works in: the one that is preferred of all that there are.
     /// The others are converted from and to it.
     #[must_use]
@@ -350,6 +359,43 @@ pub fn api_version(group: &str, version: &str) -> String {
         format!("{group}/{version}")
     }
 }
+
+/// Resources whose deletion is answered with the object, not with a status, by their groups.
+const RETURNED: &[(&str, &[&str])] = &[
+    (
+        "",
+        &[
+            "persistentvolumeclaims",
+            "persistentvolumes",
+            "pods",
+            "podtemplates",
+            "resourcequotas",
+            "serviceaccounts",
+            "services",
+        ],
+    ),
+    (
+        "resource.k8s.io",
+        &[
+            "deviceclasses",
+            "devicetaintrules",
+            "resourceclaims",
+            "resourceclaimtemplates",
+            "resourcepoolstatusrequests",
+            "resourceslices",
+        ],
+    ),
+    (
+        "storage.k8s.io",
+        &[
+            "csidrivers",
+            "csinodes",
+            "storageclasses",
+            "volumeattachments",
+            "volumeattributesclasses",
+        ],
+    ),
+];
 
 /// Resources that are written in another version than the best that the minor before knows: group, plural and version.
 const WRITTEN_AS: [(&str, &str, &str); 3] = [

@@ -237,7 +237,8 @@ fn entry(server: &Server, resource: &Resource) -> Value {
     if !resource.categories.is_empty() {
         item["categories"] = json!(resource.categories);
     }
-    if !resource.is_virtual() {
+    // Whatever is stored is watched.
+    if resource.supports("watch") {
         item["storageVersionHash"] = storage_version_hash(server, resource).into();
     }
     item

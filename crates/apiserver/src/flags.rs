@@ -31,7 +31,7 @@ use flow_control::FlowControlArgs;
 /// The command line of kube-apiserver: its flags, and what they were given as.
 #[derive(Debug)]
 pub struct Args {
-    flags: Flags,
+    flags: ServerFlags,
     /// Every flag's value as text.
     given: BTreeMap<String, String>,
 }
@@ -40,7 +40,7 @@ impl clap::FromArgMatches for Args {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         Ok(Self {
             given: given(matches),
-            flags: Flags::from_arg_matches(matches)?,
+            flags: ServerFlags::from_arg_matches(matches)?,
         })
     }
 
@@ -52,17 +52,17 @@ impl clap::FromArgMatches for Args {
 
 impl clap::Args for Args {
     fn augment_args(command: Command) -> Command {
-        Flags::augment_args(command)
+        ServerFlags::augment_args(command)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
-        Flags::augment_args_for_update(command)
+        ServerFlags::augment_args_for_update(command)
     }
 }
 
 /// The values of flags, as upstream writes them: lists in brackets.
 fn given(matches: &ArgMatches) -> BTreeMap<String, String> {
-    let command = Flags::augment_args(Command::new("kube-apiserver"));
+    let command = ServerFlags::augment_args(Command::new("kube-apiserver"));
     let flags = command.get_arguments().filter_map(|flag| {
         let name = flag.get_long()?.to_owned();
         let values = matches
@@ -79,7 +79,7 @@ fn given(matches: &ArgMatches) -> BTreeMap<String, String> {
 
 /// Flags of kube-apiserver.
 #[derive(clap::Args, Debug)]
-struct Flags {
+struct ServerFlags {
     /// Directory of the embedded store, which is used unless --etcd-servers is given.
     #[arg(long, default_value = "/var/lib/fluyt/apiserver")]
     data_dir: PathBuf,
@@ -178,7 +178,7 @@ fn pair(
 }
 
 /// What keys start with in the store.
-fn prefix(args: &Flags) -> String {
+fn prefix(args: &ServerFlags) -> String {
     if args.etcd_servers.is_empty() {
         return REGISTRY.to_owned();
     }
@@ -186,7 +186,7 @@ fn prefix(args: &Flags) -> String {
 }
 
 /// The form of objects in the store.
-async fn storage(args: &Flags, shutdown: &CancellationToken) -> anyhow::Result<Storage> {
+async fn storage(args: &ServerFlags, shutdown: &CancellationToken) -> anyhow::Result<Storage> {
     let encryption = match &args.encryption_provider_config {
         None => Arc::default(),
         Some(path) => {
@@ -203,7 +203,7 @@ async fn storage(args: &Flags, shutdown: &CancellationToken) -> anyhow::Result<S
 }
 
 /// The store that the flags name.
-async fn store(args: &Flags) -> anyhow::Result<DynStore> {
+async fn store(args: &ServerFlags) -> anyhow::Result<DynStore> {
     if args.etcd_servers.is_empty() {
         return Ok(Arc::new(Embedded::open(&args.data_dir)?));
     }
@@ -275,6 +275,10 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let features = Features::parse(&gates, args.versions.versions()?).context("--feature-gates")?;
     let mut disable_admission_plugins = args.disable_admission_plugins.clone();
     disable_admission_plugins.retain(|p| !args.enable_admission_plugins.contains(p));
+    let flow_control = args.flow_control.settings()?;
+    if flow_control.enabled {
+        args.versions.check_flow_control()?;
+    }
     let config = Config {
         disable_admission_plugins,
         store,
@@ -314,7 +318,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         authentication,
         authorization,
         audit: args.audit.settings()?,
-        flow_control: args.flow_control.settings()?,
+        flow_control,
         features,
         flags: given,
         limits: args.limits,
@@ -323,4 +327,43 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     };
     let server = Server::start(config).await?;
     server.listen(listener).await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn every_flag_is_shown_with_its_value() {
+        let needed = [
+            "client-ca-file",
+            "tls-cert-file",
+            "tls-private-key-file",
+            "service-account-signing-key-file",
+        ];
+        let given = needed.map(|flag| format!("--{flag}=/f"));
+        let name = "kube-apiserver".to_owned();
+        let others = ["--runtime-config=api/beta=true,apps/v1=false".to_owned()];
+        let line = std::iter::once(name).chain(given).chain(others);
+        let Args { flags, given } = Cli::try_parse_from(line).unwrap().args;
+        assert_eq!(flags.client_ca_file, Path::new("/f"));
+        for (flag, value) in [
+            ("client-ca-file", "/f"),
+            ("runtime-config", "[api/beta=true,apps/v1=false]"),
+            ("secure-port", "6443"),
+            ("emulation-forward-compatible", "false"),
+            ("emulated-version", "[]"),
+            ("advertise-address", ""),
+        ] {
+            assert_eq!(given[flag], value, "{flag}");
+        }
+    }
 }

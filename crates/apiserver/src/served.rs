@@ -116,6 +116,14 @@ impl Flags {
         })
     }
 
+    /// Whether priority and fairness can work with what is served.
+    ///
+    /// # Errors
+    /// When the kinds that configure it are turned off.
+    pub fn check_flow_control(&self) -> anyhow::Result<()> {
+        runtime_config::check_flow_control(&self.runtime_config)
+    }
+
     /// What the flags say.
     ///
     /// # Errors
@@ -337,7 +345,7 @@ mod tests {
                 "apps/v1=maybe",
                 "invalid value of apps/v1: maybe, err: strconv.ParseBool: parsing \"maybe\": invalid syntax",
             ),
-            ("v1", "runtime-config invalid key v1"),
+            ("apps", "runtime-config invalid key apps"),
             (
                 "b.example.com/v1=true,a.example.com/v1",
                 "unknown api groups a.example.com/v1,b.example.com/v1",
@@ -353,6 +361,16 @@ mod tests {
         ] {
             assert_eq!(served(flag).unwrap_err(), why);
         }
+        // Of the core group there is one version, whatever is said of it.
+        for core in ["v1=false", "api/v1=false", "v1/pods=false", "/v1=false"] {
+            assert!(!has(&served(core).unwrap(), "", "v1", "secrets"), "{core}");
+        }
+        let off = |runtime_config: &str| emulating(36, runtime_config).check_flow_control();
+        assert_eq!(
+            off("api/all=false,apps/v1=true").unwrap_err().to_string(),
+            "--runtime-config=api/all=false conflicts with --enable-priority-and-fairness=true"
+        );
+        assert!(off("api/all=false,flowcontrol.apiserver.k8s.io/v1=true").is_ok());
         // Known, though nothing is served of it.
         assert!(served("apps/v1beta1=true,extensions/v1beta1").is_ok());
     }

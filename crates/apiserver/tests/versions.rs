@@ -373,10 +373,13 @@ async fn what_is_written_in_one_version_is_read_in_all() {
                 );
                 assert_eq!(again["spec"], seen["spec"], "{context}");
             }
-            let (status, _) = api
+            let (status, gone) = api
                 .call(Method::DELETE, &case.path(written), Value::Null)
                 .await;
             assert_eq!(status, StatusCode::OK);
+            let returned = ["resource.k8s.io", "storage.k8s.io"].contains(&case.group);
+            let kind = if returned { case.kind } else { "Status" };
+            assert_eq!(gone["kind"], kind, "{gone}");
         }
     }
 }
@@ -507,6 +510,19 @@ async fn old_versions_come_with_a_warning() {
             .map(|w| w.to_str().unwrap().to_owned());
         assert_eq!(found, warning.map(|w| format!("299 - \"{w}\"")), "{path}");
     }
+    let (_, _, metrics) = send(&api, Method::GET, "/metrics", &[], Vec::new()).await;
+    let metrics = String::from_utf8(metrics).unwrap();
+    let counted: Vec<&str> = metrics
+        .lines()
+        .filter(|l| l.starts_with("apiserver_requested_deprecated_apis{"))
+        .collect();
+    assert_eq!(
+        counted,
+        [
+            "apiserver_requested_deprecated_apis{group=\"resource.k8s.io\",version=\"v1beta1\",resource=\"deviceclasses\",subresource=\"\",removed_release=\"1.38\"} 1",
+            "apiserver_requested_deprecated_apis{group=\"storage.k8s.io\",version=\"v1beta1\",resource=\"volumeattributesclasses\",subresource=\"\",removed_release=\"1.37\"} 1",
+        ]
+    );
 }
 
 /// Groups with their versions, in order.

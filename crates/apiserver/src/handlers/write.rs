@@ -13,17 +13,6 @@ use crate::features::Feature;
 use crate::http::{self as responses, Body};
 use crate::registry::{Change, DeleteOptions, Deleted, Location, WriteContext};
 
-/// Kinds whose deletion answers with the object instead of a `Status`.
-const RETURN_DELETED: [&str; 7] = [
-    "Pod",
-    "Service",
-    "ServiceAccount",
-    "PersistentVolume",
-    "PersistentVolumeClaim",
-    "PodTemplate",
-    "ResourceQuota",
-];
-
 pub(super) fn to_storage(resource: &Resource, object: Value) -> Value {
     let stored = working_resource(resource);
     if std::ptr::eq(stored, resource) {
@@ -237,7 +226,7 @@ pub(super) async fn delete(call: &mut Call) -> Result<Response<Body>, Error> {
     Ok(
         match call.server.registry.delete(&cx, at, &options).await? {
             Deleted::Pending(object) => respond(call, StatusCode::OK, object, &[]),
-            Deleted::Gone(object) if RETURN_DELETED.contains(&call.resource.kind) => {
+            Deleted::Gone(object) if call.resource.returns_deleted() => {
                 respond(call, StatusCode::OK, object, &[])
             }
             Deleted::Gone(object) => responses::json(

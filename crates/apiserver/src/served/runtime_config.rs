@@ -185,8 +185,32 @@ fn pairs(entries: &[String]) -> BTreeMap<&str, &str> {
         .iter()
         .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
         .map(|(key, value)| (key.trim(), value.trim()))
-        .filter(|(key, _)| !key.is_empty())
+        .filter(|(key, _)| !key.is_empty() && *key != "api/legacy")
+        .map(|(key, value)| {
+            let rest = key.strip_prefix("api/").unwrap_or(key);
+            // Whatever is said of the core group is said of its version.
+            let is_core = rest == "v1" || rest.starts_with("v1/");
+            (if is_core { "/v1" } else { key }, value)
+        })
         .collect()
+}
+
+/// The kinds that priority and fairness is configured by must be served where it is on.
+///
+/// # Errors
+/// When they are turned off.
+pub fn check_flow_control(entries: &[String]) -> anyhow::Result<()> {
+    let entries = pairs(entries);
+    for name in ["flowcontrol.apiserver.k8s.io/v1", "api/ga", "api/all"] {
+        match entries.get(name) {
+            Some(&"false") => bail!(
+                "--runtime-config={name}=false conflicts with --enable-priority-and-fairness=true"
+            ),
+            Some(&"true") => return Ok(()),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn version_of(resource: &Resource) -> Version {
