@@ -101,7 +101,7 @@ fn cases() -> Vec<Case> {
     let device = json!({"attributes": {"x": {"int": 1}}, "capacity": {"m": {"value": "1Gi"}}});
     let mut basic = json!({"basic": device});
     basic["name"] = "a".into();
-    let mut plain = device.clone();
+    let mut plain = device;
     plain["name"] = "a".into();
     let in_claims = |wrap: &dyn Fn(Value) -> Value| {
         vec![
@@ -812,4 +812,44 @@ async fn pages_about_the_server_are_for_those_who_monitor() {
     let api = Api::start_with(off).await;
     assert_eq!(api.get("/flagz").await.0, StatusCode::NOT_FOUND);
     assert_eq!(api.get("/statusz").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn policies_see_and_change_the_version_that_they_ask_for() {
+    let api = everything().await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let expression = "[JSONPatch{op: \"add\", path: \"/spec/devices/0/basic/attributes/added\", value: {\"int\": 7}}]";
+    let policy = json!({"metadata": {"name": "p"}, "spec": {
+        "matchConstraints": {"resourceRules": [{"apiGroups": ["resource.k8s.io"], "apiVersions": ["v1beta1"], "operations": ["CREATE"], "resources": ["resourceslices"]}]},
+        "matchConditions": [{"name": "seen", "expression": "request.kind.version == 'v1beta1' && has(object.spec.devices[0].basic)"}],
+        "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": expression}}],
+        "failurePolicy": "Fail", "reinvocationPolicy": "Never"}});
+    let (status, made) = api
+        .post(&format!("{group}/mutatingadmissionpolicies"), policy)
+        .await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let binding = json!({"metadata": {"name": "p"}, "spec": {"policyName": "p"}});
+    let (status, made) = api
+        .post(&format!("{group}/mutatingadmissionpolicybindings"), binding)
+        .await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let case = cases()
+        .into_iter()
+        .find(|c| c.plural == "resourceslices")
+        .unwrap();
+    for (version, content) in &case.versions {
+        let object = case.object(version, content);
+        let (status, made) = api.post(&case.collection(version), object).await;
+        assert_eq!(status, StatusCode::CREATED, "{made}");
+        let device = &made["spec"]["devices"][0];
+        let device = if *version == "v1beta1" {
+            &device["basic"]
+        } else {
+            device
+        };
+        assert_eq!(device["attributes"]["added"]["int"], 7, "{made}");
+        assert_eq!(device["attributes"]["x"]["int"], 1, "{made}");
+        api.call(Method::DELETE, &case.path(version), Value::Null)
+            .await;
+    }
 }

@@ -45,14 +45,14 @@ fn validate_selector(selector: &At<'_, '_>, errors: &mut Errors) {
     }
     if pool.is_set() {
         if pool.is_empty() {
-            errors.required(&pool, "");
+            errors.required(pool, "");
         } else {
             if pool.str().len() > MAX_POOL {
-                errors.too_long(&pool, MAX_POOL);
+                errors.too_long(pool, MAX_POOL);
             }
             for part in pool.str().split('/') {
                 for problem in dns_subdomain(part) {
-                    errors.invalid_text(&pool, part, &problem);
+                    errors.invalid_text(pool, part, &problem);
                 }
             }
         }
@@ -111,7 +111,7 @@ impl Strategy for DeviceTaintRule {
         let at = status.field("conditions");
         conditions(errors, &at);
         if at.list().len() > MAX_RULE_CONDITIONS {
-            errors.too_many(&at, at.list().len(), MAX_RULE_CONDITIONS);
+            errors.too_many(at, at.list().len(), MAX_RULE_CONDITIONS);
         }
     }
 }
@@ -148,7 +148,7 @@ fn validate_pool(pool: &At<'_, '_>, errors: &mut Errors) {
     }
     let generation = pool.field("generation");
     if generation.int().unwrap_or_default() == 0 {
-        errors.required(&generation, "");
+        errors.required(generation, "");
     }
     at_least(&generation, 0, errors);
     at_least(&pool.field("resourceSliceCount"), 1, errors);
@@ -217,16 +217,16 @@ impl Strategy for ResourcePoolStatusRequest {
         let at = status.field("conditions");
         conditions(errors, &at);
         if at.list().len() > MAX_REQUEST_CONDITIONS {
-            errors.too_many(&at, at.list().len(), MAX_REQUEST_CONDITIONS);
+            errors.too_many(at, at.list().len(), MAX_REQUEST_CONDITIONS);
         }
         let count = status.field("poolCount");
         if !count.is_set() {
-            errors.required(&count, "");
+            errors.required(count, "");
         }
         at_least(&count, 0, errors);
         let pools = status.field("pools");
         if pools.list().len() > MAX_POOLS {
-            errors.too_many(&pools, pools.list().len(), MAX_POOLS);
+            errors.too_many(pools, pools.list().len(), MAX_POOLS);
             return;
         }
         for pool in pools.items() {

@@ -120,7 +120,7 @@ impl Strategy for LeaseCandidate {
         }
         if strategy.str() == OLDEST_EMULATION_VERSION && emulated == Version::default() {
             let detail = "must be specified when `strategy` is 'OldestEmulationVersion'";
-            errors.required(&emulation, detail);
+            errors.required(emulation, detail);
         }
         // Upstream names the field twice.
         let named_twice = strategy.place("strategy", strategy.value());

@@ -221,7 +221,7 @@ fn validate_issued(status: &At<'_, '_>, spec: &At<'_, '_>, errors: &mut Errors) 
             ),
         ] {
             if wrong {
-                errors.invalid_text(&chain, name, detail);
+                errors.invalid_text(chain, name, detail);
             }
         }
     }
@@ -296,11 +296,11 @@ fn validate_times(
         errors.bad(&after, detail);
     } else if lifetime < SHORTEST {
         let detail = "leaf certificate lifetime must be >= 1 hour";
-        errors.invalid(&chain, &nanoseconds, detail);
+        errors.invalid(chain, &nanoseconds, detail);
     } else if lifetime > longest {
         let detail =
             format!("leaf certificate lifetime must be <= spec.maxExpirationSeconds ({longest})");
-        errors.invalid(&chain, &nanoseconds, &detail);
+        errors.invalid(chain, &nanoseconds, &detail);
     } else if refreshed < starts + REFRESH_MARGIN {
         errors.bad(
             &refresh,
@@ -352,19 +352,19 @@ impl Strategy for PodCertificateRequest {
         if [ISSUED, DENIED, FAILED].iter().any(|ty| is(old, ty)) {
             if !same {
                 let detail = "immutable after PodCertificateRequest is issued, denied, or failed";
-                errors.invalid_omitted(&status, detail);
+                errors.invalid_omitted(status, detail);
             }
         } else if is(object, DENIED) || is(object, FAILED) {
             if *status.value() != only_conditions {
                 let detail = "non-condition status fields must be empty when denying or failing the PodCertificateRequest";
-                errors.invalid_omitted(&status, detail);
+                errors.invalid_omitted(status, detail);
             }
         } else if is(object, ISSUED) {
             validate_issued(&status, &root.field("spec"), errors);
         } else if !same {
             let detail =
                 "status is immutable unless transitioning to \"Issued\", \"Denied\", or \"Failed\"";
-            errors.invalid_omitted(&status, detail);
+            errors.invalid_omitted(status, detail);
         }
     }
 

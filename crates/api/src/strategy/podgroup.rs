@@ -68,7 +68,7 @@ fn validate_policy(policy: &At<'_, '_>, errors: &mut Errors) {
     if gang.is_set() {
         let count = gang.field("minCount");
         match count.int().unwrap_or_default() {
-            0 => errors.required(&count, ""),
+            0 => errors.required(count, ""),
             n if n < 1 => errors.bad(&count, "must be greater than or equal to 1"),
             _ => {}
         }
@@ -165,7 +165,7 @@ fn validate_templates(templates: &At<'_, '_>, errors: &mut Errors) {
     for (i, template) in templates.items().enumerate() {
         if list[..i].iter().any(|t| t["name"] == *template.get("name")) {
             let ty = "io.k8s.api.scheduling.v1alpha2.PodGroupTemplate";
-            errors.duplicate_as(&template, &api(ty, template.value()));
+            errors.duplicate_as(template, &api(ty, template.value()));
         }
     }
     for template in templates.items() {

@@ -98,7 +98,7 @@ fn common_version(status: &At<'_, '_>, errors: &mut Errors) {
     let common = first.filter(|first| versions.all(|v| v == first));
     match common {
         None if at.is_set() => errors.bad(&at, "should be nil if servers do not agree on the same encoding version, or if there is no server reporting the supported versions yet"),
-        Some(common) if !at.is_set() => errors.invalid(&at, &Value::Null, &format!("the common encoding version is {common}")),
+        Some(common) if !at.is_set() => errors.invalid(at, &Value::Null, &format!("the common encoding version is {common}")),
         Some(common) if at.str() != common => errors.bad(&at, &format!("the actual common encoding version is {common}")),
         _ => {}
     }
@@ -135,7 +135,7 @@ fn validate(object: &Value, errors: &mut Errors) {
     for server in servers.items() {
         let id = server.field("apiServerID");
         if seen.contains(&id.str()) {
-            errors.duplicate(&id, id.value());
+            errors.duplicate(id, id.value());
         } else {
             seen.push(id.str());
         }

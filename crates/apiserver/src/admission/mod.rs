@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fluyt_api::Error;
+use fluyt_api::resources::{self, Resource};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -67,6 +68,19 @@ impl Attributes<'_> {
             && self.at.subresource.is_empty()
             && self.at.resource.group.is_empty()
             && self.at.resource.plural == plural
+    }
+
+    /// The resource in the version that the request came in. It is worked in in another one if it is built in.
+    fn requested(&self) -> &Resource {
+        let own = self.at.resource;
+        let version = self.cx.writer.as_ref().map(|writer| &*writer.api_version);
+        let (group, version) = match version.map(|v| v.rsplit_once('/').unwrap_or(("", v))) {
+            Some(path) if own.definition.is_none() => path,
+            _ => return own,
+        };
+        resources::find(group, version, own.plural)
+            .filter(|requested| std::ptr::eq(requested.hub(), own))
+            .unwrap_or(own)
     }
 
     /// The request's options, as reviews show them.

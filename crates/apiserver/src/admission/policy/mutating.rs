@@ -107,12 +107,18 @@ impl Mutating {
             let json = value
                 .to_json()
                 .ok_or("the result is no object that can be applied")?;
+            // It is changed as the policy sees it.
+            let converter = &self.shared.converter;
+            let seen = matching::versioned(converter, attributes, resource, object);
+            let mut seen = seen.await.map_err(text)?;
             if mutation.applies {
-                apply::merge(attributes.at.resource, object, &json)?;
+                apply::merge(resource, &mut seen, &json)?;
             } else {
                 let patch = serde_json::to_vec(&json).unwrap_or_default();
-                fluyt_api::patch::json_patch(object, &patch).map_err(text)?;
+                fluyt_api::patch::json_patch(&mut seen, &patch).map_err(text)?;
             }
+            let changed = matching::worked_in(converter, attributes, resource, seen);
+            *object = changed.await.map_err(text)?;
         }
         Ok(())
     }
