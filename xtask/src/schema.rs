@@ -15,6 +15,12 @@ use regex::Regex;
 /// The module of `k8s-openapi` that holds the served version.
 const VERSION_MODULE: &str = "v1_36";
 
+/// Types without fields, which `k8s-openapi` takes for any JSON.
+const EMPTY: [&str; 2] = [
+    "apiserverinternal.v1alpha1.StorageVersionSpec",
+    "scheduling.v1alpha2.BasicSchedulingPolicy",
+];
+
 /// One type as found in the sources.
 struct Type {
     name: String,
@@ -193,7 +199,16 @@ fn read_types(directory: &Path) -> Result<Vec<Type>> {
         };
         let header = &text[start..];
         let line = header[1..].lines().next().unwrap_or_default();
-        if !line.ends_with('{') || line.contains('<') {
+        let is_empty = EMPTY.contains(&short_name(&name));
+        if !is_empty && (!line.ends_with('{') || line.contains('<')) {
+            continue;
+        }
+        if is_empty {
+            types.push(Type {
+                name,
+                description: leading_docs(&text[..start]),
+                fields: Vec::new(),
+            });
             continue;
         }
         let names: BTreeMap<String, String> = json_key
@@ -339,9 +354,7 @@ fn field_kind(ty: &str) -> Result<String> {
         "crate::apimachinery::pkg::api::resource::Quantity" => "quantity".into(),
         "crate::apimachinery::pkg::util::intstr::IntOrString" => "intOrString".into(),
         "crate::apimachinery::pkg::runtime::RawExtension"
-        | "crate::apimachinery::pkg::apis::meta::v1::FieldsV1"
-        | "crate::api::scheduling::v1alpha2::BasicSchedulingPolicy"
-        | "crate::api::apiserverinternal::v1alpha1::StorageVersionSpec" => "json".into(),
+        | "crate::apimachinery::pkg::apis::meta::v1::FieldsV1" => "json".into(),
         _ if ty.starts_with("crate::apiextensions_apiserver::") && is_json_union(ty) => {
             "json".into()
         }

@@ -3,28 +3,54 @@
 use serde_json::{Map, Value, json};
 
 use crate::resources::Resource;
+use crate::strategy::{at_mut, items_mut};
+
+/// One difference between a version of a resource and the version that is stored. Versions without any differ in nothing
+/// but their names.
+enum Step {
+    /// Fields of the object have other names: those of the stored version, then those of this one.
+    Renamed(&'static [(&'static str, &'static str)]),
+    /// Each item of the list at a path has the fields itself that the stored version keeps in an object.
+    Flat {
+        list: &'static [&'static str],
+        fields: &'static [&'static str],
+        object: &'static str,
+    },
+    /// Each item of the list at a path keeps the fields in an object that the stored version has in the item itself.
+    Nested {
+        list: &'static [&'static str],
+        fields: &'static [&'static str],
+        object: &'static str,
+    },
+    /// Fields of the object at a path whose zero value means that there is none, which the stored version tells apart.
+    ZeroIsNothing {
+        at: &'static [&'static str],
+        fields: &'static [&'static str],
+    },
+    /// What is like nothing else.
+    Own {
+        from_storage: fn(&mut Value),
+        to_storage: fn(&mut Value),
+    },
+}
+
+/// How a version differs from the stored one.
+fn steps(resource: &Resource) -> &'static [Step] {
+    match (resource.group, resource.version, resource.plural) {
+        ("events.k8s.io", "v1", "events") => EVENT,
+        ("autoscaling", "v1", "horizontalpodautoscalers") => AUTOSCALER_V1,
+        ("resource.k8s.io", "v1beta1", "resourceclaims") => CLAIM_V1BETA1,
+        ("resource.k8s.io", "v1beta1", "resourceclaimtemplates") => CLAIM_TEMPLATE_V1BETA1,
+        ("resource.k8s.io", "v1beta1", "resourceslices") => SLICE_V1BETA1,
+        _ => &[],
+    }
+}
 
 /// From the stored version to the served one.
 #[must_use]
 pub fn from_storage(resource: &Resource, mut object: Value) -> Value {
-    match (resource.group, resource.version, resource.plural) {
-        ("events.k8s.io", "v1", "events") => {
-            rename(&mut object, &EVENT_FIELDS, false);
-            if let Some(map) = object.as_object_mut() {
-                // Always written in the core group, but not here.
-                let empty =
-                    |name: &str, value: &Value| name.starts_with("reporting") && value == "";
-                map.retain(|name, value| !empty(name, value));
-            }
-        }
-        ("autoscaling", "v1", "horizontalpodautoscalers") => {
-            autoscaler_to_v1(&mut object);
-            for count in ["currentReplicas", "desiredReplicas"] {
-                let status = crate::meta::child(&mut object, "status");
-                status.entry(count).or_insert(0.into());
-            }
-        }
-        _ => {}
+    for step in steps(resource) {
+        step.take_from_storage(&mut object);
     }
     stamp(&mut object, &resource.api_version(), resource.kind);
     object
@@ -33,14 +59,175 @@ pub fn from_storage(resource: &Resource, mut object: Value) -> Value {
 /// From the served version to the stored one.
 #[must_use]
 pub fn to_storage(resource: &Resource, stored: &Resource, mut object: Value) -> Value {
-    match (resource.group, resource.version, resource.plural) {
-        ("events.k8s.io", "v1", "events") => rename(&mut object, &EVENT_FIELDS, true),
-        ("autoscaling", "v1", "horizontalpodautoscalers") => autoscaler_from_v1(&mut object),
-        _ => {}
+    for step in steps(resource) {
+        step.bring_to_storage(&mut object);
     }
     stamp(&mut object, &stored.api_version(), stored.kind);
     object
 }
+
+impl Step {
+    fn take_from_storage(&self, object: &mut Value) {
+        match self {
+            Self::Renamed(fields) => rename(object, fields, false),
+            Self::Flat {
+                list,
+                object: inner,
+                ..
+            } => items_mut(object, list).for_each(|item| lift(item, inner)),
+            Self::Nested {
+                list,
+                fields,
+                object: inner,
+            } => {
+                for item in items_mut(object, list) {
+                    let sunk = taken(item, fields);
+                    set(item, inner, sunk);
+                }
+            }
+            Self::ZeroIsNothing { .. } => {}
+            Self::Own { from_storage, .. } => from_storage(object),
+        }
+    }
+
+    fn bring_to_storage(&self, object: &mut Value) {
+        match self {
+            Self::Renamed(fields) => rename(object, fields, true),
+            Self::Flat {
+                list,
+                fields,
+                object: inner,
+            } => {
+                for item in items_mut(object, list) {
+                    let mut sunk = taken(item, fields);
+                    sunk.retain(|_, value| !is_zero(value));
+                    if !sunk.is_empty() {
+                        set(item, inner, sunk);
+                    }
+                }
+            }
+            Self::Nested {
+                list,
+                object: inner,
+                ..
+            } => items_mut(object, list).for_each(|item| lift(item, inner)),
+            Self::ZeroIsNothing { at, fields } => {
+                if let Some(Value::Object(map)) = at_mut(object, at) {
+                    map.retain(|name, value| {
+                        !(fields.contains(&name.as_str())
+                            && (is_zero(value) || *value == Value::Bool(false)))
+                    });
+                }
+            }
+            Self::Own { to_storage, .. } => to_storage(object),
+        }
+    }
+}
+
+/// What a field that is not there holds in Go, unless it points to its value.
+fn is_zero(value: &Value) -> bool {
+    value.is_null() || value == "" || value == 0
+}
+
+/// Takes fields out of an object.
+fn taken(item: &mut Value, fields: &[&str]) -> Map<String, Value> {
+    let Some(map) = item.as_object_mut() else {
+        return Map::new();
+    };
+    fields
+        .iter()
+        .filter_map(|field| map.remove_entry(*field))
+        .collect()
+}
+
+fn set(item: &mut Value, field: &str, value: Map<String, Value>) {
+    if let Some(map) = item.as_object_mut() {
+        map.insert(field.to_owned(), value.into());
+    }
+}
+
+/// Puts the fields of an object that an item has into the item itself.
+fn lift(item: &mut Value, field: &str) {
+    if let Some(map) = item.as_object_mut()
+        && let Some(Value::Object(inner)) = map.remove(field)
+    {
+        map.extend(inner);
+    }
+}
+
+/// What is asked for of exactly one kind of device.
+const EXACT_REQUEST: &[&str] = &[
+    "adminAccess",
+    "allocationMode",
+    "capacity",
+    "count",
+    "deviceClassName",
+    "selectors",
+    "tolerations",
+];
+
+const CLAIM_V1BETA1: &[Step] = &[Step::Flat {
+    list: &["spec", "devices", "requests"],
+    fields: EXACT_REQUEST,
+    object: "exactly",
+}];
+
+const CLAIM_TEMPLATE_V1BETA1: &[Step] = &[Step::Flat {
+    list: &["spec", "spec", "devices", "requests"],
+    fields: EXACT_REQUEST,
+    object: "exactly",
+}];
+
+const SLICE_V1BETA1: &[Step] = &[
+    Step::ZeroIsNothing {
+        at: &["spec"],
+        fields: &["allNodes", "nodeName"],
+    },
+    Step::Nested {
+        list: &["spec", "devices"],
+        fields: &[
+            "allNodes",
+            "allowMultipleAllocations",
+            "attributes",
+            "bindingConditions",
+            "bindingFailureConditions",
+            "bindsToNode",
+            "capacity",
+            "consumesCounters",
+            "nodeAllocatableResourceMappings",
+            "nodeName",
+            "nodeSelector",
+            "taints",
+        ],
+        object: "basic",
+    },
+];
+
+const EVENT: &[Step] = &[
+    Step::Renamed(&EVENT_FIELDS),
+    Step::Own {
+        from_storage: |object| {
+            if let Some(map) = object.as_object_mut() {
+                // Always written in the core group, but not here.
+                let empty =
+                    |name: &str, value: &Value| name.starts_with("reporting") && value == "";
+                map.retain(|name, value| !empty(name, value));
+            }
+        },
+        to_storage: |_| {},
+    },
+];
+
+const AUTOSCALER_V1: &[Step] = &[Step::Own {
+    from_storage: |object| {
+        autoscaler_to_v1(object);
+        for count in ["currentReplicas", "desiredReplicas"] {
+            let status = crate::meta::child(object, "status");
+            status.entry(count).or_insert(0.into());
+        }
+    },
+    to_storage: autoscaler_from_v1,
+}];
 
 fn stamp(object: &mut Value, api_version: &str, kind: &str) {
     object["apiVersion"] = api_version.into();
@@ -216,5 +403,50 @@ mod tests {
         assert_eq!(served["spec"]["targetCPUUtilizationPercentage"], 50);
         let back = to_storage(v1, v2, served);
         assert_eq!(back["spec"], stored["spec"]);
+    }
+
+    fn there_and_back(version: &str, plural: &str, object: &Value) -> Value {
+        let served = find("resource.k8s.io", version, plural).unwrap();
+        let stored = to_storage(served, served.hub(), object.clone());
+        let back = from_storage(served, stored.clone());
+        assert_eq!(back["spec"], object["spec"]);
+        stored
+    }
+
+    #[test]
+    fn device_requests_round_trip() {
+        let requests = json!([
+            {"name": "a", "deviceClassName": "c", "allocationMode": "ExactCount", "count": 2, "adminAccess": false},
+            {"name": "b", "firstAvailable": [{"name": "x", "deviceClassName": "d"}]},
+        ]);
+        let claim = json!({"metadata": {"name": "a"}, "spec": {"devices": {"requests": requests}}});
+        let stored = there_and_back("v1beta1", "resourceclaims", &claim);
+        assert_eq!(stored["apiVersion"], "resource.k8s.io/v1");
+        let requests = &stored["spec"]["devices"]["requests"];
+        assert_eq!(
+            requests[0],
+            json!({"name": "a", "exactly": {"deviceClassName": "c", "allocationMode": "ExactCount", "count": 2, "adminAccess": false}})
+        );
+        assert!(requests[1].get("exactly").is_none());
+        let template = json!({"metadata": {"name": "a"}, "spec": {"spec": claim["spec"]}});
+        let stored = there_and_back("v1beta1", "resourceclaimtemplates", &template);
+        assert_eq!(
+            stored["spec"]["spec"]["devices"]["requests"][0]["exactly"]["count"],
+            2
+        );
+    }
+
+    #[test]
+    fn devices_round_trip() {
+        let slice = json!({"metadata": {"name": "a"}, "spec": {"driver": "d", "nodeName": "n", "devices": [
+            {"name": "a", "basic": {"attributes": {"x": {"int": 1}}, "allNodes": false}}, {"name": "b", "basic": {}}]}});
+        let stored = there_and_back("v1beta1", "resourceslices", &slice);
+        assert_eq!(
+            stored["spec"]["devices"],
+            json!([{"name": "a", "attributes": {"x": {"int": 1}}, "allNodes": false}, {"name": "b"}])
+        );
+        let nowhere = json!({"spec": {"nodeName": "", "allNodes": false}});
+        let served = find("resource.k8s.io", "v1beta1", "resourceslices").unwrap();
+        assert_eq!(to_storage(served, served.hub(), nowhere)["spec"], json!({}));
     }
 }

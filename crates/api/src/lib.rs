@@ -24,5 +24,6 @@ pub mod selector;
 pub mod strategy;
 pub mod table;
 pub mod validation;
+mod x509;
 
 pub use error::{Cause, Error, Reason};

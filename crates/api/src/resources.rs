@@ -1,7 +1,9 @@
 //! The table of resources: what is served under which path, with which verbs. Discovery, routing and RBAC's notion of a
 //! resource all read it. The built-in part is a constant; what CustomResourceDefinitions add is a [`Snapshot`] that changes.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
@@ -27,8 +29,82 @@ pub struct Resource {
     pub ty: Option<TypeId>,
     /// Where objects are stored below `/registry/`, in upstream's layout; no slash at the end.
     pub storage: &'static str,
+    /// When this version of the resource came and goes.
+    pub life: Life,
+    /// The feature without which it is not served.
+    pub gate: Option<&'static str>,
+    /// The version that the server works in, as a place in the table, when it is not this one.
+    pub(crate) hub: Option<usize>,
     /// What a CustomResourceDefinition says about this version; `None` for built-in resources.
     pub definition: Option<Arc<Definition>>,
+}
+
+/// The minor versions of Kubernetes 1 that changed the standing of a version of a resource.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Life {
+    pub introduced: Option<u32>,
+    pub deprecated: Option<u32>,
+    /// It is not served from there on.
+    pub removed: Option<u32>,
+    /// Group, version and kind of what to use instead.
+    pub replacement: Option<(&'static str, &'static str, &'static str)>,
+}
+
+/// How far a version has come, which its name tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    Alpha,
+    Beta,
+    Stable,
+}
+
+impl Stage {
+    /// Of a version's name.
+    #[must_use]
+    pub fn of(version: &str) -> Option<Self> {
+        Precedence::parse(version).map(|p| p.stage)
+    }
+}
+
+/// What versions are compared by: `v10` is before `v2`, `v1` before `v1beta2`, that before `v1beta1` and `v1alpha3`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Precedence {
+    stage: Stage,
+    major: u32,
+    minor: u32,
+}
+
+impl Precedence {
+    fn parse(version: &str) -> Option<Self> {
+        let rest = version.strip_prefix('v')?;
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let (major, rest) = rest.split_at(end);
+        let (stage, minor) = if rest.is_empty() {
+            (Stage::Stable, "0")
+        } else if let Some(minor) = rest.strip_prefix("beta") {
+            (Stage::Beta, minor)
+        } else {
+            (Stage::Alpha, rest.strip_prefix("alpha")?)
+        };
+        Some(Self {
+            stage,
+            major: major.parse().ok()?,
+            minor: minor.parse().ok()?,
+        })
+    }
+}
+
+/// Orders versions as clients are to prefer them: the best first, those with names of another form last, by name.
+#[must_use]
+pub fn compare_versions(a: &str, b: &str) -> Ordering {
+    match (Precedence::parse(a), Precedence::parse(b)) {
+        (Some(a), Some(b)) => b.cmp(&a),
+        (Some(_), None) => Ordering::Less,
+        (None, Some(_)) => Ordering::Greater,
+        (None, None) => a.cmp(b),
+    }
 }
 
 /// A resource that a request has found: a built-in one, or one that was defined when it was looked up.
@@ -205,6 +281,63 @@ impl Resource {
         self.verbs.contains(&verb)
     }
 
+    /// Whether the deletion of an object is answered with the object.
+    #[must_use]
+    pub fn returns_deleted(&self) -> bool {
+        self.definition.is_none()
+            && RETURNED
+                .iter()
+                .any(|(group, all)| *group == self.group && all.contains(&self.plural))
+    }
+
+    /// The version of a built-in resource that the server works in: the one that is preferred of all that there are.
+    /// The others are converted from and to it.
+    #[must_use]
+    pub fn hub(&self) -> &Self {
+        self.hub.map_or(self, |index| &builtin()[index])
+    }
+
+    /// The version that a built-in resource is written to the store in, so that servers of the minor version `compatible`
+    /// read it too: the best that they know, unless upstream has said otherwise.
+    #[must_use]
+    pub fn written_as(&self, compatible: u32) -> &Self {
+        let hub = self.hub();
+        let said = WRITTEN_AS
+            .iter()
+            .find(|(group, plural, _)| (*group, *plural) == (hub.group, hub.plural));
+        if let Some((group, plural, version)) = said {
+            return find(group, version, plural).unwrap_or(hub);
+        }
+        let known = |r: &Self| r.life.introduced.is_none_or(|minor| minor <= compatible);
+        if known(hub) {
+            return hub;
+        }
+        let mut others: Vec<&'static Self> = builtin()
+            .iter()
+            .filter(|r| (r.group, r.plural) == (hub.group, hub.plural))
+            .collect();
+        others.sort_by(|a, b| compare_versions(a.version, b.version));
+        others.into_iter().find(|r| known(r)).unwrap_or(hub)
+    }
+
+    /// What users are told of a built-in version that is on its way out in the minor version `current`.
+    #[must_use]
+    pub fn deprecation(&self, current: u32) -> Option<String> {
+        let since = self.life.deprecated.filter(|minor| *minor <= current)?;
+        let mut warning = format!(
+            "{} {} is deprecated in v1.{since}+",
+            self.api_version(),
+            self.kind
+        );
+        if let Some(removed) = self.life.removed {
+            let _ = write!(warning, ", unavailable in v1.{removed}+");
+        }
+        if let Some((group, version, kind)) = self.life.replacement {
+            let _ = write!(warning, "; use {} {kind}", api_version(group, version));
+        }
+        Some(warning)
+    }
+
     /// The universe that [`Resource::ty`] is a type of.
     #[must_use]
     pub fn schema(&self) -> &Schema {
@@ -233,16 +366,89 @@ pub fn api_version(group: &str, version: &str) -> String {
     }
 }
 
+/// Resources whose deletion is answered with the object, not with a status, by their groups.
+const RETURNED: &[(&str, &[&str])] = &[
+    (
+        "",
+        &[
+            "persistentvolumeclaims",
+            "persistentvolumes",
+            "pods",
+            "podtemplates",
+            "resourcequotas",
+            "serviceaccounts",
+            "services",
+        ],
+    ),
+    (
+        "resource.k8s.io",
+        &[
+            "deviceclasses",
+            "devicetaintrules",
+            "resourceclaims",
+            "resourceclaimtemplates",
+            "resourcepoolstatusrequests",
+            "resourceslices",
+        ],
+    ),
+    (
+        "storage.k8s.io",
+        &[
+            "csidrivers",
+            "csinodes",
+            "storageclasses",
+            "volumeattachments",
+            "volumeattributesclasses",
+        ],
+    ),
+];
+
+/// Resources that are written in another version than the best that the minor before knows: group, plural and version.
+const WRITTEN_AS: [(&str, &str, &str); 3] = [
+    (
+        "admissionregistration.k8s.io",
+        "mutatingadmissionpolicies",
+        "v1beta1",
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "mutatingadmissionpolicybindings",
+        "v1beta1",
+    ),
+    ("resource.k8s.io", "devicetaintrules", "v1alpha3"),
+];
+
 /// Every built-in resource, in the table's order.
 pub fn builtin() -> &'static [Resource] {
     static TABLE: OnceLock<Vec<Resource>> = OnceLock::new();
     TABLE.get_or_init(|| {
-        include_str!("../schema/resources.txt")
+        let mut table: Vec<Resource> = include_str!("../schema/resources.txt")
             .lines()
             .filter(|l| !l.starts_with('#'))
             .map(parse)
-            .collect()
+            .collect();
+        let hubs: Vec<Option<usize>> = table.iter().map(|r| hub_of(&table, r)).collect();
+        for (resource, hub) in table.iter_mut().zip(hubs) {
+            resource.hub = hub;
+        }
+        table
     })
+}
+
+/// Where the version is that the server works in, unless it is the resource itself.
+fn hub_of(table: &[Resource], resource: &Resource) -> Option<usize> {
+    let same = |other: &Resource| match resource.group {
+        // Events are the core group's, whichever group serves them.
+        "events.k8s.io" => other.group.is_empty() && other.plural == resource.plural,
+        group => other.group == group && other.plural == resource.plural,
+    };
+    let (index, best) = table
+        .iter()
+        .enumerate()
+        .filter(|(_, other)| same(other))
+        .min_by(|(_, a), (_, b)| compare_versions(a.version, b.version))?;
+    let itself = (best.group, best.version) == (resource.group, resource.version);
+    (!itself).then_some(index)
 }
 
 /// The built-in resource at a path.
@@ -287,6 +493,8 @@ fn parse(line: &'static str) -> Resource {
         "*" => ALL_VERBS.to_vec(),
         verbs => list(verbs),
     };
+    let life = parse_life(next());
+    let gate = Some(next()).filter(|gate| *gate != "-");
     Resource {
         group,
         version,
@@ -300,7 +508,26 @@ fn parse(line: &'static str) -> Resource {
         subresources: words.map(parse_subresource).collect(),
         ty: type_of(group, version, kind),
         storage: storage(group, plural),
+        life,
+        gate,
+        hub: None,
         definition: None,
+    }
+}
+
+fn parse_life(word: &'static str) -> Life {
+    let mut parts = word.split(',').map(|part| Some(part).filter(|p| *p != "-"));
+    let mut next = || parts.next().flatten();
+    let minor = |part: &str| part.strip_prefix("1.")?.parse().ok();
+    Life {
+        introduced: next().and_then(minor),
+        deprecated: next().and_then(minor),
+        removed: next().and_then(minor),
+        replacement: next().and_then(|path| {
+            let (group_version, kind) = path.rsplit_once('.')?;
+            let (group, version) = group_version.split_once('/')?;
+            Some((group, version, kind))
+        }),
     }
 }
 
@@ -329,6 +556,7 @@ pub fn type_of(group: &str, version: &str, kind: &str) -> Option<TypeId> {
             "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions".to_owned()
         }
         "apiregistration.k8s.io" => "io.k8s.kube-aggregator.pkg.apis.apiregistration".to_owned(),
+        "internal.apiserver.k8s.io" => "io.k8s.api.apiserverinternal".to_owned(),
         _ => format!("io.k8s.api.{}", group.split('.').next().unwrap_or_default()),
     };
     schema
@@ -373,6 +601,61 @@ mod tests {
             find("authorization.k8s.io", "v1", "subjectaccessreviews")
                 .unwrap()
                 .is_virtual()
+        );
+    }
+
+    #[test]
+    fn versions_are_ordered_as_clients_prefer_them() {
+        let mut versions = [
+            "v1alpha3", "zeta", "v1beta1", "v2", "v1", "v10", "v1beta2", "v",
+        ];
+        versions.sort_by(|a, b| compare_versions(a, b));
+        assert_eq!(
+            versions,
+            [
+                "v10", "v2", "v1", "v1beta2", "v1beta1", "v1alpha3", "v", "zeta"
+            ]
+        );
+        assert_eq!(Stage::of("v1beta1"), Some(Stage::Beta));
+        assert_eq!(Stage::of("v1gamma1"), None);
+    }
+
+    #[test]
+    fn one_version_is_worked_in_and_one_is_written() {
+        let path = |r: &Resource| (r.group, r.version);
+        let claims = find("resource.k8s.io", "v1beta1", "resourceclaims").unwrap();
+        assert_eq!(path(claims.hub()), ("resource.k8s.io", "v1"));
+        let events = find("events.k8s.io", "v1", "events").unwrap();
+        assert_eq!(path(events.hub()), ("", "v1"));
+        let scalers = find("autoscaling", "v1", "horizontalpodautoscalers").unwrap();
+        assert_eq!(scalers.hub().version, "v2");
+        // A server of 1.33 does not know v1 of claims.
+        assert_eq!(claims.written_as(35).version, "v1");
+        assert_eq!(claims.written_as(33).version, "v1beta2");
+        assert_eq!(claims.written_as(32).version, "v1beta1");
+        let rules = find("resource.k8s.io", "v1beta2", "devicetaintrules").unwrap();
+        assert_eq!(rules.written_as(36).version, "v1alpha3");
+    }
+
+    #[test]
+    fn deprecations_are_said_as_upstream_says_them() {
+        let of = |group, version, plural| find(group, version, plural).unwrap().deprecation(36);
+        assert_eq!(
+            of("", "v1", "endpoints").unwrap(),
+            "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
+        );
+        assert_eq!(
+            of("", "v1", "componentstatuses").unwrap(),
+            "v1 ComponentStatus is deprecated in v1.19+"
+        );
+        assert_eq!(
+            of("storage.k8s.io", "v1beta1", "volumeattributesclasses").unwrap(),
+            "storage.k8s.io/v1beta1 VolumeAttributesClass is deprecated in v1.34+, unavailable in v1.37+; \
+             use storage.k8s.io/v1 VolumeAttributesClass"
+        );
+        assert_eq!(
+            of("certificates.k8s.io", "v1beta1", "clustertrustbundles"),
+            None
         );
     }
 

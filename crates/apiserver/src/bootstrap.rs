@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::Server;
 use crate::endpoint_reconciler;
+use crate::features::Features;
 use crate::registry::{Change, Location, WriteContext};
 use crate::user::{MASTERS, User};
 
@@ -31,7 +32,7 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
         )
         .await?;
     }
-    for object in rbac_objects() {
+    for object in rbac_objects(server.config.features) {
         reconcile(server, object).await?;
     }
     for (name, value) in [
@@ -139,17 +140,35 @@ async fn reconcile(server: &Arc<Server>, object: Value) -> Result<(), Error> {
 const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
 /// The objects of the default policy.
-fn rbac_objects() -> Vec<Value> {
+fn rbac_objects(features: Features) -> Vec<Value> {
+    // What needs a feature, and whether it is on.
+    let gated = |line: &'static str| match line.strip_prefix("if=").and_then(|l| l.split_once(' '))
+    {
+        Some((gate, line)) => (features.enables(gate), line),
+        None => (true, line),
+    };
     let mut objects: Vec<Value> = Vec::new();
+    let mut in_role = false;
     for line in ROLES
         .lines()
         .filter(|l| !l.starts_with('#') && !l.is_empty())
     {
         if let Some(rule) = line.strip_prefix("  ") {
-            if let Some(rules) = objects.last_mut().and_then(|o| o["rules"].as_array_mut()) {
+            let (on, rule) = gated(rule);
+            if let Some(rules) = objects.last_mut().and_then(|o| o["rules"].as_array_mut())
+                && in_role
+                && on
+            {
                 rules.push(parse_rule(rule));
             }
-        } else if let Some(role) = line.strip_prefix("role ") {
+            continue;
+        }
+        let (on, line) = gated(line);
+        in_role = on;
+        if !on {
+            continue;
+        }
+        if let Some(role) = line.strip_prefix("role ") {
             objects.push(parse_role(role));
         } else if let Some(binding) = line.strip_prefix("binding ") {
             objects.push(parse_binding(binding));
@@ -385,10 +404,11 @@ async fn extension_configuration(server: &Arc<Server>) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::features::Feature;
 
     #[test]
     fn the_default_policy_parses() {
-        let objects = rbac_objects();
+        let objects = rbac_objects(Features::default());
         let find = |kind: &str, name: &str| {
             objects
                 .iter()
@@ -412,5 +432,32 @@ mod tests {
                 .iter()
                 .all(|o| o["rules"].is_array() || o["subjects"].is_array())
         );
+    }
+
+    #[test]
+    fn some_of_the_policy_needs_a_feature() {
+        let rules = |features: Features, name: &str| {
+            let objects = rbac_objects(features);
+            let role = objects.iter().find(|o| meta::name(o) == name);
+            role.map(|role| role["rules"].as_array().unwrap().len())
+        };
+        let (off, on) = (
+            Features::default(),
+            Features::default()
+                .with(Feature::ClusterTrustBundle)
+                .with(Feature::PodCertificateRequest),
+        );
+        let discovery = "system:cluster-trust-bundle-discovery";
+        assert_eq!(
+            (rules(off, discovery), rules(on, discovery)),
+            (None, Some(1))
+        );
+        assert_eq!(
+            rules(on, "system:node").unwrap(),
+            rules(off, "system:node").unwrap() + 2
+        );
+        // A role without the feature leaves no rules with the one before.
+        let before = "system:kube-scheduler";
+        assert_eq!(rules(on, before), rules(off, before));
     }
 }

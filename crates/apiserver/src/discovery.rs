@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::Server;
 use crate::aggregator;
 use crate::http::{self as responses, Body};
+use crate::zpages;
 
 /// Answers `/api`, `/apis` and what is directly below them; `None` for other paths.
 pub fn handle(server: &Arc<Server>, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
@@ -34,11 +35,14 @@ pub fn handle(server: &Arc<Server>, path: &str, headers: &HeaderMap) -> Option<R
             "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": server.config.external_address()}],
         }),
         ["apis"] => {
-            let groups: Vec<Value> = groups(server).iter().map(|(g, v)| group(g, v)).collect();
+            let groups: Vec<Value> = groups(server, false)
+                .iter()
+                .map(|(g, v)| group(g, v))
+                .collect();
             json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
         }
         ["apis", name] => {
-            let (name, versions) = groups(server).into_iter().find(|(g, _)| g == name)?;
+            let (name, versions) = groups(server, false).into_iter().find(|(g, _)| g == name)?;
             let mut value = group(&name, &versions);
             value["kind"] = "APIGroup".into();
             value["apiVersion"] = "v1".into();
@@ -53,7 +57,12 @@ pub fn handle(server: &Arc<Server>, path: &str, headers: &HeaderMap) -> Option<R
 
 /// Every path that there is something at, for who looks around.
 pub fn paths(server: &Arc<Server>) -> Value {
-    const OTHERS: [&str; 13] = [
+    json!({"paths": path_list(server)})
+}
+
+/// The same as a list, in order.
+pub fn path_list(server: &Arc<Server>) -> Vec<String> {
+    const OTHERS: [&str; 12] = [
         "/.well-known/openid-configuration",
         "/api",
         "/apis",
@@ -65,12 +74,12 @@ pub fn paths(server: &Arc<Server>) -> Value {
         "/openapi/v3/",
         "/openid/v1/jwks",
         "/readyz",
-        "/statusz",
         "/version",
     ];
     let mut paths: Vec<String> = OTHERS.iter().map(|p| (*p).to_owned()).collect();
+    paths.extend(zpages::paths(server.config.features).map(str::to_owned));
     paths.extend(["/api/v1".to_owned(), "/apis/".to_owned()]);
-    for (group, versions) in groups(server) {
+    for (group, versions) in groups(server, false) {
         paths.push(format!("/apis/{group}"));
         paths.extend(
             versions
@@ -79,7 +88,7 @@ pub fn paths(server: &Arc<Server>) -> Value {
         );
     }
     paths.sort_unstable();
-    json!({"paths": paths})
+    paths
 }
 
 fn wants_aggregated(headers: &HeaderMap) -> bool {
@@ -94,27 +103,90 @@ fn wants_aggregated(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Groups with their versions, the preferred one first.
-fn groups(server: &Arc<Server>) -> Vec<(String, Vec<String>)> {
-    let mut groups: Vec<(String, Vec<String>)> = Vec::new();
-    let mut add = |group: &str, version: &str| match groups.iter_mut().find(|(g, _)| g == group) {
-        Some((_, versions)) if versions.iter().any(|v| v == version) => {}
-        Some((_, versions)) => {
-            versions.push(version.to_owned());
-            versions.sort_by(|a, b| b.cmp(a));
+/// A group and version with what decides its place: the priorities of the group and of the version.
+struct Place {
+    group: String,
+    version: String,
+    group_priority: i64,
+    version_priority: i64,
+}
+
+/// The group that says which groups there are, which is before all others.
+const REGISTRATION: &str = "apiregistration.k8s.io";
+
+/// Priorities of what a CustomResourceDefinition defines.
+const CUSTOM: (i64, i64) = (1_000, 100);
+
+/// Every group and version.
+fn places(server: &Arc<Server>) -> Vec<Place> {
+    let mut places: Vec<Place> = Vec::new();
+    let mut add = |group: &str, version: &str, (group_priority, version_priority)| {
+        if !places
+            .iter()
+            .any(|p| p.group == group && p.version == version)
+        {
+            places.push(Place {
+                group: group.to_owned(),
+                version: version.to_owned(),
+                group_priority,
+                version_priority,
+            });
         }
-        None => groups.push((group.to_owned(), vec![version.to_owned()])),
     };
     for resource in server.caches.served().all().filter(|r| !r.group.is_empty()) {
-        add(resource.group, resource.version);
+        let priorities = if resource.definition.is_some() {
+            CUSTOM
+        } else if resource.group == REGISTRATION {
+            (i64::MAX, 0)
+        } else {
+            aggregator::priorities(resource.group, resource.version)
+        };
+        add(resource.group, resource.version, priorities);
     }
     for service in aggregator::all(&server.caches) {
-        add(
-            service["spec"]["group"].as_str().unwrap_or_default(),
-            service["spec"]["version"].as_str().unwrap_or_default(),
-        );
+        let spec = &service["spec"];
+        let text = |field: &str| spec[field].as_str().unwrap_or_default();
+        let number = |field: &str| spec[field].as_i64().unwrap_or(0);
+        let priorities = (number("groupPriorityMinimum"), number("versionPriority"));
+        add(text("group"), text("version"), priorities);
     }
+    places
+}
+
+/// Groups with their versions, the preferred one first. Groups of the same priority are in the order of what registers
+/// them, which begins with the version, or by name in the aggregated form.
+fn groups(server: &Arc<Server>, aggregated: bool) -> Vec<(String, Vec<String>)> {
+    let mut places = places(server);
+    places.sort_by(|a, b| {
+        let by_name = || {
+            if aggregated {
+                a.group.cmp(&b.group)
+            } else {
+                (&a.version, &a.group).cmp(&(&b.version, &b.group))
+            }
+        };
+        b.group_priority.cmp(&a.group_priority).then_with(by_name)
+    });
+    let mut groups: Vec<(String, Vec<Place>)> = Vec::new();
+    for place in places {
+        match groups.iter_mut().find(|(group, _)| *group == place.group) {
+            Some((_, versions)) => versions.push(place),
+            None => groups.push((place.group.clone(), vec![place])),
+        }
+    }
+    let in_order = |mut versions: Vec<Place>| -> Vec<String> {
+        versions.sort_by(|a, b| {
+            let by_name = || resources::compare_versions(&a.version, &b.version);
+            b.version_priority
+                .cmp(&a.version_priority)
+                .then_with(by_name)
+        });
+        versions.into_iter().map(|p| p.version).collect()
+    };
     groups
+        .into_iter()
+        .map(|(group, versions)| (group, in_order(versions)))
+        .collect()
 }
 
 fn group(name: &str, versions: &[String]) -> Value {
@@ -132,7 +204,7 @@ fn resource_list(server: &Arc<Server>, group: &str, version: &str) -> Option<Val
         .all()
         .filter(|r| r.group == group && r.version == version)
     {
-        list.push(entry(resource));
+        list.push(entry(server, resource));
         for sub in &resource.subresources {
             let mut item = json!({
                 "name": format!("{}/{}", resource.plural, sub.name), "singularName": "", "namespaced": resource.namespaced,
@@ -154,7 +226,7 @@ fn resource_list(server: &Arc<Server>, group: &str, version: &str) -> Option<Val
     )
 }
 
-fn entry(resource: &Resource) -> Value {
+fn entry(server: &Server, resource: &Resource) -> Value {
     let mut item = json!({
         "name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
         "kind": resource.kind, "verbs": resource.verbs,
@@ -165,13 +237,33 @@ fn entry(resource: &Resource) -> Value {
     if !resource.categories.is_empty() {
         item["categories"] = json!(resource.categories);
     }
-    if !resource.is_virtual() {
-        item["storageVersionHash"] = digest(resource.storage.as_bytes()).into();
+    // Whatever is stored is watched.
+    if resource.supports("watch") {
+        item["storageVersionHash"] = storage_version_hash(server, resource).into();
     }
     item
 }
 
-/// A short stable digest: of a stored version, or of a response for its ETag.
+/// Tells clients when a resource is stored in another version: the beginning of a hash of the version's name and kind.
+fn storage_version_hash(server: &Server, resource: &Resource) -> String {
+    use sha2::{Digest as _, Sha256};
+    let (group, version) = match &resource.definition {
+        Some(definition) => {
+            let stored = definition.stored.as_deref().unwrap_or(resource);
+            (stored.group, stored.version)
+        }
+        // Definitions are stored in the form of their first version.
+        None if resource.group == "apiextensions.k8s.io" => (resource.group, "v1beta1"),
+        None => {
+            let written = server.caches.codec.written_as(resource);
+            (written.group, written.version)
+        }
+    };
+    let hash = Sha256::digest(format!("{group}/{version}/{}", resource.kind));
+    base64::engine::general_purpose::STANDARD.encode(&hash[..8])
+}
+
+/// A short stable digest of a response for its ETag.
 pub(crate) fn digest(content: &[u8]) -> String {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
@@ -206,7 +298,7 @@ fn groups_aggregated(server: &Arc<Server>, core: bool) -> Value {
     let groups = if core {
         vec![(String::new(), vec!["v1".to_owned()])]
     } else {
-        groups(server)
+        groups(server, true)
     };
     let items: Vec<Value> = groups
         .iter()

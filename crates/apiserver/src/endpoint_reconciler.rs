@@ -82,7 +82,7 @@ async fn announce(server: &Server, own: Ipv4Addr) -> Result<(), Error> {
     let endpoints = json!({"metadata": {}, "subsets": [{"addresses": [{"ip": own.to_string()}]}]});
     let value = server
         .caches
-        .storage
+        .codec
         .encode(resource, key.as_bytes(), &endpoints)
         .await
         .map_err(Error::internal)?;

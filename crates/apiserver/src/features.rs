@@ -1,50 +1,344 @@
-//! Feature gates: what upstream serves only when it is told to.
+//! Feature gates: upstream's, with what each minor version made of them (`features.txt`), and those that make a difference
+//! here. Others have their defaults, and cannot be changed.
 
-use anyhow::bail;
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
-/// The gates that make a difference here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Features {
-    /// `CBORServingAndStorage`: `application/cbor` for requests, responses and apply. Alpha, off by default.
-    pub cbor: bool,
+use anyhow::{bail, ensure};
+
+use crate::served::Versions;
+
+/// Features that can be turned on and off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// `application/cbor` for requests, responses and apply.
+    Cbor,
+    /// `ClusterTrustBundle` objects, and who may read and write them.
+    ClusterTrustBundle,
+    /// `/flagz`.
+    Flagz,
+    /// `/statusz`.
+    Statusz,
+    /// `Workload` and `PodGroup` objects.
+    GenericWorkload,
+    /// The admission plugin of `MutatingAdmissionPolicy` objects.
+    MutatingAdmissionPolicy,
+    /// `PodCertificateRequest` objects, and nodes' right to make them.
+    PodCertificateRequest,
+    /// `StorageVersionMigration` objects.
+    StorageVersionMigrator,
+}
+
+impl Feature {
+    /// All of them, by upstream's names.
+    const ALL: [(Self, &'static str); 8] = [
+        (Self::Cbor, "CBORServingAndStorage"),
+        (Self::ClusterTrustBundle, "ClusterTrustBundle"),
+        (Self::Flagz, "ComponentFlagz"),
+        (Self::Statusz, "ComponentStatusz"),
+        (Self::GenericWorkload, "GenericWorkload"),
+        (Self::MutatingAdmissionPolicy, "MutatingAdmissionPolicy"),
+        (Self::PodCertificateRequest, "PodCertificateRequest"),
+        (Self::StorageVersionMigrator, "StorageVersionMigrator"),
+    ];
+
+    fn named(name: &str) -> Option<Self> {
+        let found = Self::ALL.iter().find(|(_, known)| *known == name);
+        found.map(|(feature, _)| *feature)
+    }
+
+    fn bit(self) -> u16 {
+        1 << self as u16
+    }
+}
+
+/// The features that are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features(u16);
+
+impl Default for Features {
+    /// Upstream's defaults.
+    fn default() -> Self {
+        static DEFAULT: LazyLock<Features> = LazyLock::new(|| Features::of(Versions::default()));
+        *DEFAULT
+    }
 }
 
 impl Features {
-    /// Parses `--feature-gates`: `Name=true,Other=false`. Gates of behaviour that is always on or not there are accepted,
-    /// so that upstream's command lines work.
+    /// The defaults of a version.
+    fn of(versions: Versions) -> Self {
+        let mut features = Self(0);
+        for (feature, name) in Feature::ALL {
+            let on = spec(name, versions.emulated).is_some_and(|spec| spec.on);
+            features.set(feature, on);
+        }
+        features
+    }
+
+    #[must_use]
+    pub fn has(self, feature: Feature) -> bool {
+        self.0 & feature.bit() != 0
+    }
+
+    /// Whether a gate of upstream's is on that makes a difference here.
+    #[must_use]
+    pub fn enables(self, gate: &str) -> bool {
+        Feature::named(gate).is_some_and(|feature| self.has(feature))
+    }
+
+    /// The same with one more.
+    #[must_use]
+    pub fn with(mut self, feature: Feature) -> Self {
+        self.set(feature, true);
+        self
+    }
+
+    fn set(&mut self, feature: Feature, on: bool) {
+        self.0 = if on {
+            self.0 | feature.bit()
+        } else {
+            self.0 & !feature.bit()
+        };
+    }
+
+    /// What a value of `--feature-gates` says: `Name=true,kube:Other=false`. Names that are not upstream's are ignored with
+    /// a line in the log, as upstream does it.
     ///
     /// # Errors
-    /// When a gate has no value or one that is no boolean.
-    pub fn parse(gates: &str) -> anyhow::Result<Self> {
-        let mut features = Self::default();
-        for gate in gates.split(',').map(str::trim).filter(|g| !g.is_empty()) {
-            let Some((name, value)) = gate.split_once('=') else {
-                bail!("missing bool value for {gate}");
+    /// For gates without a value or with one that is no boolean, and for changes that are not possible.
+    pub fn parse(gates: &str, versions: Versions) -> anyhow::Result<Self> {
+        let given = given(gates)?;
+        let mut changes: BTreeMap<&str, bool> = BTreeMap::new();
+        for (gate, on) in given.iter().filter(|(gate, _)| special(gate).is_none()) {
+            let Some(specs) = GATES.get(gate) else {
+                tracing::warn!("unrecognized feature gate: {gate}");
+                continue;
             };
-            let on = match value.trim() {
-                "true" | "True" | "TRUE" | "t" | "T" | "1" => true,
-                "false" | "False" | "FALSE" | "f" | "F" | "0" => false,
-                other => bail!("invalid value of {name}: {other}, err: invalid syntax"),
+            let Some(spec) = specs.iter().rfind(|s| s.since <= versions.emulated) else {
+                bail!(
+                    "cannot set feature gate {gate} to {on}, feature is PreAlpha at emulated version 1.{}, min compatibility version 1.{}",
+                    versions.emulated,
+                    versions.compatible
+                );
             };
-            match name.trim() {
-                "CBORServingAndStorage" | "AllAlpha" => features.cbor = on,
-                _ => {}
+            ensure!(
+                !spec.locked || spec.on == *on,
+                "cannot set feature gate {gate} to {on}, feature is locked to {}",
+                spec.on
+            );
+            changes.insert(gate, *on);
+        }
+        // Those of a stage as a whole, except what is said of one.
+        for (stage, on) in given.iter().filter_map(|(g, on)| Some((special(g)?, on))) {
+            for (gate, specs) in GATES.iter() {
+                let now = specs.iter().rfind(|s| s.since <= versions.emulated);
+                if now.is_some_and(|s| s.stage == stage) && !given.contains_key(gate) {
+                    changes.insert(gate, *on);
+                }
             }
         }
+        let mut features = Self::of(versions);
+        let mut refused = Vec::new();
+        for (gate, on) in changes {
+            let default = spec(gate, versions.emulated).is_some_and(|spec| spec.on);
+            match Feature::named(gate) {
+                Some(feature) => features.set(feature, on),
+                None if on == default => {}
+                None => refused.push(format!("{gate} to {on}")),
+            }
+        }
+        ensure!(
+            refused.is_empty(),
+            "cannot set feature gates that make no difference in this server: {}",
+            refused.join(", ")
+        );
         Ok(features)
     }
+}
+
+/// The gates that are about all of a stage.
+fn special(gate: &str) -> Option<&'static str> {
+    match gate {
+        "AllAlpha" => Some("alpha"),
+        "AllBeta" => Some("beta"),
+        _ => None,
+    }
+}
+
+/// Gates with the values that they are given; the last one of a gate counts.
+fn given(gates: &str) -> anyhow::Result<BTreeMap<&str, bool>> {
+    let mut given = BTreeMap::new();
+    let (mut named, mut unnamed) = (false, false);
+    for gate in gates.split(',').map(str::trim).filter(|g| !g.is_empty()) {
+        let gate = match gate.split_once(':') {
+            Some((component, gate)) => {
+                ensure!(component == "kube", "component not registered: {component}");
+                named = true;
+                gate
+            }
+            None => {
+                unnamed = true;
+                gate
+            }
+        };
+        let Some((name, value)) = gate.split_once('=') else {
+            bail!("missing bool value for {gate}");
+        };
+        let (name, value) = (name.trim(), value.trim());
+        let on = match parse_bool(value) {
+            Ok(on) => on,
+            Err(error) => bail!("invalid value of {name}={value}, err: {error}"),
+        };
+        given.insert(name, on);
+    }
+    ensure!(
+        !(named && unnamed),
+        "set kube feature gates with default empty prefix or kube: prefix consistently, do not mix use"
+    );
+    Ok(given)
+}
+
+/// A boolean as Go reads one.
+///
+/// # Errors
+/// Go's message.
+pub fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(format!(
+            "strconv.ParseBool: parsing {text:?}: invalid syntax"
+        )),
+    }
+}
+
+/// What a minor version made of a gate.
+#[derive(Clone, Copy, Debug)]
+struct Spec {
+    stage: &'static str,
+    since: u32,
+    on: bool,
+    locked: bool,
+}
+
+static GATES: LazyLock<BTreeMap<&'static str, Vec<Spec>>> = LazyLock::new(|| {
+    include_str!("features.txt")
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            Some((words.next()?, words.filter_map(parse_spec).collect()))
+        })
+        .collect()
+});
+
+fn parse_spec(word: &'static str) -> Option<Spec> {
+    let (stage, rest) = word.split_once('=')?;
+    let mut parts = rest.split(':');
+    Some(Spec {
+        stage,
+        since: parts.next()?.strip_prefix("1.")?.parse().ok()?,
+        on: parts.next()? == "on",
+        locked: parts.next() == Some("locked"),
+    })
+}
+
+/// What a gate is in a version.
+fn spec(gate: &str, minor: u32) -> Option<Spec> {
+    GATES
+        .get(gate)?
+        .iter()
+        .rfind(|spec| spec.since <= minor)
+        .copied()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parse(gates: &str) -> Result<Features, String> {
+        Features::parse(gates, Versions::default()).map_err(|e| e.to_string())
+    }
+
+    fn emulating(emulated: u32) -> Versions {
+        Versions {
+            emulated,
+            compatible: emulated - 1,
+        }
+    }
+
     #[test]
-    fn gates() {
-        assert!(!Features::parse("").unwrap().cbor);
-        let given = Features::parse("Other=false, CBORServingAndStorage=true");
-        assert!(given.unwrap().cbor);
-        assert!(Features::parse("CBORServingAndStorage").is_err());
-        assert!(Features::parse("X=maybe").is_err());
+    fn gates_are_known_and_have_defaults() {
+        for (feature, name) in Feature::ALL {
+            assert!(GATES.contains_key(name));
+            assert_eq!(Feature::named(name), Some(feature));
+        }
+        assert!(GATES.values().all(|specs| !specs.is_empty()));
+        let features = parse("").unwrap();
+        assert_eq!(features, Features::default());
+        assert!(!features.has(Feature::Cbor) && !features.has(Feature::ClusterTrustBundle));
+        assert!(features.has(Feature::MutatingAdmissionPolicy) && features.has(Feature::Flagz));
+        // What was not on yet.
+        let older = Features::parse("", emulating(35)).unwrap();
+        assert!(!older.has(Feature::MutatingAdmissionPolicy) && !older.has(Feature::Flagz));
+    }
+
+    #[test]
+    fn gates_are_set() {
+        let given = parse("CBORServingAndStorage=true, ComponentFlagz=0").unwrap();
+        assert!(given.has(Feature::Cbor) && !given.has(Feature::Flagz));
+        assert!(
+            parse("kube:GenericWorkload=T")
+                .unwrap()
+                .enables("GenericWorkload")
+        );
+        // Somebody else's, and what is the default anyway.
+        assert_eq!(parse("Other=false").unwrap(), Features::default());
+        assert_eq!(
+            parse("SidecarContainers=true,WatchList=true,AllAlpha=false").unwrap(),
+            Features::default()
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_set_is_refused() {
+        for (gates, why) in [
+            (
+                "CBORServingAndStorage",
+                "missing bool value for CBORServingAndStorage",
+            ),
+            (
+                "X=maybe",
+                "invalid value of X=maybe, err: strconv.ParseBool: parsing \"maybe\": invalid syntax",
+            ),
+            (
+                "SidecarContainers=false",
+                "cannot set feature gate SidecarContainers to false, feature is locked to true",
+            ),
+            (
+                "WatchList=false",
+                "cannot set feature gates that make no difference in this server: WatchList to false",
+            ),
+            ("wardle:A=true", "component not registered: wardle"),
+            (
+                "kube:WatchList=true,WatchList=true",
+                "set kube feature gates with default empty prefix or kube: prefix consistently, do not mix use",
+            ),
+        ] {
+            assert_eq!(parse(gates).unwrap_err(), why);
+        }
+        assert!(
+            parse("AllAlpha=true")
+                .unwrap_err()
+                .contains("GangScheduling to true")
+        );
+        let young = Features::parse(
+            "StorageVersionMigrator=true,CRIListStreaming=false",
+            emulating(35),
+        );
+        assert_eq!(
+            young.unwrap_err().to_string(),
+            "cannot set feature gate CRIListStreaming to false, feature is PreAlpha at emulated version 1.35, min compatibility version 1.34"
+        );
     }
 }

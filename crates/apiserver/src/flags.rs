@@ -5,11 +5,13 @@ mod authentication;
 mod authorization;
 mod flow_control;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use clap::{ArgAction, ArgMatches, Args as _, Command};
 use fluyt_etcd::embedded::Embedded;
 use fluyt_etcd::external::{self, External};
 use fluyt_etcd::{DynStore, Rebased};
@@ -26,9 +28,58 @@ use authentication::AuthenticationArgs;
 use authorization::AuthorizationArgs;
 use flow_control::FlowControlArgs;
 
+/// The command line of kube-apiserver: its flags, and what they were given as.
+#[derive(Debug)]
+pub struct Args {
+    flags: ServerFlags,
+    /// Every flag's value as text.
+    given: BTreeMap<String, String>,
+}
+
+impl clap::FromArgMatches for Args {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self {
+            given: given(matches),
+            flags: ServerFlags::from_arg_matches(matches)?,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.given = given(matches);
+        self.flags.update_from_arg_matches(matches)
+    }
+}
+
+impl clap::Args for Args {
+    fn augment_args(command: Command) -> Command {
+        ServerFlags::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        ServerFlags::augment_args_for_update(command)
+    }
+}
+
+/// The values of flags, as upstream writes them: lists in brackets.
+fn given(matches: &ArgMatches) -> BTreeMap<String, String> {
+    let command = ServerFlags::augment_args(Command::new("kube-apiserver"));
+    let flags = command.get_arguments().filter_map(|flag| {
+        let name = flag.get_long()?.to_owned();
+        let values = matches
+            .get_raw(flag.get_id().as_str())
+            .into_iter()
+            .flatten();
+        let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+        let text = values.join(",");
+        let is_list = matches!(flag.get_action(), ArgAction::Append);
+        Some((name, if is_list { format!("[{text}]") } else { text }))
+    });
+    flags.collect()
+}
+
 /// Flags of kube-apiserver.
 #[derive(clap::Args, Debug)]
-pub struct Args {
+struct ServerFlags {
     /// Directory of the embedded store, which is used unless --etcd-servers is given.
     #[arg(long, default_value = "/var/lib/fluyt/apiserver")]
     data_dir: PathBuf,
@@ -107,9 +158,9 @@ pub struct Args {
     limits: Limits,
     #[command(flatten)]
     versions: served::Flags,
-    /// Name=bool, separated by commas.
-    #[arg(long, default_value = "")]
-    feature_gates: String,
+    /// Features to turn on and off: Name=bool, comma separated.
+    #[arg(long)]
+    feature_gates: Vec<String>,
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
@@ -127,7 +178,7 @@ fn pair(
 }
 
 /// What keys start with in the store.
-fn prefix(args: &Args) -> String {
+fn prefix(args: &ServerFlags) -> String {
     if args.etcd_servers.is_empty() {
         return REGISTRY.to_owned();
     }
@@ -135,7 +186,7 @@ fn prefix(args: &Args) -> String {
 }
 
 /// The form of objects in the store.
-async fn storage(args: &Args, shutdown: &CancellationToken) -> anyhow::Result<Storage> {
+async fn storage(args: &ServerFlags, shutdown: &CancellationToken) -> anyhow::Result<Storage> {
     let encryption = match &args.encryption_provider_config {
         None => Arc::default(),
         Some(path) => {
@@ -152,7 +203,7 @@ async fn storage(args: &Args, shutdown: &CancellationToken) -> anyhow::Result<St
 }
 
 /// The store that the flags name.
-async fn store(args: &Args) -> anyhow::Result<DynStore> {
+async fn store(args: &ServerFlags) -> anyhow::Result<DynStore> {
     if args.etcd_servers.is_empty() {
         return Ok(Arc::new(Embedded::open(&args.data_dir)?));
     }
@@ -182,6 +233,7 @@ fn plugin(name: &str) -> Result<String, String> {
 /// # Errors
 /// When a file cannot be read, the store cannot be opened, or the port is taken.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let Args { flags: args, given } = args;
     let Some((low, high)) = args.service_node_port_range.split_once('-') else {
         bail!(
             "--service-node-port-range: `{}` is not FIRST-LAST",
@@ -219,8 +271,14 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     if authorization.allows_everything() {
         AuthenticationArgs::without_anonymous(&mut authentication);
     }
+    let gates = args.feature_gates.join(",");
+    let features = Features::parse(&gates, args.versions.versions()?).context("--feature-gates")?;
     let mut disable_admission_plugins = args.disable_admission_plugins.clone();
     disable_admission_plugins.retain(|p| !args.enable_admission_plugins.contains(p));
+    let flow_control = args.flow_control.settings()?;
+    if flow_control.enabled {
+        args.versions.check_flow_control()?;
+    }
     let config = Config {
         disable_admission_plugins,
         store,
@@ -260,12 +318,52 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         authentication,
         authorization,
         audit: args.audit.settings()?,
-        flow_control: args.flow_control.settings()?,
-        features: Features::parse(&args.feature_gates)?,
+        flow_control,
+        features,
+        flags: given,
         limits: args.limits,
-        served: args.versions.served()?,
+        served: args.versions.served(features)?,
         shutdown,
     };
     let server = Server::start(config).await?;
     server.listen(listener).await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn every_flag_is_shown_with_its_value() {
+        let needed = [
+            "client-ca-file",
+            "tls-cert-file",
+            "tls-private-key-file",
+            "service-account-signing-key-file",
+        ];
+        let given = needed.map(|flag| format!("--{flag}=/f"));
+        let name = "kube-apiserver".to_owned();
+        let others = ["--runtime-config=api/beta=true,apps/v1=false".to_owned()];
+        let line = std::iter::once(name).chain(given).chain(others);
+        let Args { flags, given } = Cli::try_parse_from(line).unwrap().args;
+        assert_eq!(flags.client_ca_file, Path::new("/f"));
+        for (flag, value) in [
+            ("client-ca-file", "/f"),
+            ("runtime-config", "[api/beta=true,apps/v1=false]"),
+            ("secure-port", "6443"),
+            ("emulation-forward-compatible", "false"),
+            ("emulated-version", "[]"),
+            ("advertise-address", ""),
+        ] {
+            assert_eq!(given[flag], value, "{flag}");
+        }
+    }
 }

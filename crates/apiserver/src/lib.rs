@@ -37,13 +37,14 @@ mod storage;
 mod user;
 mod validation;
 mod webhook;
+mod zpages;
 
-pub use features::Features;
+pub use features::{Feature, Features};
 pub use flags::{Args, run};
 pub use http::Body;
 pub use limits::Limits;
 pub use registry::ServiceNetwork;
-pub use served::Served;
+pub use served::{Served, Versions};
 pub use server::{Config, Credentials, Server};
 pub use storage::encryption::Encryption;
 pub use storage::{MediaType, Storage};

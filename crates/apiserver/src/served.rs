@@ -1,47 +1,61 @@
-//! Which built-in versions are served: `--runtime-config`, and what the emulated version did not have yet.
+//! Which built-in versions are served: what `--runtime-config` turns on and off, what needs a feature, and what the emulated
+//! version did not have yet or has no more.
 
-use std::sync::Arc;
+mod runtime_config;
 
-use anyhow::{Context as _, bail, ensure};
-use fluyt_api::resources::{self, Hidden, Resource};
+use std::collections::HashSet;
+use std::sync::{Arc, LazyLock};
+
+use anyhow::{bail, ensure};
+use fluyt_api::resources::{self, Hidden, Resource, Stage, compare_versions};
+
+use crate::features::Features;
+use runtime_config::Wanted;
 
 /// The minor version of Kubernetes that this is, and the oldest that it can emulate.
-const MINOR: u32 = 36;
-const OLDEST: u32 = 34;
+pub const MINOR: u32 = 36;
+const OLDEST: u32 = 33;
 
-/// Resources that came after the oldest version, and with which one.
-const INTRODUCED: [(&str, &str, &str, u32); 2] = [
-    (
-        "admissionregistration.k8s.io",
-        "v1",
-        "mutatingadmissionpolicies",
-        36,
-    ),
-    (
-        "admissionregistration.k8s.io",
-        "v1",
-        "mutatingadmissionpolicybindings",
-        36,
-    ),
-];
+/// Minor versions: the emulated one, and the oldest that peers may be of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Versions {
+    pub emulated: u32,
+    pub compatible: u32,
+}
+
+impl Default for Versions {
+    fn default() -> Self {
+        Self {
+            emulated: MINOR,
+            compatible: MINOR - 1,
+        }
+    }
+}
 
 /// What is served, and as which version.
 #[derive(Clone, Debug)]
 pub struct Served {
     pub(crate) hidden: Arc<Hidden>,
-    /// Minor versions: the emulated one, and the oldest that peers may be of.
-    pub(crate) emulated: u32,
-    pub(crate) compatible: u32,
+    pub(crate) versions: Versions,
 }
 
 impl Default for Served {
     fn default() -> Self {
-        Self {
-            hidden: Arc::default(),
-            emulated: MINOR,
-            compatible: MINOR - 1,
-        }
+        static DEFAULT: LazyLock<Served> = LazyLock::new(|| Served {
+            hidden: Arc::new(hidden_without_flags()),
+            versions: Versions::default(),
+        });
+        DEFAULT.clone()
     }
+}
+
+/// Stable versions that need no feature are served, and nothing else.
+fn hidden_without_flags() -> Hidden {
+    resources::builtin()
+        .iter()
+        .filter(|r| Stage::of(r.version) != Some(Stage::Stable) || r.gate.is_some())
+        .map(path)
+        .collect()
 }
 
 impl Served {
@@ -49,75 +63,162 @@ impl Served {
     ///
     /// # Errors
     /// For versions that there are none of.
-    pub fn configured(runtime_config: &str) -> anyhow::Result<Self> {
+    pub fn configured(runtime_config: &str, features: Features) -> anyhow::Result<Self> {
         let flags = Flags {
             runtime_config: runtime_config.split(',').map(str::to_owned).collect(),
-            emulated_version: None,
-            min_compatibility_version: None,
+            ..Flags::default()
         };
-        flags.served()
+        flags.served(features)
     }
 }
 
 /// Flags about versions.
-#[derive(clap::Args, Clone, Debug)]
+#[derive(clap::Args, Clone, Debug, Default)]
 pub struct Flags {
-    /// Versions and resources to serve or not: GROUP/VERSION[/RESOURCE]=BOOL, api/all, api/ga, comma separated.
+    /// Versions and resources to serve or not: GROUP/VERSION[/RESOURCE]=BOOL, api/all, api/ga, api/beta, api/alpha, comma
+    /// separated.
     #[arg(long, value_delimiter = ',')]
     runtime_config: Vec<String>,
-    /// The version whose API is served: 1.34, 1.35 or 1.36.
-    #[arg(long)]
-    emulated_version: Option<String>,
+    /// The version whose API is served: 1.33 to 1.36.
+    #[arg(long, value_delimiter = ',')]
+    emulated_version: Vec<String>,
     /// The oldest version that other servers of the cluster may be of. One before the emulated one by default.
-    #[arg(long)]
-    min_compatibility_version: Option<String>,
+    #[arg(long, value_delimiter = ',')]
+    min_compatibility_version: Vec<String>,
+    /// Serve newer versions than the emulated one had of the resources that are served and are not alpha.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    emulation_forward_compatible: bool,
+    /// Serve what --runtime-config names though it is newer than the emulated version.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    runtime_config_emulation_forward_compatible: bool,
 }
 
 impl Flags {
-    /// What the flags say.
+    /// The versions that the flags name.
     ///
     /// # Errors
-    /// For versions that there are none of.
-    pub fn served(&self) -> anyhow::Result<Served> {
-        let emulated = match &self.emulated_version {
-            None => MINOR,
-            Some(text) => minor(text).context("--emulated-version")?,
-        };
+    /// For versions that cannot be emulated.
+    pub fn versions(&self) -> anyhow::Result<Versions> {
+        let emulated = minor(&self.emulated_version)?.unwrap_or(MINOR);
+        let compatible = minor(&self.min_compatibility_version)?;
+        let compatible = compatible.unwrap_or_else(|| emulated.saturating_sub(1).max(OLDEST));
         ensure!(
             (OLDEST..=MINOR).contains(&emulated),
-            "emulation version 1.{emulated} is not between [1.{OLDEST}, 1.{MINOR}]"
+            "emulation version 1.{emulated} is not between [1.{OLDEST}, 1.{MINOR}.0]"
         );
-        let compatible = match &self.min_compatibility_version {
-            None => emulated - 1,
-            Some(text) => minor(text).context("--min-compatibility-version")?,
-        };
         ensure!(
-            (OLDEST - 1..=emulated).contains(&compatible),
-            "minCompatibilityVersion version 1.{compatible} is not between [1.{}, 1.{emulated}]",
-            OLDEST - 1
+            (OLDEST..=emulated).contains(&compatible),
+            "minCompatibilityVersion version 1.{compatible} is not between [1.{OLDEST}, 1.{emulated}]"
         );
-        let mut hidden: Hidden = resources::builtin()
-            .iter()
-            .filter(|r| {
-                INTRODUCED
-                    .iter()
-                    .any(|(g, v, p, since)| path(r) == (*g, *v, *p) && *since > emulated)
-            })
-            .map(path)
-            .collect();
-        // What is about many is said before what is about one.
-        let (general, single): (Vec<&String>, Vec<&String>) = self
-            .runtime_config
-            .iter()
-            .partition(|entry| entry.starts_with("api/") && !entry.starts_with("api/v1"));
-        for entry in general.into_iter().chain(single) {
-            configure(entry, &mut hidden).context("--runtime-config")?;
-        }
-        Ok(Served {
-            hidden: Arc::new(hidden),
+        Ok(Versions {
             emulated,
             compatible,
         })
+    }
+
+    /// Whether priority and fairness can work with what is served.
+    ///
+    /// # Errors
+    /// When the kinds that configure it are turned off.
+    pub fn check_flow_control(&self) -> anyhow::Result<()> {
+        runtime_config::check_flow_control(&self.runtime_config)
+    }
+
+    /// What the flags say.
+    ///
+    /// # Errors
+    /// For versions that there are none of, and for flags that exclude each other.
+    pub fn served(&self, features: Features) -> anyhow::Result<Served> {
+        let versions = self.versions()?;
+        for (flag, name) in [
+            (
+                self.emulation_forward_compatible,
+                "EmulationForwardCompatible",
+            ),
+            (
+                self.runtime_config_emulation_forward_compatible,
+                "RuntimeConfigEmulationForwardCompatible",
+            ),
+        ] {
+            ensure!(
+                !flag || versions.emulated != MINOR,
+                "ServerRunOptions.{name} cannot be set to true if the emulation version is the same as the binary version"
+            );
+        }
+        let mut wanted = Wanted::parse(&self.runtime_config)?;
+        if self.emulation_forward_compatible {
+            wanted = wanted.forward(&self.runtime_config)?;
+        }
+        let shown = self.shown(&wanted, features, versions.emulated)?;
+        Ok(Served {
+            hidden: Arc::new(
+                resources::builtin()
+                    .iter()
+                    .map(path)
+                    .filter(|path| !shown.contains(path))
+                    .collect(),
+            ),
+            versions,
+        })
+    }
+
+    /// What is served of what is wanted.
+    fn shown(&self, wanted: &Wanted, features: Features, emulated: u32) -> anyhow::Result<Hidden> {
+        let mut candidates: Vec<&'static Resource> = resources::builtin()
+            .iter()
+            .filter(|r| wanted.has(r) && r.gate.is_none_or(|gate| features.enables(gate)))
+            .filter(|r| r.life.removed.is_none_or(|minor| minor > emulated))
+            .collect();
+        // From the worst version to the best: whether a better one counts may depend on it.
+        candidates.sort_by(|a, b| compare_versions(b.version, a.version));
+        let mut shown = Hidden::new();
+        let mut has_lesser = HashSet::new();
+        for resource in &candidates {
+            let lesser = has_lesser.contains(&(resource.group, resource.plural));
+            if self.is_there(resource, wanted, emulated, lesser)? {
+                shown.insert(path(resource));
+                if Stage::of(resource.version) != Some(Stage::Alpha) {
+                    has_lesser.insert((resource.group, resource.plural));
+                }
+            }
+        }
+        for resource in candidates {
+            let version = (resource.group, resource.version);
+            ensure!(
+                !wanted.names_version(resource)
+                    || shown.iter().any(|(g, v, _)| (*g, *v) == version),
+                "cannot enable version {} in runtime-config because all the resources have been introduced after the current version 1.{emulated}. Consider setting --runtime-config-emulation-forward-compatible=true",
+                resource.api_version()
+            );
+        }
+        Ok(shown)
+    }
+
+    /// Whether the emulated version has a resource, or shall have it all the same.
+    fn is_there(
+        &self,
+        resource: &Resource,
+        wanted: &Wanted,
+        emulated: u32,
+        lesser: bool,
+    ) -> anyhow::Result<bool> {
+        let introduced = resource.life.introduced.unwrap_or(0);
+        let named = wanted.names(resource);
+        if introduced <= emulated || self.emulation_forward_compatible && lesser {
+            return Ok(true);
+        }
+        if self.runtime_config_emulation_forward_compatible {
+            return Ok(named || wanted.names_version(resource));
+        }
+        if named {
+            bail!(
+                "cannot enable resource {}/{}, Resource={} in runtime-config because it is introduced at 1.{introduced} after the current version 1.{emulated}. Consider setting --runtime-config-emulation-forward-compatible=true",
+                resource.group,
+                resource.version,
+                resource.plural
+            );
+        }
+        Ok(false)
     }
 }
 
@@ -126,99 +227,252 @@ fn path(resource: &Resource) -> (&'static str, &'static str, &'static str) {
 }
 
 /// `1.35` or `kube=1.35` -> 35.
-fn minor(text: &str) -> anyhow::Result<u32> {
-    let version = text.strip_prefix("kube=").unwrap_or(text);
-    let minor = version.strip_prefix("1.").and_then(|m| m.parse().ok());
-    minor.with_context(|| format!("could not parse \"{text}\" as version"))
-}
-
-/// Takes over one entry.
-fn configure(entry: &str, hidden: &mut Hidden) -> anyhow::Result<()> {
-    let (name, value) = entry.split_once('=').unwrap_or((entry, "true"));
-    let served = match value {
-        "true" | "1" | "" => true,
-        "false" | "0" => false,
-        other => bail!("invalid value of {name}={other}"),
-    };
-    let mut found = false;
-    for resource in resources::builtin().iter().filter(|r| selects(name, r)) {
-        found = true;
-        if served {
-            hidden.remove(&path(resource));
-        } else {
-            hidden.insert(path(resource));
+fn minor(values: &[String]) -> anyhow::Result<Option<u32>> {
+    let mut found = None;
+    for value in values {
+        let (component, text) = value.split_once('=').unwrap_or(("kube", value));
+        let (component, text) = (component.trim(), text.trim());
+        let numbers: Vec<Option<u32>> = text
+            .strip_prefix('v')
+            .unwrap_or(text)
+            .split('.')
+            .map(|part| part.parse().ok())
+            .collect();
+        let minor = match numbers.as_slice() {
+            [Some(1), Some(minor)] | [Some(1), Some(minor), Some(0)] => *minor,
+            [Some(_), Some(_), Some(_)] => {
+                bail!("patch version not allowed, got: {component}={text}")
+            }
+            _ => bail!("could not parse {text:?} as version"),
+        };
+        ensure!(component == "kube", "component not registered: {component}");
+        if let Some(first) = found {
+            bail!("duplicate version flag, kube=1.{first} and kube=1.{minor}");
         }
+        found = Some(minor);
     }
-    let stage = matches!(name, "api/alpha" | "api/beta");
-    // What is not there need not be turned off, but cannot be turned on.
-    ensure!(
-        found || stage || !served,
-        "{name} is not among the versions of this server"
-    );
-    Ok(())
-}
-
-/// Whether an entry's name is about a resource.
-fn selects(name: &str, resource: &Resource) -> bool {
-    let is = |stage: &str| resource.version.contains(stage);
-    match name {
-        "api/all" => return true,
-        "api/ga" => return !is("alpha") && !is("beta"),
-        "api/beta" => return is("beta"),
-        "api/alpha" => return is("alpha"),
-        _ => {}
-    }
-    // The core group has no name: `v1`, `api/v1`, `v1/pods`.
-    let name = name.strip_prefix("api/").unwrap_or(name);
-    let (group, rest) = if name == "v1" || name.starts_with("v1/") {
-        ("", name)
-    } else {
-        name.split_once('/').unwrap_or((name, ""))
-    };
-    let (version, plural) = rest.split_once('/').unwrap_or((rest, ""));
-    resource.group == group
-        && resource.version == version
-        && (plural.is_empty() || resource.plural == plural)
+    Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::features::Feature;
 
-    fn emulating(version: Option<&str>) -> anyhow::Result<Served> {
+    fn served(runtime_config: &str) -> Result<Served, String> {
+        Served::configured(runtime_config, Features::default()).map_err(|e| e.to_string())
+    }
+
+    fn emulating(minor: u32, runtime_config: &str) -> Flags {
         Flags {
-            runtime_config: Vec::new(),
-            emulated_version: version.map(str::to_owned),
-            min_compatibility_version: None,
+            runtime_config: runtime_config.split(',').map(str::to_owned).collect(),
+            emulated_version: vec![format!("1.{minor}")],
+            ..Flags::default()
         }
-        .served()
+    }
+
+    fn has(served: &Served, group: &str, version: &str, plural: &str) -> bool {
+        let resource = resources::find(group, version, plural).unwrap();
+        !served.hidden.contains(&path(resource))
     }
 
     #[test]
-    fn versions_and_resources_are_turned_off() {
-        let is_hidden = |served: &Served, path| served.hidden.contains(&path);
-        let served = Served::configured("autoscaling/v1=false,apps/v1/daemonsets=false").unwrap();
-        assert!(is_hidden(
-            &served,
-            ("autoscaling", "v1", "horizontalpodautoscalers")
-        ));
-        assert!(is_hidden(&served, ("apps", "v1", "daemonsets")));
-        assert_eq!(served.hidden.len(), 2);
+    fn without_flags_everything_stable_is_served() {
+        let none = Flags::default().served(Features::default()).unwrap();
+        assert_eq!(none.hidden, Served::default().hidden);
+        assert!(has(&none, "resource.k8s.io", "v1", "resourceclaims"));
+        assert!(!has(&none, "resource.k8s.io", "v1beta1", "resourceclaims"));
+    }
+
+    #[test]
+    fn versions_and_resources_are_turned_on_and_off() {
+        let off = served("autoscaling/v1=false,apps/v1/daemonsets=false").unwrap();
+        assert!(!has(&off, "autoscaling", "v1", "horizontalpodautoscalers"));
+        assert!(!has(&off, "apps", "v1", "daemonsets"));
+        assert!(has(&off, "apps", "v1", "deployments"));
         // One resource is turned on again, wherever it is said.
-        let served = Served::configured("v1/pods=true,api/all=false").unwrap();
-        assert!(!is_hidden(&served, ("", "v1", "pods")));
-        assert!(is_hidden(&served, ("", "v1", "secrets")));
-        assert!(Served::configured("networking.k8s.io/v1beta1").is_err());
-        assert!(Served::configured("networking.k8s.io/v1beta1=false,api/beta=true").is_ok());
-        assert!(Served::configured("apps/v1=maybe").is_err());
+        let one = served("apps/v1/deployments=true,api/all=false").unwrap();
+        assert!(has(&one, "apps", "v1", "deployments") && !has(&one, "apps", "v1", "daemonsets"));
+        let beta = served("api/beta=true,networking.k8s.io/v1beta1=false").unwrap();
+        assert!(has(&beta, "resource.k8s.io", "v1beta2", "devicetaintrules"));
+        assert!(!has(&beta, "networking.k8s.io", "v1beta1", "ipaddresses"));
+        assert!(!has(
+            &beta,
+            "resource.k8s.io",
+            "v1alpha3",
+            "devicetaintrules"
+        ));
+        // A resource counts more than its version, that more than its stage.
+        let one = served(
+            "api/all=true,resource.k8s.io/v1alpha3=false,resource.k8s.io/v1alpha3/devicetaintrules",
+        )
+        .unwrap();
+        assert!(has(&one, "resource.k8s.io", "v1alpha3", "devicetaintrules"));
+        assert!(!has(
+            &one,
+            "resource.k8s.io",
+            "v1alpha3",
+            "resourcepoolstatusrequests"
+        ));
+        assert!(has(
+            &one,
+            "internal.apiserver.k8s.io",
+            "v1alpha1",
+            "storageversions"
+        ));
+    }
+
+    #[test]
+    fn some_resources_need_a_feature() {
+        let of = |features: Features| Served::configured("api/all=true", features).unwrap();
+        let bundles = ("certificates.k8s.io", "v1beta1", "clustertrustbundles");
+        let (group, version, plural) = bundles;
+        assert!(!has(&of(Features::default()), group, version, plural));
+        let with = of(Features::default().with(Feature::ClusterTrustBundle));
+        assert!(has(&with, group, version, plural));
+        assert!(!has(&with, group, version, "podcertificaterequests"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_in_upstreams_words() {
+        for (flag, why) in [
+            (
+                "api/all=false",
+                "invalid runtime-config with only api/all=false",
+            ),
+            ("api/beta=maybe", "invalid value api/beta=maybe"),
+            (
+                "apps/v1=maybe",
+                "invalid value of apps/v1: maybe, err: strconv.ParseBool: parsing \"maybe\": invalid syntax",
+            ),
+            ("apps", "runtime-config invalid key apps"),
+            (
+                "b.example.com/v1=true,a.example.com/v1",
+                "unknown api groups a.example.com/v1,b.example.com/v1",
+            ),
+            (
+                "apps/v3=false",
+                "group version apps/v3 that has not been registered",
+            ),
+            (
+                "apps/v1/DaemonSets",
+                "invalid key apps/v1/DaemonSets: group/version/resource and resource is always lowercase plural, not \"DaemonSets\"",
+            ),
+        ] {
+            assert_eq!(served(flag).unwrap_err(), why);
+        }
+        // Of the core group there is one version, whatever is said of it.
+        for core in ["v1=false", "api/v1=false", "v1/pods=false", "/v1=false"] {
+            assert!(!has(&served(core).unwrap(), "", "v1", "secrets"), "{core}");
+        }
+        let off = |runtime_config: &str| emulating(36, runtime_config).check_flow_control();
+        assert_eq!(
+            off("api/all=false,apps/v1=true").unwrap_err().to_string(),
+            "--runtime-config=api/all=false conflicts with --enable-priority-and-fairness=true"
+        );
+        assert!(off("api/all=false,flowcontrol.apiserver.k8s.io/v1=true").is_ok());
+        // Known, though nothing is served of it.
+        assert!(served("apps/v1beta1=true,extensions/v1beta1").is_ok());
     }
 
     #[test]
     fn emulation_takes_back_what_is_new() {
-        let served = emulating(Some("1.35")).unwrap();
-        assert_eq!((served.emulated, served.compatible), (35, 34));
-        assert_eq!(served.hidden.len(), 2);
-        assert!(emulating(Some("1.33")).is_err());
-        assert!(emulating(None).unwrap().hidden.is_empty());
+        let features = Features::default();
+        let older = emulating(35, "").served(features).unwrap();
+        assert_eq!(
+            (older.versions.emulated, older.versions.compatible),
+            (35, 34)
+        );
+        let group = "admissionregistration.k8s.io";
+        assert!(!has(&older, group, "v1", "mutatingadmissionpolicies"));
+        let beta = emulating(35, "api/beta=true").served(features).unwrap();
+        assert!(has(&beta, group, "v1beta1", "mutatingadmissionpolicies"));
+        assert!(!has(
+            &beta,
+            "resource.k8s.io",
+            "v1beta2",
+            "devicetaintrules"
+        ));
+        let oldest = emulating(33, "api/beta=true").served(features).unwrap();
+        assert!(!has(&oldest, "resource.k8s.io", "v1", "resourceclaims"));
+        assert!(has(&oldest, "resource.k8s.io", "v1beta2", "resourceclaims"));
+        assert_eq!(oldest.versions.compatible, 33);
+    }
+
+    #[test]
+    fn what_is_new_can_be_had_all_the_same() {
+        let features = Features::default();
+        let (group, plural) = ("admissionregistration.k8s.io", "mutatingadmissionpolicies");
+        let forward = Flags {
+            emulation_forward_compatible: true,
+            ..emulating(35, "admissionregistration.k8s.io/v1beta1=true")
+        };
+        let served = forward.served(features).unwrap();
+        assert!(has(&served, group, "v1", plural));
+        assert!(!has(
+            &served,
+            "resource.k8s.io",
+            "v1beta2",
+            "devicetaintrules"
+        ));
+        let named = Flags {
+            runtime_config_emulation_forward_compatible: true,
+            ..emulating(35, "resource.k8s.io/v1beta2=true")
+        };
+        let served = named.served(features).unwrap();
+        assert!(has(
+            &served,
+            "resource.k8s.io",
+            "v1beta2",
+            "devicetaintrules"
+        ));
+        assert!(!has(&served, group, "v1", plural));
+    }
+
+    #[test]
+    fn versions_that_cannot_be_are_refused_in_upstreams_words() {
+        let why = |flags: Flags| flags.served(Features::default()).unwrap_err().to_string();
+        assert_eq!(
+            why(emulating(32, "")),
+            "emulation version 1.32 is not between [1.33, 1.36.0]"
+        );
+        let compatible = Flags {
+            min_compatibility_version: vec!["kube=1.36".into()],
+            ..emulating(35, "")
+        };
+        assert_eq!(
+            why(compatible),
+            "minCompatibilityVersion version 1.36 is not between [1.33, 1.35]"
+        );
+        for (version, message) in [
+            ("x", "could not parse \"x\" as version"),
+            ("1.35.1", "patch version not allowed, got: kube=1.35.1"),
+            ("wardle=1.2", "component not registered: wardle"),
+        ] {
+            let flags = Flags {
+                emulated_version: vec![version.into()],
+                ..Flags::default()
+            };
+            assert_eq!(why(flags), message);
+        }
+        let forward = Flags {
+            emulation_forward_compatible: true,
+            ..Flags::default()
+        };
+        assert_eq!(
+            why(forward),
+            "ServerRunOptions.EmulationForwardCompatible cannot be set to true if the emulation version is the same as the binary version"
+        );
+        assert_eq!(
+            why(emulating(35, "resource.k8s.io/v1beta2/devicetaintrules")),
+            "cannot enable resource resource.k8s.io/v1beta2, Resource=devicetaintrules in runtime-config because it is introduced at 1.36 after the current version 1.35. Consider setting --runtime-config-emulation-forward-compatible=true"
+        );
+        assert_eq!(
+            why(emulating(
+                33,
+                "storagemigration.k8s.io/v1beta1/storageversionmigrations=false,storage.k8s.io/v1=true,resource.k8s.io/v1=true"
+            )),
+            "cannot enable version resource.k8s.io/v1 in runtime-config because all the resources have been introduced after the current version 1.33. Consider setting --runtime-config-emulation-forward-compatible=true"
+        );
     }
 }

@@ -1,10 +1,11 @@
 //! The server: its parts, and the way of a request through them.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::http::header::CACHE_CONTROL;
 use ::http::{HeaderValue, Request, Response};
@@ -25,7 +26,7 @@ use crate::authn::{self, Authenticator, ClientCertificates};
 use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
 use crate::cache::Caches;
 use crate::dial::{Dialer, Direct};
-use crate::features::Features;
+use crate::features::{Feature, Features};
 use crate::flowcontrol::{self, FlowControl};
 use crate::handlers::{self, Call};
 use crate::http::{self, Body, BoxError, Wanted};
@@ -33,12 +34,12 @@ use crate::limits::{self, Limits};
 use crate::metrics::{Labels, Metrics};
 use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
-use crate::served::Served;
-use crate::storage::Storage;
+use crate::served::{Served, Versions};
+use crate::storage::{Codec, Storage};
 use crate::user::User;
 use crate::{
     admission, aggregator, audit, bootstrap, compactor, custom, discovery, endpoint_reconciler,
-    health, identity, openapi, reload, webhook,
+    health, identity, openapi, reload, webhook, zpages,
 };
 
 /// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
@@ -73,6 +74,8 @@ pub struct Config {
     pub flow_control: flowcontrol::Settings,
     pub features: Features,
     pub limits: Limits,
+    /// The command line's flags with their values, for `/flagz`.
+    pub flags: BTreeMap<String, String>,
     /// Admission plugins that are on by default and shall not be, by upstream's names.
     pub disable_admission_plugins: Vec<String>,
     pub shutdown: CancellationToken,
@@ -116,6 +119,7 @@ impl Config {
             flow_control: flowcontrol::Settings::default(),
             features: Features::default(),
             limits: Limits::default(),
+            flags: BTreeMap::new(),
             disable_admission_plugins: Vec::new(),
             shutdown,
         }
@@ -158,7 +162,7 @@ impl Server {
     pub async fn start(config: Config) -> anyhow::Result<Arc<Self>> {
         let caches = Caches::new(
             config.store.clone(),
-            config.storage.clone(),
+            Codec::new(&config.storage, config.served.versions.compatible),
             config.served.hidden.clone(),
         );
         let keys = TokenKeys::load(&config.service_account_key_pem)?;
@@ -199,7 +203,7 @@ impl Server {
                 caches.clone(),
                 config.service_network.clone(),
                 &shared,
-                &config.disable_admission_plugins,
+                &disabled_plugins(&config),
             ),
             authenticator,
             authorizer,
@@ -509,12 +513,15 @@ impl Server {
         if let Some(response) = openapi::handle(&self, path, query, request.headers()).await {
             return Ok(response);
         }
+        if let Some(page) = zpages::handle(&self, path, request.headers()) {
+            return Ok(page);
+        }
         let ok = ::http::StatusCode::OK;
         if let Some(dump) = self.flow_control.debug(&info) {
             return Ok(http::text(ok, dump));
         }
         match info.path.as_str() {
-            "/version" | "/version/" => Ok(http::json(ok, &version(&self.config.served))),
+            "/version" | "/version/" => Ok(http::json(ok, &version(self.config.served.versions))),
             "/metrics" => Ok(http::text(ok, self.render_metrics())),
             "/openid/v1/jwks" => {
                 let set = json!(self.tokens.jwks());
@@ -525,7 +532,6 @@ impl Server {
                 Ok(http::public("application/json", &configuration))
             }
             "/" => Ok(http::json(ok, &discovery::paths(&self))),
-            "/statusz" => Ok(http::text(ok, self.statusz())),
             _ => {
                 // A group that another server serves: its discovery is its own.
                 let path = info.path.trim_start_matches("/openapi/v3");
@@ -548,19 +554,9 @@ impl Server {
         text
     }
 
-    /// How the server is, for people.
-    fn statusz(&self) -> String {
-        let up = self.started.elapsed().as_secs();
-        let started = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(up.cast_signed());
-        format!(
-            "\napiserver statusz\nWarning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.\n\nStarted: {}\nUp: {} hr {} min {} sec\nBinary version: {}\nEmulation version: 1.{}\nPaths: /healthz /livez /metrics /readyz /statusz /version\n",
-            started.strftime("%a %b %e %H:%M:%S UTC %Y"),
-            up / 3600,
-            up / 60 % 60,
-            up % 60,
-            crate::VERSION.trim_start_matches('v'),
-            self.config.served.emulated,
-        )
+    /// How long it has been running.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     fn openid_configuration(&self) -> serde_json::Value {
@@ -581,6 +577,15 @@ fn new_audit_id() -> HeaderValue {
     HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
+/// Plugins that are off: those that the configuration names, and one whose feature is off.
+fn disabled_plugins(config: &Config) -> Vec<String> {
+    let mut disabled = config.disable_admission_plugins.clone();
+    if !config.features.has(Feature::MutatingAdmissionPolicy) {
+        disabled.push("MutatingAdmissionPolicy".to_owned());
+    }
+    disabled
+}
+
 /// When the server stops: some time after it was told to.
 fn stopped_after(config: &Config) -> CancellationToken {
     let delay = config.limits.shutdown_delay_duration;
@@ -597,12 +602,12 @@ fn stopped_after(config: &Config) -> CancellationToken {
     stopped
 }
 
-fn version(served: &Served) -> serde_json::Value {
+fn version(versions: Versions) -> serde_json::Value {
     let mut numbers = crate::VERSION.trim_start_matches('v').split('.');
     json!({
         "major": numbers.next(), "minor": numbers.next(), "gitVersion": crate::VERSION, "gitCommit": "", "gitTreeState": "clean",
         "buildDate": "", "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",
-        "emulationMajor": "1", "emulationMinor": served.emulated.to_string(), "minCompatibilityMajor": "1", "minCompatibilityMinor": served.compatible.to_string(),
+        "emulationMajor": "1", "emulationMinor": versions.emulated.to_string(), "minCompatibilityMajor": "1", "minCompatibilityMinor": versions.compatible.to_string(),
     })
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use common::Api;
 use fluyt_api::resources::type_of;
 use fluyt_api::{cbor, protobuf};
-use fluyt_apiserver::Features;
+use fluyt_apiserver::{Feature, Features};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
@@ -221,7 +221,7 @@ async fn cbor_only_behind_its_gate() {
     let (status, _, _) = send(&closed, Method::GET, "/api/v1/namespaces", &both[1..], "").await;
     assert_eq!(status, StatusCode::NOT_ACCEPTABLE);
 
-    let api = Api::start_with(Features { cbor: true }).await;
+    let api = Api::start_with(Features::default().with(Feature::Cbor)).await;
     api.namespace().await;
     let (status, headers, body) = send(
         &api,

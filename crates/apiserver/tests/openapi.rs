@@ -6,7 +6,7 @@ mod common;
 
 use common::Api;
 use fluyt_api::protobuf::wire::{Fields, Wire};
-use fluyt_apiserver::Served;
+use fluyt_apiserver::{Features, Served};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
@@ -206,7 +206,8 @@ async fn custom_resources_are_in_both_versions() {
 
 #[tokio::test]
 async fn what_is_not_served_is_nowhere() {
-    let served = Served::configured("autoscaling/v1=false,batch/v1=false").unwrap();
+    let served =
+        Served::configured("autoscaling/v1=false,batch/v1=false", Features::default()).unwrap();
     let api = Api::configured(|config, _| config.served = served).await;
     let (status, ..) = get(&api, "/apis/batch/v1/jobs", &[]).await;
     assert_eq!(status, StatusCode::NOT_FOUND);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::resources::{ALL_VERBS, Resource, Subresource, intern};
+use crate::resources::{ALL_VERBS, Life, Resource, Subresource, intern};
 use crate::schema::{Kind, Schema, TypeId};
 use crate::strategy::Strategy;
 use crate::validation::Errors;
@@ -457,6 +457,9 @@ fn resource(
         subresources,
         ty: Some(ty),
         storage: intern(&format!("{group}/{plural}")),
+        life: Life::default(),
+        gate: None,
+        hub: None,
         definition: Some(Arc::new(Definition {
             openapi: Arc::new(version["schema"]["openAPIV3Schema"].clone()),
             rules: compile(&structural, &version["schema"]["openAPIV3Schema"]),

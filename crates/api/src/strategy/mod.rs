@@ -6,20 +6,25 @@ mod apiservice;
 mod authorization;
 mod autoscaling;
 mod certificates;
+mod clustertrustbundle;
 mod config;
 mod coordination;
 mod cronjob;
 pub mod customresourcedefinition;
 mod daemonset;
 mod deployment;
+mod device;
 mod disruption;
 mod event;
 mod flowcontrol;
 mod job;
+mod leasecandidate;
 mod namespace;
 mod networking;
 mod node;
 mod pod;
+mod podcertificaterequest;
+mod podgroup;
 mod quota;
 mod replicaset;
 mod resource;
@@ -28,6 +33,8 @@ mod scheduling;
 mod service;
 mod statefulset;
 mod storage;
+mod storageversion;
+mod storageversionmigration;
 mod template;
 mod workload;
 
@@ -224,11 +231,17 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("certificates.k8s.io", "CertificateSigningRequest") => {
             &certificates::CertificateSigningRequest
         }
+        ("certificates.k8s.io", "ClusterTrustBundle") => &clustertrustbundle::ClusterTrustBundle,
+        ("certificates.k8s.io", "PodCertificateRequest") => {
+            &podcertificaterequest::PodCertificateRequest
+        }
         ("flowcontrol.apiserver.k8s.io", "FlowSchema") => &flowcontrol::FlowSchema,
         ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => {
             &flowcontrol::PriorityLevelConfiguration
         }
         ("scheduling.k8s.io", "PriorityClass") => &scheduling::PriorityClass,
+        ("scheduling.k8s.io", "PodGroup") => &podgroup::PodGroup,
+        ("scheduling.k8s.io", "Workload") => &podgroup::Workload,
         ("node.k8s.io", "RuntimeClass") => &scheduling::RuntimeClass,
         ("storage.k8s.io", "StorageClass") => &storage::StorageClass,
         ("storage.k8s.io", "VolumeAttributesClass") => &storage::VolumeAttributesClass,
@@ -241,6 +254,13 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("resource.k8s.io", "ResourceClaim") => &resource::ResourceClaim,
         ("resource.k8s.io", "ResourceClaimTemplate") => &resource::ResourceClaimTemplate,
         ("resource.k8s.io", "ResourceSlice") => &resource::ResourceSlice,
+        ("coordination.k8s.io", "LeaseCandidate") => &leasecandidate::LeaseCandidate,
+        ("resource.k8s.io", "DeviceTaintRule") => &device::DeviceTaintRule,
+        ("resource.k8s.io", "ResourcePoolStatusRequest") => &device::ResourcePoolStatusRequest,
+        ("internal.apiserver.k8s.io", "StorageVersion") => &storageversion::StorageVersion,
+        ("storagemigration.k8s.io", "StorageVersionMigration") => {
+            &storageversionmigration::StorageVersionMigration
+        }
         (
             "admissionregistration.k8s.io",
             "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",

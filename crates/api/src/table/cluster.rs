@@ -107,7 +107,7 @@ fn external_ip(service: &Value) -> Value {
 }
 
 /// At most three, then how many more.
-fn shortened(list: &[String]) -> Value {
+pub(super) fn shortened(list: &[String]) -> Value {
     match list.len() {
         0 => "<none>".into(),
         1..=3 => list.join(",").into(),

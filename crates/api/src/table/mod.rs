@@ -1,6 +1,8 @@
 //! `Table` output: the columns that `kubectl get` prints, per kind.
 
+mod administration;
 mod cluster;
+mod devices;
 mod pods;
 mod workloads;
 
@@ -91,6 +93,29 @@ pub fn columns(group: &str, kind: &str) -> &'static [Column] {
         ("scheduling.k8s.io", "PriorityClass") => cluster::PRIORITY_CLASS,
         ("apiregistration.k8s.io", "APIService") => cluster::API_SERVICE,
         ("", "ResourceQuota") => cluster::RESOURCE_QUOTA,
+        ("resource.k8s.io", "ResourceClaim") => devices::RESOURCE_CLAIM,
+        ("resource.k8s.io", "ResourceClaimTemplate" | "DeviceClass")
+        | ("scheduling.k8s.io", "Workload") => devices::NAME_AND_AGE,
+        ("resource.k8s.io", "ResourceSlice") => devices::RESOURCE_SLICE,
+        ("resource.k8s.io", "DeviceTaintRule") => devices::DEVICE_TAINT_RULE,
+        ("resource.k8s.io", "ResourcePoolStatusRequest") => devices::RESOURCE_POOL_STATUS_REQUEST,
+        ("certificates.k8s.io", "ClusterTrustBundle") => administration::CLUSTER_TRUST_BUNDLE,
+        ("certificates.k8s.io", "PodCertificateRequest") => administration::POD_CERTIFICATE_REQUEST,
+        ("coordination.k8s.io", "LeaseCandidate") => administration::LEASE_CANDIDATE,
+        ("internal.apiserver.k8s.io", "StorageVersion") => administration::STORAGE_VERSION,
+        ("storagemigration.k8s.io", "StorageVersionMigration") => {
+            administration::STORAGE_VERSION_MIGRATION
+        }
+        ("scheduling.k8s.io", "PodGroup") => administration::POD_GROUP,
+        ("networking.k8s.io", "IPAddress") => administration::IP_ADDRESS,
+        ("networking.k8s.io", "ServiceCIDR") => administration::SERVICE_CIDR,
+        ("storage.k8s.io", "VolumeAttributesClass") => administration::VOLUME_ATTRIBUTES_CLASS,
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => {
+            administration::MUTATING_ADMISSION_POLICY
+        }
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding") => {
+            administration::MUTATING_ADMISSION_POLICY_BINDING
+        }
         _ => PLAIN,
     }
 }

@@ -3,6 +3,7 @@
 
 use async_trait::async_trait;
 use fluyt_api::Error;
+use fluyt_api::validation::Errors;
 use serde_json::Value;
 
 use super::{Attributes, Operation, Plugin, Shared};
@@ -84,6 +85,11 @@ impl Plugin for Signing {
         attributes: &Attributes<'_>,
         object: &Value,
     ) -> Result<(), Error> {
+        if let Some(old) = attributes.old
+            && is_of_pod(attributes)
+        {
+            return self.check_of_pod(attributes, object, old);
+        }
         let Some(old) = attributes
             .old
             .filter(|_| is_request(attributes, "status", Operation::Update))
@@ -103,6 +109,44 @@ impl Plugin for Signing {
             "user not permitted to sign requests with signerName {:?}",
             signer(old)
         )))
+    }
+}
+
+/// Whether this is about the status of a request for a pod's certificate.
+fn is_of_pod(attributes: &Attributes<'_>) -> bool {
+    let at = attributes.at;
+    at.resource.plural == "podcertificaterequests"
+        && at.resource.group == "certificates.k8s.io"
+        && at.subresource == "status"
+        && attributes.operation == Operation::Update
+}
+
+impl Signing {
+    /// Whoever answers a pod's request is told what is missing as if the request were wrong.
+    fn check_of_pod(
+        &self,
+        attributes: &Attributes<'_>,
+        object: &Value,
+        old: &Value,
+    ) -> Result<(), Error> {
+        let signer = signer(old);
+        if object["status"] == old["status"] || allowed(&self.0, attributes, "sign", signer) {
+            return Ok(());
+        }
+        let mut errors = Errors::default();
+        let why = format!(
+            "User {:?} is not permitted to \"sign\" for signer {signer:?}",
+            attributes.cx.user.name
+        );
+        errors.forbidden("spec.signerName", &why);
+        let resource = attributes.at.resource;
+        let name = attributes.at.name;
+        Err(Error::invalid(
+            resource.group,
+            resource.kind,
+            name,
+            errors.0,
+        ))
     }
 }
 

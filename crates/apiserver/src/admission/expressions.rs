@@ -159,14 +159,14 @@ fn request_type() -> Type {
 /// The `AdmissionRequest` of a request, without its objects.
 #[must_use]
 pub fn request(attributes: &Attributes<'_>, matched: &Resource) -> Json {
-    let at = attributes.at;
+    let (at, requested) = (attributes.at, attributes.requested());
     let user = &attributes.cx.user;
     let kind = |r: &Resource| json!({"group": r.group, "version": r.version, "kind": r.kind});
     let resource =
         |r: &Resource| json!({"group": r.group, "version": r.version, "resource": r.plural});
     let mut request = json!({
-        "kind": kind(matched), "resource": resource(matched), "requestKind": kind(at.resource),
-        "requestResource": resource(at.resource), "operation": attributes.operation.word(), "userInfo": crate::user::user_info(user),
+        "kind": kind(matched), "resource": resource(matched), "requestKind": kind(requested),
+        "requestResource": resource(requested), "operation": attributes.operation.word(), "userInfo": crate::user::user_info(user),
         "dryRun": attributes.cx.dry_run, "options": attributes.options(),
     });
     if !at.name.is_empty() {

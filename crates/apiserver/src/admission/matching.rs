@@ -32,7 +32,7 @@ pub fn matched(
     rules: &Value,
     equivalent: bool,
 ) -> Option<Handle> {
-    let own = attributes.at.resource;
+    let own = attributes.requested();
     let served = caches.served();
     let list = || rules.as_array().into_iter().flatten();
     let fits = |resource: &Resource, rule: &Value| rule_matches(rule, resource, attributes);
@@ -99,7 +99,7 @@ pub fn is_excluded(attributes: &Attributes<'_>, rules: &Value) -> bool {
         .as_array()
         .into_iter()
         .flatten()
-        .any(|rule| rule_matches(rule, attributes.at.resource, attributes))
+        .any(|rule| rule_matches(rule, attributes.requested(), attributes))
 }
 
 /// The namespace of a request, as an object; the namespace itself when the request is about one.
@@ -158,6 +158,24 @@ pub async fn versioned(
         object.clone()
     } else {
         convert::from_storage(to, object.clone())
+    })
+}
+
+/// An object in the version that matched, brought back into the one that is worked in.
+pub async fn worked_in(
+    converter: &Converter,
+    attributes: &Attributes<'_>,
+    from: &Handle,
+    object: Value,
+) -> Result<Value, Error> {
+    let own = attributes.at.resource;
+    if own.definition.is_some() {
+        return converter.one(object, own).await;
+    }
+    Ok(if std::ptr::eq(&**from, own) {
+        object
+    } else {
+        convert::to_storage(from, own, object)
     })
 }
 

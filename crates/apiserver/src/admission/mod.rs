@@ -11,6 +11,7 @@ mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod persistent_volume_claim_resize;
+mod pod_group_workload_exists;
 mod pod_security;
 mod pod_topology_labels;
 mod policy;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fluyt_api::Error;
+use fluyt_api::resources::{self, Resource};
 use fluyt_api::validation::Errors;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -67,6 +69,19 @@ impl Attributes<'_> {
             && self.at.subresource.is_empty()
             && self.at.resource.group.is_empty()
             && self.at.resource.plural == plural
+    }
+
+    /// The resource in the version that the request came in. It is worked in in another one if it is built in.
+    fn requested(&self) -> &Resource {
+        let own = self.at.resource;
+        let version = self.cx.writer.as_ref().map(|writer| &*writer.api_version);
+        let (group, version) = match version.map(|v| v.rsplit_once('/').unwrap_or(("", v))) {
+            Some(path) if own.definition.is_none() => path,
+            _ => return own,
+        };
+        resources::find(group, version, own.plural)
+            .filter(|requested| std::ptr::eq(requested.hub(), own))
+            .unwrap_or(own)
     }
 
     /// The request's options, as reviews show them.
@@ -166,7 +181,7 @@ trait Plugin: Send + Sync {
 }
 
 /// Every plugin there is, in order.
-pub const PLUGINS: [&str; 23] = [
+pub const PLUGINS: [&str; 24] = [
     "NamespaceLifecycle",
     "LimitRanger",
     "ServiceAccount",
@@ -184,6 +199,7 @@ pub const PLUGINS: [&str; 23] = [
     "CertificateSubjectRestriction",
     "DefaultIngressClass",
     "PodTopologyLabels",
+    "PodGroupWorkloadExists",
     "NodeRestriction",
     "MutatingAdmissionPolicy",
     "MutatingAdmissionWebhook",
@@ -220,6 +236,7 @@ impl Chain {
             Box::new(certificates::SubjectRestriction),
             Box::new(default_ingress_class::DefaultIngressClass),
             Box::new(pod_topology_labels::PodTopologyLabels),
+            Box::new(pod_group_workload_exists::PodGroupWorkloadExists),
             Box::new(node_restriction::NodeRestriction(shared.clone())),
             Box::new(policy::Mutating::new(shared.clone())),
             Box::new(webhook::Mutating::new(shared.clone())),

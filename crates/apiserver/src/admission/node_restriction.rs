@@ -82,6 +82,9 @@ impl Plugin for NodeRestriction {
             ("storage.k8s.io", "csinodes", _) => request.check_csi_node(),
             ("resource.k8s.io", "resourceslices", _) => request.check_resource_slice(),
             ("certificates.k8s.io", "certificatesigningrequests", "") => request.check_csr(),
+            ("certificates.k8s.io", "podcertificaterequests", _) => {
+                request.check_pod_certificate_request()
+            }
             _ => Ok(()),
         }
     }
@@ -107,6 +110,96 @@ impl Request<'_> {
 
     fn old(&self) -> &Value {
         self.attributes.old.unwrap_or(&Value::Null)
+    }
+
+    /// A certificate is for a pod that runs on the node, with the identity that it has.
+    fn check_pod_certificate_request(&self) -> Result<(), Error> {
+        let at = self.attributes.at;
+        if self.attributes.operation != Operation::Create {
+            let operation = match self.attributes.operation {
+                Operation::Update => "UPDATE",
+                Operation::Delete => "DELETE",
+                _ => "CONNECT",
+            };
+            return self.refuse(format!("unexpected operation {operation}"));
+        }
+        if !at.subresource.is_empty() {
+            return self.refuse(format!("unexpected subresource {}", at.subresource));
+        }
+        let spec = &self.object["spec"];
+        let text = |field: &str| spec[field].as_str().unwrap_or_default();
+        let (node, pod_name, account_name) = (
+            text("nodeName"),
+            text("podName"),
+            text("serviceAccountName"),
+        );
+        if node != self.node {
+            return self.refuse(format!(
+                "PodCertificateRequest.Spec.NodeName={node:?}, which is not the requesting node {:?}",
+                self.node
+            ));
+        }
+        // What may have been seen too early is no refusal: it may be asked again.
+        let retry = |why: String| Err(Error::internal(why));
+        let missing = |what: &str, name: &str, plural: &str, named: &str| {
+            retry(format!(
+                "while retrieving {what} {name:?} named in the PodCertificateRequest: {plural} {named:?} not found"
+            ))
+        };
+        let pod_key = format!("{}/{pod_name}", at.namespace);
+        let account_key = format!("{}/{account_name}", at.namespace);
+        let Some(running) = self.get("nodes", node) else {
+            return missing("node", node, "node", node);
+        };
+        if meta::uid(&running) != text("nodeUID") {
+            return retry(format!(
+                "PodCertificateRequest for pod {pod_key:?} names node UID {:?}, inconsistent with the running node ({:?})",
+                text("nodeUID"),
+                meta::uid(&running)
+            ));
+        }
+        let Some(pod) = self.get("pods", &pod_key) else {
+            return missing("pod", &pod_key, "pod", pod_name);
+        };
+        if meta::uid(&pod) != text("podUID") {
+            return retry(format!(
+                "PodCertificateRequest for pod {pod_key:?} contains pod UID ({:?}) which differs from running pod {:?}",
+                text("podUID"),
+                meta::uid(&pod)
+            ));
+        }
+        if pod["spec"]["nodeName"] != node {
+            return self.refuse(format!(
+                "pod {pod_key:?} is not running on node {node:?} named in the PodCertificateRequest"
+            ));
+        }
+        if meta::annotation(&pod, MIRROR).is_some() {
+            return self.refuse(format!("pod {pod_key:?} is a mirror pod"));
+        }
+        let own_account = pod["spec"]["serviceAccountName"]
+            .as_str()
+            .unwrap_or_default();
+        if own_account != account_name {
+            return self.refuse(format!(
+                "PodCertificateRequest for pod {pod_key:?} contains serviceAccountName ({account_name:?}) that differs from running pod ({own_account:?})"
+            ));
+        }
+        let Some(account) = self.get("serviceaccounts", &account_key) else {
+            return missing(
+                "service account",
+                &account_key,
+                "serviceaccount",
+                account_name,
+            );
+        };
+        if meta::uid(&account) != text("serviceAccountUID") {
+            return retry(format!(
+                "PodCertificateRequest for pod {pod_key:?} names service account UID {:?}, which differs from the running service account ({:?})",
+                text("serviceAccountUID"),
+                meta::uid(&account)
+            ));
+        }
+        Ok(())
     }
 
     fn check_node(&self) -> Result<(), Error> {

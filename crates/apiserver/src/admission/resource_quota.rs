@@ -289,7 +289,7 @@ async fn charge(
         meta::set(&mut quota, "resourceVersion", Value::Null);
         let store_key = format!("{REGISTRY}resourcequotas/{key}");
         let value = caches
-            .storage
+            .codec
             .encode(quotas, store_key.as_bytes(), &quota)
             .await
             .map_err(Error::internal)?;

@@ -16,7 +16,7 @@ pub use availability::run as watch_availability;
 pub use custom::follow_definitions;
 pub use discover::Discovered;
 pub use endpoint::resolve;
-pub use local::register;
+pub use local::{priorities, register};
 pub use proxy::proxy;
 
 /// The `APIService` of a group and version that another server serves.

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use crate::storage::Storage;
+use crate::storage::Codec;
 
 pub use entry::Entry;
 pub use handover::Handed;
@@ -35,7 +35,7 @@ const CATCH_UP: Duration = Duration::from_secs(3);
 /// The caches of all resources.
 pub struct Caches {
     store: DynStore,
-    pub(crate) storage: Storage,
+    pub(crate) codec: Codec,
     pub(crate) metrics: Arc<Metrics>,
     hidden: Arc<Hidden>,
     /// Objects that writers of this server have in hand.
@@ -61,7 +61,7 @@ const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 impl Caches {
     /// Caches for every stored built-in resource, empty until [`Caches::run`] fills them.
     #[must_use]
-    pub fn new(store: DynStore, storage: Storage, hidden: Arc<Hidden>) -> Arc<Self> {
+    pub fn new(store: DynStore, codec: Codec, hidden: Arc<Hidden>) -> Arc<Self> {
         let mut builtin: HashMap<&'static str, Arc<ResourceCache>> = HashMap::new();
         for resource in resources::builtin().iter().filter(|r| !r.is_virtual()) {
             let resource = storage_resource(resource);
@@ -71,7 +71,7 @@ impl Caches {
         }
         Arc::new(Self {
             store,
-            storage,
+            codec,
             metrics: Arc::default(),
             hidden: hidden.clone(),
             handover: handover::HandOver::default(),
@@ -227,7 +227,10 @@ impl Caches {
     pub fn counts(&self) -> Vec<(&'static str, &'static str, usize)> {
         let custom = self.custom.read().caches.clone();
         let caches = self.builtin.values().chain(custom.values());
+        let served = self.served();
+        let shown: HashSet<&str> = served.all().map(|r| r.storage).collect();
         let mut counts: Vec<_> = caches
+            .filter(|cache| shown.contains(cache.resource().storage))
             .map(|cache| {
                 let resource = cache.resource();
                 (resource.group, resource.plural, cache.len())
@@ -407,13 +410,13 @@ impl Caches {
         key: &str,
         kv: &KeyValue,
     ) -> Result<Entry, String> {
-        let stored = self.storage.decode(resource, &kv.key, &kv.value).await?;
+        let stored = self.codec.decode(resource, &kv.key, &kv.value).await?;
         let entry = Entry::of_stored(resource, key, kv.mod_revision, stored);
         Ok(entry)
     }
 
     async fn object(&self, resource: &Resource, kv: &KeyValue) -> Result<Value, String> {
-        let stored = self.storage.decode(resource, &kv.key, &kv.value).await?;
+        let stored = self.codec.decode(resource, &kv.key, &kv.value).await?;
         Ok(stored.object)
     }
 
@@ -450,14 +453,7 @@ pub fn storage_resource(resource: &Resource) -> &Resource {
     if let Some(definition) = &resource.definition {
         return definition.stored.as_deref().unwrap_or(resource);
     }
-    let stored = match (resource.group, resource.version, resource.plural) {
-        ("events.k8s.io", _, "events") => resources::find("", "v1", "events"),
-        ("autoscaling", "v1", "horizontalpodautoscalers") => {
-            resources::find("autoscaling", "v2", "horizontalpodautoscalers")
-        }
-        _ => None,
-    };
-    stored.unwrap_or(resource)
+    resource.hub()
 }
 
 /// Whether a definition's resources are served: its names are accepted, and it has not been withdrawn.

@@ -220,9 +220,8 @@ fn names_in_use(server: &Server, crd: &Value) -> (Vec<String>, Vec<String>) {
         kinds.extend([&accepted["kind"], &accepted["listKind"]].map(|n| text(n).to_owned()));
     }
     // The built-in resources of a group were there first.
-    for builtin in resources::builtin()
-        .iter()
-        .filter(|r| crd["spec"]["group"] == r.group)
+    for builtin in (server.caches.served().all())
+        .filter(|r| r.definition.is_none() && crd["spec"]["group"] == r.group)
     {
         names.extend([builtin.plural, builtin.singular].map(str::to_owned));
         kinds.push(builtin.kind.to_owned());

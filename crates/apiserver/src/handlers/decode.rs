@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
 use crate::audit::Record;
-use crate::features::Features;
+use crate::features::{Feature, Features};
 use crate::http::{Offer, content_type};
 use crate::request::Query;
 
@@ -93,7 +93,7 @@ pub fn parse<'a>(
         "application/vnd.kubernetes.protobuf" if kind.protobuf() => {
             Ok((from_protobuf(body, kind)?, Vec::new()))
         }
-        "application/cbor" if features.cbor => match fluyt_api::cbor::decode(body) {
+        "application/cbor" if features.has(Feature::Cbor) => match fluyt_api::cbor::decode(body) {
             Ok(value) => Ok((value, Vec::new())),
             Err(why) => Err(Error::bad_request(why)),
         },

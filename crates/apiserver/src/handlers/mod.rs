@@ -30,6 +30,7 @@ use crate::audit::Record;
 use crate::http::Body;
 use crate::registry::{Location, Warnings, WriteContext, Writer};
 use crate::request::{RequestInfo, Target};
+use crate::served::MINOR;
 use crate::user::User;
 
 pub(crate) use decode::warn;
@@ -207,8 +208,13 @@ async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
         call.warnings.add(&**deprecation);
         call.record().annotate("k8s.io/deprecated", "true");
     }
-    if let Some(deprecation) = deprecation(&call.resource) {
+    if let Some(deprecation) = call.resource.deprecation(MINOR) {
         call.warnings.add(deprecation);
+        call.record().annotate("k8s.io/deprecated", "true");
+        if let Some(removed) = call.resource.life.removed {
+            let release = format!("1.{removed}");
+            call.record().annotate("k8s.io/removed-release", &release);
+        }
     }
     if !call.target.subresource.is_empty() {
         return Box::pin(subresources::handle(call)).await;
@@ -229,15 +235,4 @@ async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
         _ => return Err(Error::no_method()),
     };
     answer.await
-}
-
-/// What users of an old API are told.
-fn deprecation(resource: &fluyt_api::resources::Resource) -> Option<&'static str> {
-    match (resource.group, resource.kind) {
-        ("", "Endpoints") => {
-            Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
-        }
-        ("", "ComponentStatus") => Some("v1 ComponentStatus is deprecated in v1.19+"),
-        _ => None,
-    }
 }

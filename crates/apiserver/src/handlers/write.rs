@@ -12,19 +12,9 @@ use super::escalation::check_escalation;
 use super::selection::Selection;
 use super::{Call, apply};
 use crate::cache::{Entry, working_resource};
+use crate::features::Feature;
 use crate::http::{self as responses, Body};
 use crate::registry::{Change, DeleteOptions, Deleted, Location, WriteContext};
-
-/// Kinds whose deletion answers with the object instead of a `Status`.
-const RETURN_DELETED: [&str; 7] = [
-    "Pod",
-    "Service",
-    "ServiceAccount",
-    "PersistentVolume",
-    "PersistentVolumeClaim",
-    "PodTemplate",
-    "ResourceQuota",
-];
 
 pub(super) fn to_storage(resource: &Resource, object: Value) -> Value {
     let stored = working_resource(resource);
@@ -164,7 +154,7 @@ impl Format {
             "application/merge-patch+json" => Ok(Self::Merge),
             "application/strategic-merge-patch+json" if !custom => Ok(Self::Strategic),
             "application/apply-patch+yaml" => Ok(Self::ApplyYaml),
-            "application/apply-patch+cbor" if call.server.config.features.cbor => {
+            "application/apply-patch+cbor" if call.server.config.features.has(Feature::Cbor) => {
                 Ok(Self::ApplyCbor)
             }
             _ if custom => Err(Error::new(
@@ -244,7 +234,7 @@ pub(super) async fn delete(call: &mut Call) -> Result<Response<Body>, Error> {
     Ok(
         match call.server.registry.delete(&cx, at, &options).await? {
             Deleted::Pending(object) => respond(call, StatusCode::OK, object, &[]),
-            Deleted::Gone(object) if RETURN_DELETED.contains(&call.resource.kind) => {
+            Deleted::Gone(object) if call.resource.returns_deleted() => {
                 respond(call, StatusCode::OK, object, &[])
             }
             Deleted::Gone(object) => responses::json(

@@ -3,7 +3,7 @@
 use fluyt_api::{Error, Reason};
 use http::header::{ACCEPT, HeaderMap};
 
-use crate::features::Features;
+use crate::features::{Feature, Features};
 
 /// How an object is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Offer {
                 Format::Json => true,
                 Format::Yaml => !self.watch,
                 Format::Protobuf => self.protobuf,
-                Format::Cbor => self.features.cbor,
+                Format::Cbor => self.features.has(Feature::Cbor),
             })
     }
 
@@ -150,6 +150,10 @@ impl<'a> Range<'a> {
             return false;
         };
         (self.kind == "*" || self.kind == kind) && (self.subtype == "*" || self.subtype == subtype)
+    }
+
+    fn covers_text(&self) -> bool {
+        matches!(self.kind, "*" | "text") && matches!(self.subtype, "*" | "plain")
     }
 
     fn parameter(&self, name: &str) -> Option<&'a str> {
@@ -226,6 +230,54 @@ pub fn negotiate(headers: &HeaderMap, offer: Offer) -> Result<Accepted, Error> {
     Err(Error::generic(Reason::NotAcceptable, message))
 }
 
+/// What was agreed on of a page that is text for people and an object for programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Structured {
+    Text,
+    Object { format: Format, version: String },
+}
+
+/// Agrees with a client on the form of such a page; an object has to be asked for by a group, version and kind that are
+/// `known`.
+///
+/// # Errors
+/// 406 when nothing that it accepts can be served.
+pub fn negotiate_structured(
+    headers: &HeaderMap,
+    features: Features,
+    known: impl Fn(&str, &str, &str) -> bool,
+) -> Result<Structured, Error> {
+    let accept = header(headers);
+    if accept.trim().is_empty() {
+        return Ok(Structured::Text);
+    }
+    let mut ranges: Vec<Range<'_>> = accept.split(',').filter_map(Range::parse).collect();
+    ranges.sort_by(|a, b| b.quality.total_cmp(&a.quality));
+    let formats = [Format::Json, Format::Yaml]
+        .into_iter()
+        .chain(features.has(Feature::Cbor).then_some(Format::Cbor));
+    for range in &ranges {
+        let of = |name| range.parameter(name).unwrap_or_default();
+        if range.parameter("as").is_none() {
+            if range.covers_text() {
+                return Ok(Structured::Text);
+            }
+        } else if known(of("g"), of("v"), of("as"))
+            && let Some(format) = formats.clone().find(|format| range.covers(*format))
+        {
+            let version = of("v").to_owned();
+            return Ok(Structured::Object { format, version });
+        }
+    }
+    let mut names = vec!["application/json", "application/yaml", "text/plain"];
+    names.extend(features.has(Feature::Cbor).then_some("application/cbor"));
+    let message = format!(
+        "only the following media types are accepted: {}",
+        names.join(", ")
+    );
+    Err(Error::new(Reason::NotAcceptable, message))
+}
+
 /// The format for an answer that has no views, such as an error.
 #[must_use]
 pub fn plain_format(headers: &HeaderMap, features: Features) -> Format {
@@ -240,6 +292,39 @@ pub fn plain_format(headers: &HeaderMap, features: Features) -> Format {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_are_text_unless_an_object_is_asked_for_by_name() {
+        let agree = |accept: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().unwrap());
+            let known = |g: &str, v: &str, kind: &str| (g, v, kind) == ("g", "v1", "K");
+            negotiate_structured(&headers, Features::default(), known).map_err(|e| e.message)
+        };
+        let object = |format| Structured::Object {
+            format,
+            version: "v1".into(),
+        };
+        assert_eq!(agree("*/*").unwrap(), Structured::Text);
+        assert_eq!(
+            agree("application/yaml;as=K;v=v1;g=g,text/plain").unwrap(),
+            object(Format::Yaml)
+        );
+        assert_eq!(
+            agree("application/json;as=K;v=v2;g=g,*/*;as=K;v=v1;g=g;q=0.5").unwrap(),
+            object(Format::Json)
+        );
+        for accept in [
+            "application/json",
+            "text/plain;as=K;v=v1;g=g",
+            "application/cbor;as=K;v=v1;g=g",
+        ] {
+            assert_eq!(
+                agree(accept).unwrap_err(),
+                "only the following media types are accepted: application/json, application/yaml, text/plain"
+            );
+        }
+    }
 
     fn agree(accept: &str, offer: Offer) -> Result<(Format, View), String> {
         let mut headers = HeaderMap::new();

@@ -165,6 +165,22 @@ where
     })
 }
 
+/// A whole answer in a format.
+#[must_use]
+pub fn in_format(format: Format, value: &Value) -> Response<Body> {
+    let content = match format {
+        Format::Json => serde_json::to_vec(value).ok(),
+        other => serde_json::to_vec(value)
+            .ok()
+            .and_then(|json| convert(other, &json)),
+    };
+    super::bytes(
+        http::StatusCode::OK,
+        format.media_type(),
+        content.unwrap_or_default(),
+    )
+}
+
 /// JSON in another format; `None` when it has no form there.
 fn convert(format: Format, json: &[u8]) -> Option<Vec<u8>> {
     let value: Value = serde_json::from_slice(json).ok()?;

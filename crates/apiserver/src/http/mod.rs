@@ -13,8 +13,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use serde_json::Value;
 
-pub use accept::{Accepted, Format, Offer, View, negotiate};
-pub use finish::Wanted;
+pub use accept::{Accepted, Format, Offer, Structured, View, negotiate, negotiate_structured};
+pub use finish::{Wanted, in_format};
 
 /// Any request or response body.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;

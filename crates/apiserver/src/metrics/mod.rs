@@ -3,18 +3,19 @@
 mod process;
 mod text;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use ::http::{HeaderMap, StatusCode};
-use fluyt_api::resources::Resource;
+use fluyt_api::resources::{self, Resource};
 use parking_lot::Mutex;
 
 use crate::cache::Caches;
 use crate::http::content_type;
 use crate::request::RequestInfo;
+use crate::served::MINOR;
 use text::{Histogram, Text};
 
 /// Upper bounds of the sizes of events.
@@ -228,6 +229,7 @@ impl Metrics {
     pub(crate) fn render(&self, caches: &Caches) -> String {
         let mut text = Text::default();
         self.render_requests(&mut text);
+        self.render_deprecated(&mut text);
         self.render_watches(&mut text);
         self.render_store(&mut text, caches);
         let name = "kubernetes_build_info";
@@ -283,6 +285,34 @@ impl Metrics {
         for (kind, mutating) in [("mutating", true), ("readOnly", false)] {
             let count = self.gauge(mutating).load(Ordering::Relaxed);
             text.value(name, &[("request_kind", kind)], count);
+        }
+    }
+
+    /// Which versions that are on their way out somebody still asks for.
+    fn render_deprecated(&self, text: &mut Text) {
+        let name = "apiserver_requested_deprecated_apis";
+        text.metric(
+            name,
+            "gauge",
+            "Gauge of deprecated APIs that have been requested, broken out by API group, version, resource, subresource, and removed_release.",
+        );
+        let requested: BTreeSet<_> = (self.requests.lock().keys())
+            .map(|l| (l.group, l.version, l.resource, l.subresource))
+            .collect();
+        for (group, version, plural, subresource) in requested {
+            let found = resources::find(group, version, plural);
+            let Some(resource) = found.filter(|r| r.deprecation(MINOR).is_some()) else {
+                continue;
+            };
+            let removed = resource.life.removed.map(|minor| format!("1.{minor}"));
+            let labels = [
+                ("group", group),
+                ("version", version),
+                ("resource", plural),
+                ("subresource", subresource),
+                ("removed_release", removed.as_deref().unwrap_or_default()),
+            ];
+            text.value(name, &labels, 1);
         }
     }
 

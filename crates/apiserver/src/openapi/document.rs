@@ -47,6 +47,8 @@ fn key(resource: &Resource) -> String {
 pub fn hash(served: &Snapshot, key: &str, cbor: bool) -> String {
     let mut hasher = DefaultHasher::new();
     (fingerprint(), key, cbor).hash(&mut hasher);
+    let of_key = served.all().filter(|r| self::key(r) == key);
+    of_key.for_each(|r| (r.version, r.plural).hash(&mut hasher));
     for resource in served.custom().iter().filter(|r| self::key(r) == key) {
         hash_custom(resource, &mut hasher);
     }
@@ -58,6 +60,8 @@ pub fn hash(served: &Snapshot, key: &str, cbor: bool) -> String {
 pub fn hash_all(served: &Snapshot, cbor: bool, added: &[Value]) -> String {
     let mut hasher = DefaultHasher::new();
     (fingerprint(), cbor).hash(&mut hasher);
+    let all = served.all();
+    all.for_each(|r| (r.group, r.version, r.plural).hash(&mut hasher));
     for resource in served.custom() {
         hash_custom(resource, &mut hasher);
     }

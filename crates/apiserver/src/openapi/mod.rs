@@ -19,6 +19,7 @@ use ::http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::Server;
+use crate::features::Feature;
 use crate::http::{self as responses, Body};
 use crate::request::Query;
 
@@ -62,7 +63,7 @@ pub async fn handle(
 ) -> Option<Response<Body>> {
     let rest = path.strip_prefix("/openapi/")?.trim_end_matches('/');
     let served = server.caches.served();
-    let cbor = server.config.features.cbor;
+    let cbor = server.config.features.has(Feature::Cbor);
     if rest == "v2" {
         let Some(form) = negotiate(headers, &V2_PROTOBUF) else {
             return Some(not_acceptable());

@@ -36,41 +36,6 @@ const CUSTOM_PATCHES: [&str; 3] = [
     "application/apply-patch+yaml",
 ];
 
-/// Kinds whose deletion is answered with the object, not with a status.
-const RETURNED: &[(&str, &[&str])] = &[
-    (
-        "",
-        &[
-            "persistentvolumeclaims",
-            "persistentvolumes",
-            "pods",
-            "podtemplates",
-            "resourcequotas",
-            "serviceaccounts",
-            "services",
-        ],
-    ),
-    (
-        "resource.k8s.io",
-        &[
-            "deviceclasses",
-            "resourceclaims",
-            "resourceclaimtemplates",
-            "resourceslices",
-        ],
-    ),
-    (
-        "storage.k8s.io",
-        &[
-            "csidrivers",
-            "csinodes",
-            "storageclasses",
-            "volumeattachments",
-            "volumeattributesclasses",
-        ],
-    ),
-];
-
 /// Paths with their items, in order.
 pub type Paths = BTreeMap<String, Value>;
 
@@ -344,9 +309,7 @@ impl Builder<'_> {
         let mut operations =
             self.reads_and_changes(&self.resource.verbs, "", &suffix, &item, self.gvk());
         if self.resource.supports("delete") {
-            let returned = RETURNED
-                .iter()
-                .any(|(g, all)| *g == self.resource.group && all.contains(&self.resource.plural));
+            let returned = self.resource.returns_deleted();
             let operation = Operation {
                 method: "delete",
                 action: "delete",

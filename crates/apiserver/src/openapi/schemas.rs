@@ -105,7 +105,25 @@ const DECLARED: &[(&str, &str, &str)] = &[
     ),
     ("policy.v1.PodDisruptionBudgetStatus", "expectedPods", "0"),
     ("rbac.v1.RoleRef", "apiGroup", "\"\""),
+    (
+        "certificates.v1beta1.PodCertificateRequestSpec",
+        "maxExpirationSeconds",
+        "86400",
+    ),
     ("resource.v1.DeviceToleration", "operator", "\"Equal\""),
+    (
+        "resource.v1alpha3.ResourcePoolStatusRequestSpec",
+        "limit",
+        "100",
+    ),
+    ("resource.v1beta1.DeviceRequest", "deviceClassName", "\"\""),
+    ("resource.v1beta1.DeviceToleration", "operator", "\"Equal\""),
+    ("resource.v1beta2.DeviceToleration", "operator", "\"Equal\""),
+    (
+        "scheduling.v1alpha2.PodGroupSpec",
+        "disruptionMode",
+        "\"Pod\"",
+    ),
     ("scheduling.v1.PriorityClass", "value", "0"),
 ];
 
@@ -123,6 +141,16 @@ const UNDEFAULTED: &[(&str, &str)] = &[
     ("core.v1.ImageVolumeStatus", "imageRef"),
     ("core.v1.PodCertificateProjection", "keyType"),
     ("core.v1.PodCertificateProjection", "signerName"),
+    ("coordination.v1alpha2.LeaseCandidateSpec", "strategy"),
+    ("coordination.v1beta1.LeaseCandidateSpec", "strategy"),
+    ("networking.v1beta1.ParentReference", "name"),
+    ("networking.v1beta1.ParentReference", "resource"),
+    ("resource.v1alpha3.PoolStatus", "driver"),
+    ("resource.v1alpha3.PoolStatus", "poolName"),
+    (
+        "resource.v1alpha3.ResourcePoolStatusRequestStatus",
+        "poolCount",
+    ),
     ("networking.v1.HTTPIngressPath", "pathType"),
     ("networking.v1.ParentReference", "name"),
     ("networking.v1.ParentReference", "resource"),
@@ -175,6 +203,16 @@ const UNIONS: &[Union] = &[
         &[("localhostProfile", "LocalhostProfile")],
     ),
     Union(
+        "scheduling.v1alpha2.PodGroupSchedulingPolicy",
+        "",
+        &[("basic", "Basic"), ("gang", "Gang")],
+    ),
+    Union(
+        "scheduling.v1alpha2.PodGroupTemplateReference",
+        "",
+        &[("workload", "Workload")],
+    ),
+    Union(
         "flowcontrol.v1.LimitResponse",
         "type",
         &[("queuing", "Queuing")],
@@ -221,7 +259,10 @@ impl Schemas {
             }
             properties.insert(field.name.to_string(), self.field(ty, field));
         }
-        let mut schema = json!({"type": "object", "properties": properties});
+        let mut schema = json!({"type": "object"});
+        if !properties.is_empty() {
+            schema["properties"] = properties.into();
+        }
         describe(&mut schema, &ty.name, "");
         if !required.is_empty() {
             schema["required"] = required.into();
@@ -485,7 +526,12 @@ fn is_unmarked(ty: &Type, field: &Field) -> bool {
 fn is_required(ty: &Type, field: &Field) -> bool {
     let declared =
         |(of, name, _): &(&str, &str, &str)| *name == &*field.name && is_named(&ty.name, of);
-    let optional = &*field.name == "metadata" && !is_named(&ty.name, "core.v1.Event")
+    let needs_metadata = [
+        "core.v1.Event",
+        "resource.v1alpha3.ResourcePoolStatusRequest",
+    ];
+    let optional = &*field.name == "metadata"
+        && !needs_metadata.iter().any(|of| is_named(&ty.name, of))
         || &*field.name == "name"
             && DECLARED.iter().any(declared)
             && !ty.name.ends_with("NodeRuntimeHandler");

@@ -513,7 +513,7 @@ impl Registry {
     /// after the cache has read it.
     async fn is_stale(&self, at: Location<'_>, current: &Entry) -> bool {
         let stored_as = storage_resource(at.resource);
-        let storage = &self.caches.storage;
+        let storage = &self.caches.codec;
         if current.stale || !storage.encryption.covers(stored_as) {
             return current.stale;
         }

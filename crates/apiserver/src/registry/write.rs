@@ -41,7 +41,7 @@ impl Registry {
         // The version is the store's to say.
         meta::set(&mut object, "resourceVersion", Value::Null);
         let key = key_of(&at);
-        let codec = &self.caches.storage;
+        let codec = &self.caches.codec;
         if at.resource.definition.is_some() {
             let converted = self.converter.one(object.clone(), stored_as).await?;
             let value = codec.encode(stored_as, &key, &converted).await;

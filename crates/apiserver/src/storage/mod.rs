@@ -1,5 +1,5 @@
 //! What objects are in the store: their serialized form, encrypted if the configuration says so. The write path, the cache,
-//! lists of the past and deletion all read and write through [`Storage`].
+//! lists of the past and deletion all read and write through [`Codec`].
 
 pub mod encryption;
 mod serializer;
@@ -12,17 +12,43 @@ use serde_json::Value;
 
 use encryption::Encryption;
 
+use serializer::Form;
+
 pub use serializer::{MediaType, Stored, prepare};
 
-/// Encodes and decodes what is stored.
+/// What objects are stored as.
 #[derive(Clone, Default)]
 pub struct Storage {
     pub media_type: MediaType,
     pub encryption: Arc<Encryption>,
 }
 
-impl Storage {
-    /// The stored form of an object of a resource in its stored version. `key` is the whole key.
+/// Encodes and decodes what is stored.
+pub struct Codec {
+    form: Form,
+    pub encryption: Arc<Encryption>,
+}
+
+impl Codec {
+    /// `compatible` is the oldest minor version of servers that are to read what is written.
+    #[must_use]
+    pub fn new(storage: &Storage, compatible: u32) -> Self {
+        Self {
+            form: Form {
+                media_type: storage.media_type,
+                compatible,
+            },
+            encryption: storage.encryption.clone(),
+        }
+    }
+
+    /// The version of a built-in resource that is written.
+    #[must_use]
+    pub fn written_as<'r>(&self, resource: &'r Resource) -> &'r Resource {
+        resource.written_as(self.form.compatible)
+    }
+
+    /// The stored form of an object of a resource in the version that the server works in. `key` is the whole key.
     ///
     /// # Errors
     /// When it cannot be encrypted.
@@ -32,11 +58,11 @@ impl Storage {
         key: &[u8],
         object: &Value,
     ) -> Result<Vec<u8>, String> {
-        let plain = serializer::encode(self.media_type, resource, object);
+        let plain = serializer::encode(self.form, resource, object);
         self.encryption.seal(resource, key, plain).await
     }
 
-    /// The object that was stored under a key.
+    /// The object that was stored under a key, in the version that the server works in.
     ///
     /// # Errors
     /// When it cannot be decrypted, is damaged, or is of another kind.
@@ -48,7 +74,7 @@ impl Storage {
     ) -> Result<Stored, String> {
         let opened = self.encryption.open(resource, key, stored).await?;
         let plain: Cow<'_, [u8]> = opened.plain;
-        let mut decoded = serializer::decode(self.media_type, resource, &plain)?;
+        let mut decoded = serializer::decode(self.form, resource, &plain)?;
         decoded.stale |= opened.stale;
         Ok(decoded)
     }

@@ -1,6 +1,8 @@
 //! The stored form of objects, as upstream's: protobuf in its envelope for built-in kinds, JSON for custom ones. Whatever
 //! was stored in the other form, or in another version, is read all the same.
 
+use std::borrow::Cow;
+
 use fluyt_api::custom::v1beta1;
 use fluyt_api::resources::{self, Resource};
 use fluyt_api::schema::{Schema, TypeId};
@@ -29,6 +31,14 @@ impl std::str::FromStr for MediaType {
     }
 }
 
+/// How built-in kinds are written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    pub(super) media_type: MediaType,
+    /// The oldest minor version of servers that are to read it.
+    pub(super) compatible: u32,
+}
+
 /// An object that was stored.
 #[derive(Debug)]
 pub struct Stored {
@@ -44,24 +54,31 @@ pub fn prepare(resource: &Resource, object: &mut Value) {
     }
 }
 
-/// Encodes an object of a resource in its stored version, which has no resourceVersion: that is the store's to say.
+/// Encodes an object of a resource in the version that the server works in, which has no resourceVersion: that is the
+/// store's to say.
 #[must_use]
-pub fn encode(media_type: MediaType, resource: &Resource, object: &Value) -> Vec<u8> {
+pub(super) fn encode(form: Form, resource: &Resource, object: &Value) -> Vec<u8> {
     if is_definition(resource) {
         let stored = v1beta1::to_v1beta1(object.clone());
         return serde_json::to_vec(&stored).unwrap_or_default();
     }
-    match (form(media_type, resource), builtin_type(resource)) {
-        (MediaType::Protobuf, Some(ty)) => encode_protobuf(resource, ty, object),
-        _ => serde_json::to_vec(object).unwrap_or_default(),
+    let written = resource.written_as(form.compatible);
+    let object = if std::ptr::eq(written, resource) {
+        Cow::Borrowed(object)
+    } else {
+        Cow::Owned(convert::from_storage(written, object.clone()))
+    };
+    match (media_type(form, resource), builtin_type(written)) {
+        (MediaType::Protobuf, Some(ty)) => encode_protobuf(written, ty, &object),
+        _ => serde_json::to_vec(&object).unwrap_or_default(),
     }
 }
 
 /// Upstream's servers for definitions and for services of groups know no other form than JSON.
-fn form(media_type: MediaType, resource: &Resource) -> MediaType {
+fn media_type(form: Form, resource: &Resource) -> MediaType {
     match resource.group {
         "apiextensions.k8s.io" | "apiregistration.k8s.io" => MediaType::Json,
-        _ => media_type,
+        _ => form.media_type,
     }
 }
 
@@ -82,11 +99,11 @@ fn builtin_type(resource: &Resource) -> Option<TypeId> {
     resource.ty.filter(|_| resource.definition.is_none())
 }
 
-/// Decodes a stored value into an object of the resource, which is in its stored version.
+/// Decodes a stored value into an object of the resource, which is in the version that the server works in.
 ///
 /// # Errors
 /// When it is damaged, or of another kind.
-pub fn decode(media_type: MediaType, resource: &Resource, stored: &[u8]) -> Result<Stored, String> {
+pub(super) fn decode(form: Form, resource: &Resource, stored: &[u8]) -> Result<Stored, String> {
     let (object, is_protobuf) = if stored.starts_with(protobuf::MAGIC) {
         (decode_protobuf(resource, stored)?, true)
     } else {
@@ -101,8 +118,8 @@ pub fn decode(media_type: MediaType, resource: &Resource, stored: &[u8]) -> Resu
             stale: is_protobuf,
         });
     };
-    let other_form = is_protobuf != (form(media_type, resource) == MediaType::Protobuf);
-    let (object, other_version) = in_version(resource, ty, object);
+    let other_form = is_protobuf != (media_type(form, resource) == MediaType::Protobuf);
+    let (object, other_version) = in_version(form, resource, ty, object);
     Ok(Stored {
         object,
         stale: other_form || other_version,
@@ -139,8 +156,8 @@ fn decode_protobuf(resource: &Resource, stored: &[u8]) -> Result<Value, String> 
     Ok(object)
 }
 
-/// The object in the resource's version, and whether it was in another one.
-fn in_version(resource: &Resource, ty: TypeId, mut object: Value) -> (Value, bool) {
+/// The object in the resource's version, and whether it was in another one than it would be written in now.
+fn in_version(form: Form, resource: &Resource, ty: TypeId, mut object: Value) -> (Value, bool) {
     let wanted = resource.api_version();
     let found = object["apiVersion"].as_str().unwrap_or_default();
     if is_definition(resource) {
@@ -151,8 +168,10 @@ fn in_version(resource: &Resource, ty: TypeId, mut object: Value) -> (Value, boo
         defaults::as_stored(Schema::builtin(), ty, &mut object);
         return (object, stale);
     }
+    let written = resource.written_as(form.compatible);
+    let stale = found != written.api_version();
     if found == wanted {
-        return (object, false);
+        return (object, stale);
     }
     let (group, version) = found.rsplit_once('/').unwrap_or(("", found));
     if let Some(from) = resources::find(group, version, resource.plural) {
@@ -162,7 +181,7 @@ fn in_version(resource: &Resource, ty: TypeId, mut object: Value) -> (Value, boo
         map.insert("kind".into(), resource.kind.into());
     }
     defaults::as_stored(Schema::builtin(), ty, &mut object);
-    (object, true)
+    (object, stale)
 }
 
 #[cfg(test)]
@@ -170,6 +189,13 @@ mod tests {
     use super::*;
     use fluyt_api::resources::find;
     use serde_json::json;
+
+    fn form(media_type: MediaType) -> Form {
+        Form {
+            media_type,
+            compatible: 35,
+        }
+    }
 
     #[test]
     fn what_is_written_is_read_again() {
@@ -188,8 +214,8 @@ mod tests {
             (MediaType::Json, MediaType::Protobuf, true),
             (MediaType::Protobuf, MediaType::Json, true),
         ] {
-            let bytes = encode(written, pods, &pod);
-            let stored = decode(read, pods, &bytes).unwrap();
+            let bytes = encode(form(written), pods, &pod);
+            let stored = decode(form(read), pods, &bytes).unwrap();
             assert_eq!((&stored.object, stored.stale), (&pod, stale));
         }
     }
@@ -202,16 +228,43 @@ mod tests {
         );
         let old = json!({"apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "a"},
             "spec": {"maxReplicas": 3, "scaleTargetRef": {"kind": "Deployment", "name": "d"}, "targetCPUUtilizationPercentage": 50}});
-        let stored = decode(
-            MediaType::Protobuf,
-            v2,
-            &encode(MediaType::Protobuf, v1, &old),
-        );
+        let bytes = encode_protobuf(v1, v1.ty.unwrap(), &old);
+        let stored = decode(form(MediaType::Protobuf), v2, &bytes);
         let stored = stored.unwrap();
         assert!(stored.stale);
         assert_eq!(stored.object["apiVersion"], "autoscaling/v2");
         let target = &stored.object["spec"]["metrics"][0]["resource"]["target"];
         assert_eq!(target["averageUtilization"], 50);
+    }
+
+    /// What the minor before does not know is written in a version that it knows.
+    #[test]
+    fn an_older_server_reads_it_too() {
+        let claims = find("resource.k8s.io", "v1", "resourceclaims").unwrap();
+        let claim = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": "a"},
+            "spec": {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "c"}}]}}, "status": {}});
+        let mut claim = claim;
+        prepare(claims, &mut claim);
+        let old = Form {
+            compatible: 32,
+            ..form(MediaType::Json)
+        };
+        let bytes = encode(old, claims, &claim);
+        let written: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(written["apiVersion"], "resource.k8s.io/v1beta1");
+        assert_eq!(
+            written["spec"]["devices"]["requests"][0]["deviceClassName"],
+            "c"
+        );
+        for media_type in [MediaType::Json, MediaType::Protobuf] {
+            let old = Form { media_type, ..old };
+            let bytes = encode(old, claims, &claim);
+            let read = decode(old, claims, &bytes).unwrap();
+            assert_eq!((&read.object, read.stale), (&claim, false));
+            // It would be written as v1 once nobody needs the old version.
+            let read = decode(form(media_type), claims, &bytes).unwrap();
+            assert_eq!((&read.object, read.stale), (&claim, true));
+        }
     }
 
     /// What upstream wrote is read as upstream reads it, and what is written of that is the same again.
@@ -233,11 +286,11 @@ mod tests {
             let mut expected = golden["object"].take();
             expected["apiVersion"] = api_version.as_str().into();
             expected["kind"] = resource.kind.into();
-            let read = decode(MediaType::Protobuf, resource, &stored).unwrap();
+            let read = decode(form(MediaType::Protobuf), resource, &stored).unwrap();
             assert_eq!(read.object, expected, "{}", path.display());
             assert!(!read.stale, "{}", path.display());
-            let written = encode(MediaType::Protobuf, resource, &read.object);
-            let again = decode(MediaType::Protobuf, resource, &written).unwrap();
+            let written = encode(form(MediaType::Protobuf), resource, &read.object);
+            let again = decode(form(MediaType::Protobuf), resource, &written).unwrap();
             assert_eq!(again.object, expected, "{}", path.display());
             seen += 1;
         }
@@ -247,7 +300,7 @@ mod tests {
     #[test]
     fn damage_is_an_error() {
         let pods = find("", "v1", "pods").unwrap();
-        assert!(decode(MediaType::Protobuf, pods, b"k8s\0\xff\xff").is_err());
-        assert!(decode(MediaType::Protobuf, pods, b"{").is_err());
+        assert!(decode(form(MediaType::Protobuf), pods, b"k8s\0\xff\xff").is_err());
+        assert!(decode(form(MediaType::Protobuf), pods, b"{").is_err());
     }
 }

@@ -220,6 +220,7 @@ fn server_config(
         audit: fluyt_apiserver::audit::Settings::default(),
         flow_control: fluyt_apiserver::flowcontrol::Settings::default(),
         features: fluyt_apiserver::Features::default(),
+        flags: std::collections::BTreeMap::new(),
         limits: fluyt_apiserver::Limits::default(),
         disable_admission_plugins: Vec::new(),
         shutdown: shutdown.clone(),

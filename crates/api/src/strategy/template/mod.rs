@@ -7,7 +7,7 @@ mod environment;
 mod mounts;
 pub(super) mod options;
 mod probe;
-mod projected;
+pub(super) mod projected;
 mod resources;
 pub(super) mod scheduling;
 mod security;

@@ -156,10 +156,8 @@ fn validate_bundle(bundle: &At<'_, '_>, errors: &mut Errors) {
     non_reserved_path(errors, &path);
 }
 
-fn validate_certificate(certificate: &At<'_, '_>, errors: &mut Errors) {
-    let signer = certificate.field("signerName");
-    signer_name(&signer, errors);
-    let user = certificate.field("userAnnotations");
+/// What users add to requests for certificates: keys with a domain, not too much of it.
+pub(in crate::strategy) fn user_annotations(user: &At<'_, '_>, errors: &mut Errors) {
     for (key, _) in user.entries() {
         let key = key.to_lowercase();
         let problems = qualified_name(&key);
@@ -172,12 +170,18 @@ fn validate_certificate(certificate: &At<'_, '_>, errors: &mut Errors) {
         }
     }
     let mut size = Errors::default();
-    annotations(&mut size, &user);
+    annotations(&mut size, user);
     errors.0.extend(
         size.0
             .into_iter()
             .filter(|c| c.reason == "FieldValueTooLong"),
     );
+}
+
+fn validate_certificate(certificate: &At<'_, '_>, errors: &mut Errors) {
+    let signer = certificate.field("signerName");
+    signer_name(&signer, errors);
+    user_annotations(&certificate.field("userAnnotations"), errors);
     errors.member(&certificate.field("keyType"), KEY_TYPES);
     let expiration = certificate.field("maxExpirationSeconds");
     if let Some(seconds) = expiration.int() {

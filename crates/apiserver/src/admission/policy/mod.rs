@@ -103,7 +103,7 @@ pub(super) fn constraints_match(
     }
     let rules = &constraints["resourceRules"];
     if rules.as_array().is_none_or(Vec::is_empty) {
-        let own = attributes.at.resource;
+        let own = attributes.requested();
         return shared
             .caches
             .served()

@@ -109,19 +109,25 @@ impl Mutating {
             let json = value
                 .to_json()
                 .ok_or("the result is no object that can be applied")?;
+            // It is changed as the policy sees it.
+            let converter = &self.shared.converter;
+            let seen = matching::versioned(converter, attributes, resource, object);
+            let mut seen = seen.await.map_err(text)?;
             if mutation.applies {
-                apply::merge(attributes.at.resource, object, &json)?;
+                apply::merge(resource, &mut seen, &json)?;
             } else {
                 let patch = serde_json::to_vec(&json).unwrap_or_default();
                 let patch = Patch::decode(&patch).map_err(|refused| refused.why().to_owned())?;
-                let mut patched = object.clone();
+                let mut patched = seen.clone();
                 match patch.apply(&mut patched) {
-                    Ok(()) => *object = patched,
+                    Ok(()) => seen = patched,
                     // A patch that is not for this object.
                     Err(Failure::Test(_)) => {}
                     Err(Failure::Other(why)) => return Err(format!("JSON Patch: {why}")),
                 }
             }
+            let changed = matching::worked_in(converter, attributes, resource, seen);
+            *object = changed.await.map_err(text)?;
         }
         Ok(())
     }

@@ -62,21 +62,17 @@ impl Mutating {
         .await?;
         let patch = Patch::decode(&patch).map_err(|refused| Error::internal(refused.why()))?;
         patch.apply(&mut versioned).map_err(Error::internal)?;
+        let converter = &self.shared.converter;
+        let mut changed =
+            matching::worked_in(converter, attributes, &matched.resource, versioned).await?;
         let own = attributes.at.resource;
-        *object = if own.definition.is_some() {
-            let mut object = self.shared.converter.one(versioned, own).await?;
-            if let Some(definition) = &own.definition {
-                // What a webhook adds is pruned like anything else.
-                definition
-                    .conform(own.ty, &mut object)
-                    .map_err(Error::bad_request)?;
-            }
-            object
-        } else if std::ptr::eq(&*matched.resource, own) {
-            versioned
-        } else {
-            fluyt_api::convert::to_storage(&matched.resource, own, versioned)
-        };
+        if let Some(definition) = &own.definition {
+            // What a webhook adds is pruned like anything else.
+            definition
+                .conform(own.ty, &mut changed)
+                .map_err(Error::bad_request)?;
+        }
+        *object = changed;
         Ok(())
     }
 }
