@@ -197,7 +197,7 @@ impl Server {
         let server = Arc::new(Self {
             registry: Registry::new(
                 caches.clone(),
-                config.service_network.clone(),
+                &config.service_network,
                 &shared,
                 &config.disable_admission_plugins,
             ),

@@ -24,7 +24,7 @@ mod quota;
 mod replicaset;
 mod reviews;
 mod scheduling;
-mod service;
+pub mod service;
 mod statefulset;
 mod storage;
 mod template;

@@ -3,7 +3,7 @@
 mod delete;
 mod managed;
 mod names;
-mod service;
+pub(crate) mod service;
 mod write;
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use fluyt_api::resources::Resource;
 use fluyt_api::strategy::{MetaCheck, Strategy};
 use fluyt_api::validation::{self, Errors};
 use fluyt_api::{Error, Reason, defaults, meta};
-use fluyt_etcd::{Compare, CompareOp, Keys, Op, OpResult, Range, Target, Txn};
+use fluyt_etcd::{KeyValue, Keys, OpResult, Range};
 use futures::future::BoxFuture;
 use serde_json::Value;
 
@@ -25,6 +25,7 @@ use crate::user::User;
 pub use delete::{DeleteOptions, Deleted};
 pub use managed::Writer;
 pub use service::ServiceNetwork;
+use service::{Allocation, NodePorts, Plan};
 use write::Write;
 
 /// Attempts of an update without resourceVersion that keeps losing races.
@@ -126,7 +127,7 @@ impl Registry {
     #[must_use]
     pub fn new(
         caches: Arc<Caches>,
-        network: ServiceNetwork,
+        network: &ServiceNetwork,
         shared: &admission::Shared,
         disabled_plugins: &[String],
     ) -> Self {
@@ -137,6 +138,11 @@ impl Registry {
             caches,
             event_lease: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// The node ports in use.
+    pub(crate) fn node_ports(&self) -> &NodePorts {
+        &self.services.ports
     }
 
     /// The present object, from a cache that has caught up.
@@ -183,13 +189,13 @@ impl Registry {
             let generated =
                 meta::name(&object).is_empty() && !meta::str(&object, "generateName").is_empty();
             if !generated {
-                return self.create_once(cx, at, object).await;
+                return self.create_named(cx, at, object).await;
             }
             for _ in 0..GENERATED_NAMES {
                 let mut attempt = object.clone();
                 let name = names::generate(meta::str(&object, "generateName"));
                 meta::set(&mut attempt, "name", name);
-                match self.create_once(cx, at, attempt).await {
+                match self.create_named(cx, at, attempt).await {
                     Err(error) if error.reason == Reason::AlreadyExists => {}
                     done => return done,
                 }
@@ -207,12 +213,37 @@ impl Registry {
         })
     }
 
+    /// Creates an object of a name; again when what goes with it has been given to somebody else meanwhile.
+    async fn create_named(
+        &self,
+        cx: &WriteContext,
+        at: Location<'_>,
+        object: Value,
+    ) -> Result<Value, Error> {
+        let mut next = Some(object);
+        for _ in 0..ATTEMPTS {
+            let Some(object) = next else {
+                break;
+            };
+            next = service::allocates(at.resource).then(|| object.clone());
+            if let Some(created) = self.create_once(cx, at, object).await? {
+                return Ok(created);
+            }
+        }
+        Err(Error::modified(
+            at.resource.group,
+            at.resource.plural,
+            at.name,
+        ))
+    }
+
+    /// Nothing when what goes with the object has been given to somebody else.
     async fn create_once(
         &self,
         cx: &WriteContext,
         at: Location<'_>,
         mut object: Value,
-    ) -> Result<Value, Error> {
+    ) -> Result<Option<Value>, Error> {
         let (resource, strategy) = (at.resource, at.strategy());
         if !meta::resource_version(&object).is_empty() {
             return Err(Error::bad_request(
@@ -242,6 +273,10 @@ impl Registry {
         self.admission.admit(&attributes, &mut object).await?;
         strategy.prepare_create(&mut object);
         apply_defaults(resource, strategy, &mut object);
+        let allocation = self
+            .services
+            .begin(&self.caches, at, &mut object, None, cx.dry_run);
+        let allocation = allocation.await?;
         let mut errors = Errors::default();
         validation::object_meta(
             &mut errors,
@@ -267,10 +302,6 @@ impl Registry {
             cx.warnings.add(warning);
         }
         self.admission.validate(&attributes, &object).await?;
-        let allocation = self
-            .services
-            .assign(&self.caches, resource, &mut object, None)
-            .await?;
         if cx.dry_run {
             return if self
                 .caches
@@ -284,32 +315,23 @@ impl Registry {
                     at.name,
                 ))
             } else {
-                Ok(object)
+                Ok(Some(object))
             };
         }
         let lease = self.lease_for(resource).await?;
         let write = self.write(at, object, lease).await?;
-        let txn = Txn {
-            compares: vec![Compare {
-                keys: at.store_key(),
-                target: Target::Mod(0),
-                op: CompareOp::Equal,
-            }],
-            success: vec![write.op()],
-            failure: Vec::new(),
-        };
-        let result = self.caches.commit("create", resource, txn).await;
-        let result = result.map_err(store_error)?;
-        if !result.succeeded {
-            return Err(Error::already_exists(
+        match self.commit(at, 0, &write, allocation.as_ref()).await? {
+            Committed::At(revision) => Ok(Some(write.finish(revision))),
+            Committed::Lost(_) => Err(Error::already_exists(
                 resource.group,
                 resource.plural,
                 at.name,
-            ));
+            )),
+            Committed::Collided => {
+                self.caches.consistent().await?;
+                Ok(None)
+            }
         }
-        self.settle(result.revision).await;
-        drop(allocation);
-        Ok(write.finish(result.revision))
     }
 
     /// Replaces an object by what `change` makes of the present one, retrying when another writer was faster and `change`
@@ -338,6 +360,7 @@ impl Registry {
                 }
                 match self.update_once(cx, at, &current, &old, object).await? {
                     Updated::Done(object) => return Ok(object),
+                    Updated::Collided => drop(self.caches.consistent().await?),
                     Updated::Lost(None) => return Err(at.not_found()),
                     Updated::Lost(Some(newer)) => {
                         current = self.in_version(newer, at.resource).await?;
@@ -403,6 +426,10 @@ impl Registry {
         if at.subresource != "binding" {
             bump_generation(&mut object, old, strategy);
         }
+        let allocation = self
+            .services
+            .begin(&self.caches, at, &mut object, Some(old), cx.dry_run)
+            .await?;
         let mut errors = Errors::default();
         validate_metadata(at, &object, old, &mut errors);
         match at.subresource {
@@ -435,10 +462,6 @@ impl Registry {
             cx.warnings.add(warning);
         }
         self.admission.validate(&attributes, &object).await?;
-        let allocation = self
-            .services
-            .assign(&self.caches, resource, &mut object, Some(old))
-            .await?;
         meta::set(
             &mut object,
             "resourceVersion",
@@ -450,19 +473,19 @@ impl Registry {
         if cx.dry_run || (unchanged && !self.is_stale(at, current).await) {
             return Ok(Updated::Done(object));
         }
-        let write = if remove {
-            Write::removal(at, object)
+        let (write, allocation) = if remove {
+            let released = self.services.release(resource, old);
+            (Write::removal(at, object), released)
         } else {
             let lease = self.lease_for(resource).await?;
-            self.write(at, object, lease).await?
+            (self.write(at, object, lease).await?, allocation)
         };
-        match self.commit(at, current.revision, write.op()).await? {
-            Committed::At(revision) => {
-                self.settle(revision).await;
-                drop(allocation);
-                Ok(Updated::Done(write.finish(revision)))
-            }
+        let revision = current.revision;
+        let committed = self.commit(at, revision, &write, allocation.as_ref());
+        match committed.await? {
+            Committed::At(revision) => Ok(Updated::Done(write.finish(revision))),
             Committed::Lost(newer) => Ok(Updated::Lost(newer)),
+            Committed::Collided => Ok(Updated::Collided),
         }
     }
 
@@ -530,30 +553,71 @@ impl Registry {
         self.admission.validate(&attributes, request).await
     }
 
-    /// Runs `op` if the object is still at `revision`; otherwise tells what is there now.
-    async fn commit(&self, at: Location<'_>, revision: i64, op: Op) -> Result<Committed, Error> {
-        let operation = match &op {
-            Op::Delete(_) => "delete",
-            _ => "update",
+    /// Writes the object if it is still at `revision` (0: not there), and with it what its allocation takes and gives back;
+    /// otherwise tells what is there now. What has been written is in the caches.
+    async fn commit(
+        &self,
+        at: Location<'_>,
+        revision: i64,
+        write: &Write,
+        allocation: Option<&Allocation>,
+    ) -> Result<Committed, Error> {
+        let sides = match allocation {
+            Some(allocation) => self.address_sides(at, allocation).await?,
+            None => Vec::new(),
         };
-        let txn = Txn {
-            compares: vec![Compare {
-                keys: at.store_key(),
-                target: Target::Mod(revision),
-                op: CompareOp::Equal,
-            }],
-            success: vec![op],
-            failure: vec![Op::Range(Range::new(at.store_key()))],
+        let change = allocation.map(|a| &a.ports).filter(|p| !p.is_empty());
+        let mut ports = match change {
+            Some(change) => Some((self.services.ports.hold(&self.caches).await?, change)),
+            None => None,
         };
-        let result = self.caches.commit(operation, at.resource, txn).await;
-        let result = result.map_err(store_error)?;
-        if result.succeeded {
-            return Ok(Committed::At(result.revision));
+        loop {
+            let plan = match &ports {
+                Some((held, change)) => held.plan(change).await?,
+                None => Plan::Nothing,
+            };
+            let changed = match plan {
+                Plan::Nothing => None,
+                Plan::Write(changed) => Some(changed),
+                Plan::Taken => return Ok(Committed::Collided),
+            };
+            let of_ports = changed.as_ref().map(|c| &c.side);
+            let txn = write.txn(at, revision, sides.iter().chain(of_ports));
+            let operation = write.operation(revision);
+            let result = self.caches.commit(operation, at.resource, txn).await;
+            let result = result.map_err(store_error)?;
+            if result.succeeded {
+                if let (Some((held, _)), Some(changed)) = (&mut ports, changed) {
+                    held.committed(changed, result.revision);
+                }
+                drop(ports);
+                self.settle(result.revision).await;
+                return Ok(Committed::At(result.revision));
+            }
+            let mut found = result.results.into_iter().map(only_found);
+            let here = found.next().flatten();
+            if here.as_ref().map_or(0, |kv| kv.mod_revision) != revision {
+                return self.lost(at, revision, here).await;
+            }
+            let news = match (&mut ports, changed.is_some()) {
+                (Some((held, _)), true) => held.learn(found.last().flatten().as_ref()).await?,
+                _ => false,
+            };
+            if !news {
+                return Ok(Committed::Collided);
+            }
         }
-        let Some(OpResult::Range(range)) = result.results.into_iter().next() else {
-            return Ok(Committed::Lost(None));
-        };
-        let Some(kv) = range.kvs.into_iter().next() else {
+    }
+
+    /// Another writer was faster.
+    async fn lost(
+        &self,
+        at: Location<'_>,
+        revision: i64,
+        found: Option<KeyValue>,
+    ) -> Result<Committed, Error> {
+        // Of what was to be created it is enough to know that it is there.
+        let Some(kv) = found.filter(|_| revision != 0) else {
             return Ok(Committed::Lost(None));
         };
         let entry = self
@@ -590,11 +654,23 @@ impl Registry {
 enum Updated {
     Done(Value),
     Lost(Option<Arc<Entry>>),
+    Collided,
 }
 
 enum Committed {
     At(i64),
+    /// The object is not as it was; as it is now.
     Lost(Option<Arc<Entry>>),
+    /// The object is as it was, but something that goes with it is not.
+    Collided,
+}
+
+/// What there is under the one key that was asked for.
+fn only_found(result: OpResult) -> Option<KeyValue> {
+    match result {
+        OpResult::Range(range) => range.kvs.into_iter().next(),
+        _ => None,
+    }
 }
 
 fn store_error(error: fluyt_etcd::Error) -> Error {

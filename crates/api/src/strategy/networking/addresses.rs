@@ -109,7 +109,7 @@ impl Strategy for ServiceCidr {
         let (count, before) = (ranges.list().len(), was.list().len());
         let may_grow = before == 1 && count == 2;
         if count != before && !may_grow {
-            errors.bad(&ranges, IMMUTABLE);
+            errors.invalid(ranges, ranges.value(), IMMUTABLE);
             return;
         }
         for (new, old) in ranges.items().zip(was.list()) {
