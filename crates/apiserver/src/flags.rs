@@ -286,3 +286,30 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let server = Server::start(config).await?;
     server.listen(listener).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_have_one_range_of_a_family() {
+        let parse = |ranges: &[&str]| {
+            let ranges: Vec<IpNet> = ranges.iter().map(|r| r.parse().unwrap()).collect();
+            cluster_ips(&ranges).map_err(|error| error.to_string())
+        };
+        assert_eq!(
+            parse(&["10.0.0.9/24"]),
+            Ok(vec!["10.0.0.0/24".parse().unwrap()])
+        );
+        assert!(parse(&["fd00::/112", "10.0.0.0/24"]).is_ok());
+        assert_eq!(
+            parse(&["10.0.0.0/24", "10.1.0.0/24"]).unwrap_err(),
+            "--service-cluster-ip-range[0] and --service-cluster-ip-range[1] must be of different IP family"
+        );
+        let three = ["10.0.0.0/24", "fd00::/112", "10.1.0.0/24"];
+        assert_eq!(
+            parse(&three).unwrap_err(),
+            "--service-cluster-ip-range must not contain more than two entries"
+        );
+    }
+}

@@ -31,6 +31,10 @@ use write::Write;
 /// Attempts of an update without resourceVersion that keeps losing races.
 const ATTEMPTS: usize = 20;
 
+/// Choices of what goes with a new object that other servers may be faster to commit. Each of them has got something then,
+/// so it is only near the end of a range that there are many.
+const COLLISIONS: usize = 1000;
+
 /// Names that are tried for an object that wants a generated one.
 const GENERATED_NAMES: usize = 8;
 
@@ -189,13 +193,13 @@ impl Registry {
             let generated =
                 meta::name(&object).is_empty() && !meta::str(&object, "generateName").is_empty();
             if !generated {
-                return self.create_named(cx, at, object).await;
+                return self.create_once(cx, at, object).await;
             }
             for _ in 0..GENERATED_NAMES {
                 let mut attempt = object.clone();
                 let name = names::generate(meta::str(&object, "generateName"));
                 meta::set(&mut attempt, "name", name);
-                match self.create_named(cx, at, attempt).await {
+                match self.create_once(cx, at, attempt).await {
                     Err(error) if error.reason == Reason::AlreadyExists => {}
                     done => return done,
                 }
@@ -213,37 +217,12 @@ impl Registry {
         })
     }
 
-    /// Creates an object of a name; again when what goes with it has been given to somebody else meanwhile.
-    async fn create_named(
-        &self,
-        cx: &WriteContext,
-        at: Location<'_>,
-        object: Value,
-    ) -> Result<Value, Error> {
-        let mut next = Some(object);
-        for _ in 0..ATTEMPTS {
-            let Some(object) = next else {
-                break;
-            };
-            next = service::allocates(at.resource).then(|| object.clone());
-            if let Some(created) = self.create_once(cx, at, object).await? {
-                return Ok(created);
-            }
-        }
-        Err(Error::modified(
-            at.resource.group,
-            at.resource.plural,
-            at.name,
-        ))
-    }
-
-    /// Nothing when what goes with the object has been given to somebody else.
     async fn create_once(
         &self,
         cx: &WriteContext,
         at: Location<'_>,
         mut object: Value,
-    ) -> Result<Option<Value>, Error> {
+    ) -> Result<Value, Error> {
         let (resource, strategy) = (at.resource, at.strategy());
         if !meta::resource_version(&object).is_empty() {
             return Err(Error::bad_request(
@@ -273,6 +252,30 @@ impl Registry {
         self.admission.admit(&attributes, &mut object).await?;
         strategy.prepare_create(&mut object);
         apply_defaults(resource, strategy, &mut object);
+        let mut next = Some(object);
+        for attempt in 0..COLLISIONS {
+            let Some(object) = next else {
+                break;
+            };
+            next = service::allocates(resource).then(|| object.clone());
+            let created = self.create_admitted(&attributes, object, attempt == 0);
+            if let Some(created) = created.await? {
+                return Ok(created);
+            }
+        }
+        Err(Error::modified(resource.group, resource.plural, at.name))
+    }
+
+    /// Creates an object that admission has changed as it likes. Nothing is created when what goes with it has been given
+    /// to somebody else; the next attempt is for another choice, not for another judgement of admission's.
+    async fn create_admitted(
+        &self,
+        attributes: &Attributes<'_>,
+        mut object: Value,
+        is_first: bool,
+    ) -> Result<Option<Value>, Error> {
+        let (cx, at) = (attributes.cx, attributes.at);
+        let (resource, strategy) = (at.resource, at.strategy());
         let allocation = self
             .services
             .begin(&self.caches, at, &mut object, None, cx.dry_run);
@@ -301,7 +304,9 @@ impl Registry {
         for warning in strategy.warnings(&object, None) {
             cx.warnings.add(warning);
         }
-        self.admission.validate(&attributes, &object).await?;
+        if is_first {
+            self.admission.validate(attributes, &object).await?;
+        }
         if cx.dry_run {
             return if self
                 .caches
@@ -572,7 +577,7 @@ impl Registry {
             None => None,
         };
         loop {
-            let plan = match &ports {
+            let plan = match &mut ports {
                 Some((held, change)) => held.plan(change).await?,
                 None => Plan::Nothing,
             };

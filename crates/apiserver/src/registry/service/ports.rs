@@ -298,11 +298,25 @@ impl View<'_> {
 // === impl Held ===
 
 impl Held<'_> {
-    /// The bitmap as a change leaves it.
+    /// The bitmap as a change leaves it. What is known may be old, so the store is asked before a port counts as taken: it
+    /// may have been given back meanwhile.
     ///
     /// # Errors
-    /// When it cannot be encrypted.
-    pub(in crate::registry) async fn plan(&self, change: &Changes<i64>) -> Result<Plan, Error> {
+    /// When the store fails, or the bitmap cannot be encrypted.
+    pub(in crate::registry) async fn plan(&mut self, change: &Changes<i64>) -> Result<Plan, Error> {
+        loop {
+            let plan = self.plan_as_known(change).await?;
+            if !matches!(plan, Plan::Taken) {
+                return Ok(plan);
+            }
+            let found = find(self.caches).await?;
+            if !self.learn(found.as_ref()).await? {
+                return Ok(plan);
+            }
+        }
+    }
+
+    async fn plan_as_known(&self, change: &Changes<i64>) -> Result<Plan, Error> {
         let Some(Known {
             revision,
             taken: Ok(before),
