@@ -283,11 +283,16 @@ async fn ranges_are_added_when_one_is_full_and_nothing_comes_of_those_that_go() 
     delete(&api, "s0").await;
     assert!(address(&create(&api, "z", json!({})).await).starts_with("10.9.0."));
 
-    let unready = json!({"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "Test", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
     let third = json!({"metadata": {"name": "third"}, "spec": {"cidrs": ["10.7.0.0/29"]}});
     api.post(CIDRS, third).await;
-    let status = format!("{CIDRS}/third/status");
-    api.patch(&status, "merge-patch", unready).await;
+    // As the controller says what it has to say.
+    let unready = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "third"},
+        "status": {"conditions": [{"type": "Ready", "status": "False", "reason": "", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    let path = format!("{CIDRS}/third/status?fieldManager=service-cidr-controller&force=true");
+    let format = "application/apply-patch+yaml";
+    let applied = api.call_as(&api.user, Method::PATCH, &path, format, unready);
+    let (status, applied) = applied.await;
+    assert_eq!(status, StatusCode::OK, "{applied}");
     assert_eq!(refusal(&api, service("u", json!({}))).await.0, 500);
 }
 

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::allocation::Allocation;
 use super::network::{AddressRange, family};
 use crate::cache::Caches;
+use crate::default_service_cidr;
 
 /// Who looks after an address.
 pub(crate) const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
@@ -104,7 +105,6 @@ pub(crate) fn is_in_some_range(caches: &Caches, address: IpAddr) -> Result<bool,
 impl Ranges {
     /// The ranges to allocate from: the default one first, the others by the names of their objects.
     fn ready(&self, caches: &Caches) -> Result<Arc<[AddressRange]>, Error> {
-        const DEFAULT: &str = "kubernetes";
         let cache = caches.of(service_cidrs()?);
         let mut known = self.0.lock();
         if known.0 == cache.revision() && known.0 != 0 {
@@ -113,7 +113,7 @@ impl Ranges {
         let snapshot = cache.snapshot();
         let mut objects: Vec<Value> = snapshot.entries.values().map(|e| e.object()).collect();
         objects.retain(is_ready);
-        objects.sort_by_key(|cidr| meta::name(cidr) != DEFAULT);
+        objects.sort_by_key(|cidr| meta::name(cidr) != default_service_cidr::NAME);
         let ranges = objects.iter().flat_map(networks);
         let ranges: Arc<[AddressRange]> = ranges.filter_map(AddressRange::new).collect();
         *known = (snapshot.revision, ranges.clone());
