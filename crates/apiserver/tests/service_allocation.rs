@@ -11,7 +11,7 @@ use common::Api;
 use common::service::eventually;
 use fluyt_apiserver::{Config, ServiceNetwork};
 use fluyt_etcd::embedded::Embedded;
-use fluyt_etcd::{Delete, DynStore, KeyValue, Keys, Op, Range, Txn};
+use fluyt_etcd::{DynStore, KeyValue, Keys, Op, Put, Range, Txn};
 use futures::future::join_all;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -421,15 +421,21 @@ async fn two_servers_give_nothing_twice() {
     assert_eq!(node_port(&next), node_port(&created[0]));
 }
 
-async fn forget(store: &DynStore, keys: Keys) {
-    let txn = Txn {
-        success: vec![Op::Delete(Delete {
-            keys,
-            prev_kv: false,
-        })],
-        ..Txn::default()
+/// What a server that did not know of allocations would have left of a store.
+async fn without_allocations(store: &DynStore) -> (DynStore, tempfile::TempDir) {
+    let (older, directory) = self::store();
+    let all = store.range(Range::new(Keys::prefix("/registry/"))).await;
+    let is_allocation = |kv: &KeyValue| {
+        kv.key.starts_with(b"/registry/ipaddresses/") || kv.key.starts_with(b"/registry/ranges/")
     };
-    store.txn(txn).await.unwrap();
+    for kv in all.unwrap().kvs.into_iter().filter(|kv| !is_allocation(kv)) {
+        let txn = Txn {
+            success: vec![Op::Put(Put::new(kv.key, kv.value))],
+            ..Txn::default()
+        };
+        older.txn(txn).await.unwrap();
+    }
+    (older, directory)
 }
 
 #[tokio::test]
@@ -441,12 +447,8 @@ async fn a_store_without_allocations_gets_them_at_the_start() {
     for i in 0..3 {
         kept.push(create(&first, &format!("s{i}"), json!({"type": "NodePort"})).await);
     }
-    // As servers left it that did not know of either.
-    forget(&store, Keys::prefix("/registry/ipaddresses/")).await;
-    forget(&store, Keys::One(PORTS.into())).await;
-    drop(first);
-
-    let second = start_on(&store, &ranges, ports).await;
+    let (older, _older_directory) = without_allocations(&store).await;
+    let second = start_on(&older, &ranges, ports).await;
     let all = addresses(&second).await;
     assert!(kept.iter().all(|s| all.contains(address(s))));
     let last = create(&second, "last", json!({"type": "NodePort"})).await;
@@ -460,20 +462,9 @@ async fn a_store_without_allocations_gets_them_at_the_start() {
         "{message}"
     );
     let events = second.get("/api/v1/namespaces/n/events").await.1;
-    let reasons: Vec<&str> = events["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter_map(|event| event["reason"].as_str())
-        .collect();
-    assert!(
-        reasons
-            .iter()
-            .filter(|r| **r == "ClusterIPNotAllocated")
-            .count()
-            == 3,
-        "{reasons:?}"
-    );
+    let events = events["items"].as_array().unwrap().iter();
+    let repaired = events.filter(|event| event["reason"] == "ClusterIPNotAllocated");
+    assert_eq!(repaired.count(), 3);
 }
 
 #[tokio::test]
