@@ -265,6 +265,34 @@ impl Resource {
         }
     }
 
+    /// Something of the core group that is stored and served to nobody.
+    #[must_use]
+    pub const fn unserved(plural: &'static str, kind: &'static str, storage: &'static str) -> Self {
+        Self {
+            group: "",
+            version: "v1",
+            plural,
+            kind,
+            namespaced: false,
+            singular: "",
+            short_names: Vec::new(),
+            categories: Vec::new(),
+            verbs: Vec::new(),
+            subresources: Vec::new(),
+            ty: None,
+            storage,
+            definition: None,
+            life: Life {
+                introduced: None,
+                deprecated: None,
+                removed: None,
+                replacement: None,
+            },
+            gate: None,
+            hub: None,
+        }
+    }
+
     /// Kinds that are answered but never stored (reviews).
     #[must_use]
     pub fn is_virtual(&self) -> bool {

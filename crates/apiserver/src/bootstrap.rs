@@ -8,10 +8,11 @@ use fluyt_api::{Error, Reason, meta, resources};
 use serde_json::{Map, Value, json};
 
 use crate::Server;
-use crate::endpoint_reconciler;
 use crate::features::Features;
 use crate::registry::{Change, Location, WriteContext};
+use crate::service_repair::Repair;
 use crate::user::{MASTERS, User};
+use crate::{default_service_cidr, endpoint_reconciler};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -47,9 +48,13 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
         let class = json!({"metadata": {"name": name}, "value": value, "description": description});
         create(server, "scheduling.k8s.io", "priorityclasses", "", class).await?;
     }
-    default_service_cidr(server).await?;
+    default_service_cidr::sync(server).await?;
+    let mut repair = Repair::default();
+    let next = repair.once(server).await?;
     kubernetes_service(server).await?;
-    extension_configuration(server).await
+    extension_configuration(server).await?;
+    tokio::spawn(repair.run(server.clone(), next));
+    Ok(())
 }
 
 pub(crate) fn context() -> WriteContext {
@@ -269,39 +274,10 @@ fn parse_binding(line: &str) -> Value {
     binding
 }
 
-/// The range that services' addresses are from, as an object.
-async fn default_service_cidr(server: &Arc<Server>) -> Result<(), Error> {
-    let (group, plural) = ("networking.k8s.io", "servicecidrs");
-    let range = server.config.service_network.cluster_ips.to_string();
-    let object = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [range]}});
-    create(server, group, plural, "", object).await?;
-    let at = Location {
-        resource: resources::find(group, "v1", plural).ok_or_else(Error::no_route)?,
-        namespace: "",
-        name: "kubernetes",
-        subresource: "status",
-    };
-    let ready: Change<'_> = Box::new(|current: &Value| {
-        let mut updated = current.clone();
-        if updated["status"]["conditions"][0].is_null() {
-            updated["status"] = json!({"conditions": [{
-                "type": "Ready", "status": "True", "lastTransitionTime": meta::now(),
-                "reason": "", "message": "Kubernetes default Service CIDR is ready"}]});
-        }
-        Ok(updated)
-    });
-    server
-        .registry
-        .update(&context(), at, ready)
-        .await
-        .map(drop)
-}
-
 /// The service under which pods find this server, and its endpoints.
 async fn kubernetes_service(server: &Arc<Server>) -> Result<(), Error> {
     let config = &server.config;
-    let network = &config.service_network.cluster_ips;
-    let Some(address) = network.hosts().next() else {
+    let Some(address) = config.service_network.first_address() else {
         return Ok(());
     };
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});

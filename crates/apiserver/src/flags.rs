@@ -15,7 +15,7 @@ use clap::{ArgAction, ArgMatches, Args as _, Command};
 use fluyt_etcd::embedded::Embedded;
 use fluyt_etcd::external::{self, External};
 use fluyt_etcd::{DynStore, Rebased};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::REGISTRY;
@@ -114,8 +114,9 @@ struct ServerFlags {
     /// Address that pods reach through the kubernetes service.
     #[arg(long)]
     advertise_address: Option<IpAddr>,
-    #[arg(long, default_value = "10.0.0.0/24")]
-    service_cluster_ip_range: Ipv4Net,
+    /// Range that services' addresses are from, or two of different families, comma separated.
+    #[arg(long, value_delimiter = ',', default_value = "10.0.0.0/24")]
+    service_cluster_ip_range: Vec<IpNet>,
     #[arg(long, default_value = "30000-32767")]
     service_node_port_range: String,
     /// Admission plugins to turn on besides the default ones, comma separated.
@@ -228,6 +229,22 @@ fn plugin(name: &str) -> Result<String, String> {
     }
 }
 
+/// The ranges of services' addresses.
+fn cluster_ips(ranges: &[IpNet]) -> anyhow::Result<Vec<IpNet>> {
+    const FLAG: &str = "--service-cluster-ip-range";
+    match ranges {
+        [] => bail!("{FLAG} must contain at least one valid cidr"),
+        [_] => {}
+        [first, second] => {
+            if first.addr().is_ipv4() == second.addr().is_ipv4() {
+                bail!("{FLAG}[0] and {FLAG}[1] must be of different IP family");
+            }
+        }
+        _ => bail!("{FLAG} must not contain more than two entries"),
+    }
+    Ok(ranges.iter().map(IpNet::trunc).collect())
+}
+
 /// Runs until shutdown.
 ///
 /// # Errors
@@ -287,7 +304,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         dialer: Arc::new(Direct),
         advertise: SocketAddr::new(advertise, args.secure_port),
         service_network: ServiceNetwork {
-            cluster_ips: args.service_cluster_ip_range,
+            cluster_ips: cluster_ips(&args.service_cluster_ip_range)?,
             node_ports,
         },
         client_ca_pem: read(&args.client_ca_file)?,
@@ -365,5 +382,27 @@ mod tests {
         ] {
             assert_eq!(given[flag], value, "{flag}");
         }
+    }
+
+    #[test]
+    fn services_have_one_range_of_a_family() {
+        let parse = |ranges: &[&str]| {
+            let ranges: Vec<IpNet> = ranges.iter().map(|r| r.parse().unwrap()).collect();
+            cluster_ips(&ranges).map_err(|error| error.to_string())
+        };
+        assert_eq!(
+            parse(&["10.0.0.9/24"]),
+            Ok(vec!["10.0.0.0/24".parse().unwrap()])
+        );
+        assert!(parse(&["fd00::/112", "10.0.0.0/24"]).is_ok());
+        assert_eq!(
+            parse(&["10.0.0.0/24", "10.1.0.0/24"]).unwrap_err(),
+            "--service-cluster-ip-range[0] and --service-cluster-ip-range[1] must be of different IP family"
+        );
+        let three = ["10.0.0.0/24", "fd00::/112", "10.1.0.0/24"];
+        assert_eq!(
+            parse(&three).unwrap_err(),
+            "--service-cluster-ip-range must not contain more than two entries"
+        );
     }
 }

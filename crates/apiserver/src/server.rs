@@ -201,7 +201,7 @@ impl Server {
         let server = Arc::new(Self {
             registry: Registry::new(
                 caches.clone(),
-                config.service_network.clone(),
+                &config.service_network,
                 &shared,
                 &disabled_plugins(&config),
             ),

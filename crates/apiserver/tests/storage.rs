@@ -130,6 +130,31 @@ async fn is_plain(api: &Api) -> bool {
 }
 
 #[tokio::test]
+async fn the_bitmap_of_node_ports_is_encrypted_with_everything() {
+    let (store, _directory) = store();
+    let everything = format!(
+        "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources: [{{resources: ['*.*'], providers: [{{aesgcm: {{keys: [{{name: a, secret: {KEY}}}]}}}}]}}]\n"
+    );
+    let mut ports = Vec::new();
+    for name in ["a", "b"] {
+        let loaded = Encryption::load(&everything, "/registry/").await.unwrap();
+        let storage = Storage {
+            encryption: Arc::new(loaded),
+            ..Storage::default()
+        };
+        let api = Api::start_on(store.clone(), storage, Features::default()).await;
+        api.namespace().await;
+        let value = stored(&api, "/registry/ranges/servicenodeports").await;
+        assert!(value.starts_with(b"k8s:enc:aesgcm:v1:a:"));
+        let service = json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
+        let (status, made) = api.post("/api/v1/namespaces/n/services", service).await;
+        assert_eq!(status, StatusCode::CREATED, "{made}");
+        ports.push(made["spec"]["ports"][0]["nodePort"].clone());
+    }
+    assert_ne!(ports[0], ports[1]);
+}
+
+#[tokio::test]
 async fn secrets_are_encrypted_and_keys_rotate() {
     let (store, _directory) = store();
     let plain = Api::start_on(store.clone(), Storage::default(), Features::default()).await;

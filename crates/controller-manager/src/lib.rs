@@ -30,6 +30,7 @@ mod resourcequota;
 mod root_ca_cert_publisher;
 mod serviceaccount;
 mod serviceaccounttoken;
+mod servicecidrs;
 mod statefulset;
 mod tainteviction;
 mod ttlafterfinished;
@@ -201,6 +202,11 @@ pub const CONTROLLERS: &[Controller] = &[
         "endpointslice-mirroring-controller",
         "endpointslicemirroring-controller",
         endpointslicemirroring::run
+    ),
+    controller!(
+        "service-cidr-controller",
+        "service-cidrs-controller",
+        servicecidrs::run
     ),
 ];
 

@@ -30,7 +30,7 @@ mod replicaset;
 mod resource;
 mod reviews;
 mod scheduling;
-mod service;
+pub mod service;
 mod statefulset;
 mod storage;
 mod storageversion;

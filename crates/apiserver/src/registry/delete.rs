@@ -71,14 +71,15 @@ impl Registry {
                         Deleted::Pending(object)
                     });
                 }
-                let write = if gone {
-                    Write::removal(at, object)
+                let (write, released) = if gone {
+                    let released = self.services.release(at.resource, &old);
+                    (Write::removal(at, object), released)
                 } else {
-                    self.write(at, object, 0).await?
+                    (self.write(at, object, 0).await?, None)
                 };
-                match self.commit(at, current.revision, write.op()).await? {
+                let revision = current.revision;
+                match self.commit(at, revision, &write, released.as_ref()).await? {
                     Committed::At(revision) => {
-                        self.settle(revision).await;
                         let object = write.finish(revision);
                         return Ok(if gone {
                             Deleted::Gone(object)
@@ -90,6 +91,8 @@ impl Registry {
                     Committed::Lost(Some(newer)) => {
                         current = self.in_version(newer, at.resource).await?;
                     }
+                    // What goes with it has changed.
+                    Committed::Collided => drop(self.caches.consistent().await?),
                 }
             }
             Err(Error::modified(
@@ -163,7 +166,7 @@ impl DeleteOptions {
 }
 
 /// The object as deletion leaves it: with the finalizers that the propagation asks for, and its deadline.
-fn mark(resource: &Resource, old: &Value, options: &DeleteOptions) -> Value {
+pub(super) fn mark(resource: &Resource, old: &Value, options: &DeleteOptions) -> Value {
     let mut object = old.clone();
     set_propagation(&mut object, options.propagation);
     let grace = resource

@@ -7,7 +7,7 @@ mod empties;
 mod managed;
 mod names;
 mod owners;
-mod service;
+pub(crate) mod service;
 mod write;
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use fluyt_api::resources::Resource;
 use fluyt_api::strategy::{self, MetaCheck, Strategy};
 use fluyt_api::validation::{self, Errors};
 use fluyt_api::{Error, Reason, defaults, meta};
-use fluyt_etcd::{Compare, CompareOp, Keys, Op, OpResult, Range, Target, Txn};
+use fluyt_etcd::{KeyValue, Keys, OpResult, Range};
 use futures::future::BoxFuture;
 use serde_json::Value;
 
@@ -27,13 +27,19 @@ use crate::custom::{self, Converter};
 use crate::user::User;
 
 pub use delete::{DeleteOptions, Deleted};
+use empties::Empties;
 pub use managed::Writer;
 use owners::Stage;
 pub use service::ServiceNetwork;
+use service::{Allocation, NodePorts, Plan};
 use write::Write;
 
 /// Attempts of an update without resourceVersion that keeps losing races.
 const ATTEMPTS: usize = 20;
+
+/// Choices of what goes with a new object that other servers may be faster to commit. Each of them has got something then,
+/// so it is only near the end of a range that there are many.
+const COLLISIONS: usize = 1000;
 
 /// Names that are tried for an object that wants a generated one.
 const GENERATED_NAMES: usize = 8;
@@ -145,7 +151,7 @@ impl Registry {
     #[must_use]
     pub fn new(
         caches: Arc<Caches>,
-        network: ServiceNetwork,
+        network: &ServiceNetwork,
         shared: &admission::Shared,
         disabled_plugins: &[String],
     ) -> Self {
@@ -156,6 +162,11 @@ impl Registry {
             caches,
             event_lease: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// The node ports in use.
+    pub(crate) fn node_ports(&self) -> &NodePorts {
+        &self.services.ports
     }
 
     /// The present object, from a cache that has caught up.
@@ -247,7 +258,7 @@ impl Registry {
         set_namespace(&mut object, at)?;
         stamp_new(&mut object, strategy);
         owners::drop_repeated(cx, Stage::Requested, &mut object);
-        let empties = empties::Empties::of(resource, &object);
+        let empties = Empties::of(resource, &object);
         apply_defaults(resource, strategy, &mut object);
         self.track(cx, at, &Value::Null, &mut object);
         let name = meta::name(&object).to_owned();
@@ -264,6 +275,35 @@ impl Registry {
         owners::drop_repeated(cx, Stage::Admitted, &mut object);
         strategy.prepare_create(&mut object);
         apply_defaults(resource, strategy, &mut object);
+        let mut next = Some(object);
+        for attempt in 0..COLLISIONS {
+            let Some(object) = next else {
+                break;
+            };
+            next = service::allocates(resource).then(|| object.clone());
+            let created = self.create_admitted(&attributes, object, &empties, attempt == 0);
+            if let Some(created) = created.await? {
+                return Ok(created);
+            }
+        }
+        Err(Error::modified(resource.group, resource.plural, at.name))
+    }
+
+    /// Creates an object that admission has changed as it likes. Nothing is created when what goes with it has been given
+    /// to somebody else; the next attempt is for another choice, not for another judgement of admission's.
+    async fn create_admitted(
+        &self,
+        attributes: &Attributes<'_>,
+        mut object: Value,
+        empties: &Empties,
+        is_first: bool,
+    ) -> Result<Option<Value>, Error> {
+        let (cx, at) = (attributes.cx, attributes.at);
+        let (resource, strategy) = (at.resource, cx.strategy(at));
+        let allocation = self
+            .services
+            .begin(&self.caches, at, &mut object, None, cx.dry_run);
+        let allocation = allocation.await?;
         let mut errors = Errors::default();
         devices::admin_access(&self.caches, at, &object, None, &mut errors);
         validation::object_meta(
@@ -296,11 +336,9 @@ impl Registry {
         for warning in strategy.warnings(&object, None) {
             cx.warnings.add(warning);
         }
-        self.admission.validate(&attributes, &object).await?;
-        let allocation = self
-            .services
-            .assign(&self.caches, resource, &mut object, None)
-            .await?;
+        if is_first {
+            self.admission.validate(attributes, &object).await?;
+        }
         if cx.dry_run {
             return if self
                 .caches
@@ -314,32 +352,23 @@ impl Registry {
                     at.name,
                 ))
             } else {
-                Ok(object)
+                Ok(Some(object))
             };
         }
         let lease = self.lease_for(resource).await?;
         let write = self.write(at, object, lease).await?;
-        let txn = Txn {
-            compares: vec![Compare {
-                keys: at.store_key(),
-                target: Target::Mod(0),
-                op: CompareOp::Equal,
-            }],
-            success: vec![write.op()],
-            failure: Vec::new(),
-        };
-        let result = self.caches.commit("create", resource, txn).await;
-        let result = result.map_err(store_error)?;
-        if !result.succeeded {
-            return Err(Error::already_exists(
+        match self.commit(at, 0, &write, allocation.as_ref()).await? {
+            Committed::At(revision) => Ok(Some(write.finish(revision))),
+            Committed::Lost(_) => Err(Error::already_exists(
                 resource.group,
                 resource.plural,
                 at.name,
-            ));
+            )),
+            Committed::Collided => {
+                self.caches.consistent().await?;
+                Ok(None)
+            }
         }
-        self.settle(result.revision).await;
-        drop(allocation);
-        Ok(write.finish(result.revision))
     }
 
     /// Replaces an object by what `change` makes of the present one, retrying when another writer was faster and `change`
@@ -368,6 +397,7 @@ impl Registry {
                 }
                 match self.update_once(cx, at, &current, &old, object).await? {
                     Updated::Done(object) => return Ok(object),
+                    Updated::Collided => drop(self.caches.consistent().await?),
                     Updated::Lost(None) => return Err(at.not_found()),
                     Updated::Lost(Some(newer)) => {
                         current = self.in_version(newer, at.resource).await?;
@@ -410,7 +440,7 @@ impl Registry {
         set_namespace(&mut object, at)?;
         keep_system_metadata(&mut object, old);
         owners::drop_repeated(cx, Stage::Requested, &mut object);
-        let empties = empties::Empties::of(resource, &object);
+        let empties = Empties::of(resource, &object);
         if !matches!(at.subresource, "binding" | "scale") {
             apply_defaults(resource, strategy, &mut object);
         }
@@ -436,6 +466,10 @@ impl Registry {
         if !matches!(at.subresource, "status" | "binding") {
             bump_generation(&mut object, old, strategy);
         }
+        let allocation = self
+            .services
+            .begin(&self.caches, at, &mut object, Some(old), cx.dry_run)
+            .await?;
         let mut errors = Errors::default();
         devices::admin_access(&self.caches, at, &object, Some(old), &mut errors);
         let authorizer = self.admission.authorizer();
@@ -478,10 +512,6 @@ impl Registry {
             cx.warnings.add(warning);
         }
         self.admission.validate(&attributes, &object).await?;
-        let allocation = self
-            .services
-            .assign(&self.caches, resource, &mut object, Some(old))
-            .await?;
         meta::set(
             &mut object,
             "resourceVersion",
@@ -493,19 +523,19 @@ impl Registry {
         if cx.dry_run || (unchanged && !self.is_stale(at, current).await) {
             return Ok(Updated::Done(object));
         }
-        let write = if remove {
-            Write::removal(at, object)
+        let (write, allocation) = if remove {
+            let released = self.services.release(resource, old);
+            (Write::removal(at, object), released)
         } else {
             let lease = self.lease_for(resource).await?;
-            self.write(at, object, lease).await?
+            (self.write(at, object, lease).await?, allocation)
         };
-        match self.commit(at, current.revision, write.op()).await? {
-            Committed::At(revision) => {
-                self.settle(revision).await;
-                drop(allocation);
-                Ok(Updated::Done(write.finish(revision)))
-            }
+        let revision = current.revision;
+        let committed = self.commit(at, revision, &write, allocation.as_ref());
+        match committed.await? {
+            Committed::At(revision) => Ok(Updated::Done(write.finish(revision))),
             Committed::Lost(newer) => Ok(Updated::Lost(newer)),
+            Committed::Collided => Ok(Updated::Collided),
         }
     }
 
@@ -573,30 +603,71 @@ impl Registry {
         self.admission.validate(&attributes, request).await
     }
 
-    /// Runs `op` if the object is still at `revision`; otherwise tells what is there now.
-    async fn commit(&self, at: Location<'_>, revision: i64, op: Op) -> Result<Committed, Error> {
-        let operation = match &op {
-            Op::Delete(_) => "delete",
-            _ => "update",
+    /// Writes the object if it is still at `revision` (0: not there), and with it what its allocation takes and gives back;
+    /// otherwise tells what is there now. What has been written is in the caches.
+    async fn commit(
+        &self,
+        at: Location<'_>,
+        revision: i64,
+        write: &Write,
+        allocation: Option<&Allocation>,
+    ) -> Result<Committed, Error> {
+        let sides = match allocation {
+            Some(allocation) => self.address_sides(at, allocation).await?,
+            None => Vec::new(),
         };
-        let txn = Txn {
-            compares: vec![Compare {
-                keys: at.store_key(),
-                target: Target::Mod(revision),
-                op: CompareOp::Equal,
-            }],
-            success: vec![op],
-            failure: vec![Op::Range(Range::new(at.store_key()))],
+        let change = allocation.map(|a| &a.ports).filter(|p| !p.is_empty());
+        let mut ports = match change {
+            Some(change) => Some((self.services.ports.hold(&self.caches).await?, change)),
+            None => None,
         };
-        let result = self.caches.commit(operation, at.resource, txn).await;
-        let result = result.map_err(store_error)?;
-        if result.succeeded {
-            return Ok(Committed::At(result.revision));
+        loop {
+            let plan = match &mut ports {
+                Some((held, change)) => held.plan(change).await?,
+                None => Plan::Nothing,
+            };
+            let changed = match plan {
+                Plan::Nothing => None,
+                Plan::Write(changed) => Some(changed),
+                Plan::Taken => return Ok(Committed::Collided),
+            };
+            let of_ports = changed.as_ref().map(|c| &c.side);
+            let txn = write.txn(at, revision, sides.iter().chain(of_ports));
+            let operation = write.operation(revision);
+            let result = self.caches.commit(operation, at.resource, txn).await;
+            let result = result.map_err(store_error)?;
+            if result.succeeded {
+                if let (Some((held, _)), Some(changed)) = (&mut ports, changed) {
+                    held.committed(changed, result.revision);
+                }
+                drop(ports);
+                self.settle(result.revision).await;
+                return Ok(Committed::At(result.revision));
+            }
+            let mut found = result.results.into_iter().map(only_found);
+            let here = found.next().flatten();
+            if here.as_ref().map_or(0, |kv| kv.mod_revision) != revision {
+                return self.lost(at, revision, here).await;
+            }
+            let news = match (&mut ports, changed.is_some()) {
+                (Some((held, _)), true) => held.learn(found.last().flatten().as_ref()).await?,
+                _ => false,
+            };
+            if !news {
+                return Ok(Committed::Collided);
+            }
         }
-        let Some(OpResult::Range(range)) = result.results.into_iter().next() else {
-            return Ok(Committed::Lost(None));
-        };
-        let Some(kv) = range.kvs.into_iter().next() else {
+    }
+
+    /// Another writer was faster.
+    async fn lost(
+        &self,
+        at: Location<'_>,
+        revision: i64,
+        found: Option<KeyValue>,
+    ) -> Result<Committed, Error> {
+        // Of what was to be created it is enough to know that it is there.
+        let Some(kv) = found.filter(|_| revision != 0) else {
             return Ok(Committed::Lost(None));
         };
         let entry = self
@@ -633,11 +704,23 @@ impl Registry {
 enum Updated {
     Done(Value),
     Lost(Option<Arc<Entry>>),
+    Collided,
 }
 
 enum Committed {
     At(i64),
+    /// The object is not as it was; as it is now.
     Lost(Option<Arc<Entry>>),
+    /// The object is as it was, but something that goes with it is not.
+    Collided,
+}
+
+/// What there is under the one key that was asked for.
+fn only_found(result: OpResult) -> Option<KeyValue> {
+    match result {
+        OpResult::Range(range) => range.kvs.into_iter().next(),
+        _ => None,
+    }
 }
 
 fn store_error(error: fluyt_etcd::Error) -> Error {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fluyt_api::{Error, meta};
-use fluyt_etcd::{Delete, Keys, Op, Put};
+use fluyt_etcd::{Compare, CompareOp, Delete, Keys, Op, Put, Range, Target, Txn};
 use serde_json::Value;
 
 use super::{Location, Registry};
@@ -17,6 +17,16 @@ pub(super) struct Write {
     object: Object,
     /// Ends before the object is taken back.
     handed: Option<Handed>,
+}
+
+/// A further write in the same transaction, about another key.
+pub(crate) struct Side {
+    key: Bytes,
+    /// Which the key must be at; 0 when it must not exist.
+    revision: i64,
+    op: Op,
+    /// Lives until the transaction is in the caches.
+    _handed: Option<Handed>,
 }
 
 /// The object as its author gets it back.
@@ -75,7 +85,75 @@ fn put(key: Bytes, value: Bytes, lease: i64) -> Op {
     })
 }
 
+impl Side {
+    pub(super) fn new(key: Bytes, revision: i64, op: Op) -> Self {
+        Self {
+            key,
+            revision,
+            op,
+            _handed: None,
+        }
+    }
+
+    /// The write of an object of its own.
+    pub(super) fn of(at: Location<'_>, revision: i64, write: Write) -> Self {
+        Self {
+            key: key_of(&at),
+            revision,
+            op: write.op,
+            _handed: write.handed,
+        }
+    }
+
+    pub(super) fn compare(&self) -> Compare {
+        is_at(Keys::One(self.key.clone()), self.revision)
+    }
+
+    pub(super) fn op(&self) -> Op {
+        self.op.clone()
+    }
+}
+
+fn is_at(keys: Keys, revision: i64) -> Compare {
+    Compare {
+        keys,
+        target: Target::Mod(revision),
+        op: CompareOp::Equal,
+    }
+}
+
 impl Write {
+    /// The transaction that commits this and its sides if all of their keys are where they must be, and otherwise tells
+    /// what there is under each of them, this one's first.
+    pub(super) fn txn<'s>(
+        &self,
+        at: Location<'_>,
+        revision: i64,
+        sides: impl Iterator<Item = &'s Side>,
+    ) -> Txn {
+        let mut txn = Txn {
+            compares: vec![is_at(at.store_key(), revision)],
+            success: vec![self.op.clone()],
+            failure: vec![Op::Range(Range::new(at.store_key()))],
+        };
+        for side in sides {
+            let keys = Keys::One(side.key.clone());
+            txn.compares.push(side.compare());
+            txn.success.push(side.op());
+            txn.failure.push(Op::Range(Range::new(keys)));
+        }
+        txn
+    }
+
+    /// What it does to the object, as metrics name it.
+    pub(super) fn operation(&self, revision: i64) -> &'static str {
+        match self.op {
+            Op::Delete(_) => "delete",
+            _ if revision == 0 => "create",
+            _ => "update",
+        }
+    }
+
     /// The end of an object.
     pub(super) fn removal(at: Location<'_>, object: Value) -> Self {
         Self {
@@ -86,10 +164,6 @@ impl Write {
             object: Object::Own(object),
             handed: None,
         }
-    }
-
-    pub(super) fn op(&self) -> Op {
-        self.op.clone()
     }
 
     /// The object as it was committed.

@@ -42,6 +42,12 @@ impl Codec {
         }
     }
 
+    /// What objects are written as.
+    #[must_use]
+    pub fn media_type(&self) -> MediaType {
+        self.form.media_type
+    }
+
     /// The version of a built-in resource that is written.
     #[must_use]
     pub fn written_as<'r>(&self, resource: &'r Resource) -> &'r Resource {

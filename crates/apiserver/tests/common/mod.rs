@@ -62,7 +62,11 @@ impl Api {
         .await
     }
 
-    async fn configured_on(store: DynStore, change: impl FnOnce(&mut Config, &Authority)) -> Self {
+    /// A server whose configuration is changed first, on a store that others may use as well.
+    pub async fn configured_on(
+        store: DynStore,
+        change: impl FnOnce(&mut Config, &Authority),
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let authority = Authority::create("test").unwrap();
         let identity = Identity {

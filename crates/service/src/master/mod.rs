@@ -196,7 +196,7 @@ fn server_config(
         dialer: Arc::new(InNetwork(config.network_namespace.clone())),
         advertise,
         service_network: ServiceNetwork {
-            cluster_ips: config.service_cidr,
+            cluster_ips: vec![config.service_cidr.into()],
             node_ports: (30000, 32767),
         },
         client_ca_pem: keys.ca.certificate_pem().to_owned(),

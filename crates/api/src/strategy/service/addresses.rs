@@ -1,16 +1,15 @@
-//! Cluster IPs and the families they are of, as far as they are known without allocating. Clusters have one family.
+//! Cluster IPs and the families they are of, as far as they can be judged without knowing the cluster's.
 
 use serde_json::{Value, json};
 
 use super::{is_headless, strings};
+use crate::strategy::copy_field;
 use crate::validation::{At, Errors, ip};
 
 const FAMILIES: &[&str] = &["IPv4", "IPv6"];
 const FAMILY_POLICIES: &[&str] = &["PreferDualStack", "RequireDualStack", "SingleStack"];
-/// The family that services of the cluster have.
-const FAMILY: &str = "IPv4";
 
-fn cluster_ip(spec: &Value) -> &str {
+pub(super) fn cluster_ip(spec: &Value) -> &str {
     spec["clusterIP"].as_str().unwrap_or_default()
 }
 
@@ -19,7 +18,7 @@ pub(super) fn same_addresses(a: &Value, b: &Value) -> bool {
     cluster_ip(a) == cluster_ip(b) && strings(&a["clusterIPs"]) == strings(&b["clusterIPs"])
 }
 
-fn same_list(a: &Value, b: &Value) -> bool {
+pub(super) fn same_list(a: &Value, b: &Value) -> bool {
     strings(&a["clusterIPs"]) == strings(&b["clusterIPs"])
 }
 
@@ -42,112 +41,11 @@ pub(super) fn normalise(spec: &mut Value, old: Option<&Value>) {
     if was == one || !same_list(spec, old) {
         return;
     }
-    spec["clusterIPs"] = if !was.is_empty() && one.is_empty() {
-        json!([])
+    if !was.is_empty() && one.is_empty() {
+        copy_field(spec, &Value::Null, "clusterIPs");
     } else {
-        json!([one])
-    };
-}
-
-/// Says which families a service is of, where it does not.
-pub(super) fn choose_families(spec: &mut Value, old: Option<&Value>) {
-    if !spec.is_object() || spec["type"] == "ExternalName" {
-        return;
+        spec["clusterIPs"] = json!([one]);
     }
-    let without_selector = spec["selector"]
-        .as_object()
-        .is_none_or(serde_json::Map::is_empty);
-    let everywhere = cluster_ip(spec) == "None" && without_selector;
-    if spec["ipFamilyPolicy"].is_null() {
-        let kept = old
-            .map(|o| o["ipFamilyPolicy"].clone())
-            .filter(|p| !p.is_null());
-        let chosen = if everywhere {
-            "RequireDualStack"
-        } else {
-            "SingleStack"
-        };
-        spec["ipFamilyPolicy"] = kept.unwrap_or_else(|| chosen.into());
-    }
-    let mut families: Vec<String> = strings(&spec["ipFamilies"])
-        .into_iter()
-        .map(str::to_owned)
-        .collect();
-    let addresses: Vec<String> = strings(&spec["clusterIPs"])
-        .into_iter()
-        .map(str::to_owned)
-        .collect();
-    for address in addresses
-        .iter()
-        .skip(families.len())
-        .take_while(|a| *a != "None")
-    {
-        let family = if ip::is_ipv6(address) { "IPv6" } else { "IPv4" };
-        if families.iter().any(|known| known == family) {
-            break;
-        }
-        families.push(family.to_owned());
-    }
-    if families.is_empty() {
-        families.push(FAMILY.to_owned());
-    }
-    if everywhere && families.len() == 1 && spec["ipFamilyPolicy"] != "SingleStack" {
-        let other = if families[0] == "IPv4" {
-            "IPv6"
-        } else {
-            "IPv4"
-        };
-        families.push(other.to_owned());
-    }
-    spec["ipFamilies"] = families.into();
-}
-
-/// What upstream looks at before it allocates, and returns by itself. Returns whether there was nothing.
-pub(super) fn validate_families(spec: &Value, old: Option<&Value>, errors: &mut Errors) -> bool {
-    if spec["type"] == "ExternalName" {
-        return true;
-    }
-    let before = errors.len();
-    let at = At::named(spec, "spec");
-    validate_fields(&at, old, errors);
-    if errors.len() > before {
-        return false;
-    }
-    let policy = at.field("ipFamilyPolicy");
-    let addresses = strings(&spec["clusterIPs"]);
-    let families = strings(&spec["ipFamilies"]);
-    let single = policy.str() == "SingleStack";
-    for (many, what) in [
-        (addresses.len(), "cluster IPs"),
-        (families.len(), "IP families"),
-    ] {
-        if single && many == 2 {
-            let detail = format!(
-                "must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified"
-            );
-            errors.bad(&policy, &detail);
-        }
-    }
-    if errors.len() > before {
-        return false;
-    }
-    let everywhere = cluster_ip(spec) == "None"
-        && spec["selector"]
-            .as_object()
-            .is_none_or(serde_json::Map::is_empty);
-    if everywhere {
-        return true;
-    }
-    if policy.str() == "RequireDualStack" {
-        errors.bad(
-            &policy,
-            "this cluster is not configured for dual-stack services",
-        );
-    }
-    for family in at.field("ipFamilies").items().filter(|f| f.str() != FAMILY) {
-        errors.bad(&family, "not configured on this cluster");
-    }
-    errors.len() == before
 }
 
 /// The rules of addresses and families.
@@ -157,7 +55,7 @@ pub(super) fn validate(spec: &At<'_, '_>, old: Option<&Value>, errors: &mut Erro
     }
 }
 
-fn validate_fields(spec: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors) {
+pub(super) fn validate_fields(spec: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors) {
     let (one, all) = (spec.text("clusterIP"), spec.field("clusterIPs"));
     let addresses = strings(all.value());
     match (one, addresses.first()) {

@@ -1,6 +1,7 @@
 //! Services. Cluster IPs and node ports are allocated by the API server; here is what can be said without allocating.
 
 mod addresses;
+mod families;
 mod update;
 
 use std::borrow::Cow;
@@ -35,7 +36,8 @@ fn is_external(spec: &Value) -> bool {
 }
 
 /// Whether a load balancer asks nodes for their health.
-fn needs_health_check(spec: &Value) -> bool {
+#[must_use]
+pub fn needs_health_check(spec: &Value) -> bool {
     spec["type"] == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local"
 }
 
@@ -43,6 +45,21 @@ fn is_headless(spec: &Value) -> bool {
     spec["clusterIPs"]
         .as_array()
         .is_some_and(|ips| ips.len() == 1 && ips[0] == "None")
+}
+
+/// What comes before addresses and ports are allocated for a service, between mutating admission and validation: values
+/// that were allocated for it before are filled in, and its families are settled. `families` are those that the cluster
+/// has, the default one first.
+pub fn begin(service: &mut Value, old: Option<&Value>, families: &[&str], errors: &mut Errors) {
+    let Some(spec) = service.get_mut("spec").filter(|spec| spec.is_object()) else {
+        return;
+    };
+    let before = old.map(|old| &old["spec"]);
+    if let Some(before) = before {
+        update::keep_allocated(spec, before);
+    }
+    addresses::normalise(spec, before);
+    families::settle(spec, before, families, errors);
 }
 
 /// The strings of a list.
@@ -100,15 +117,10 @@ impl Strategy for Service {
 
     fn prepare_create(&self, object: &mut Value) {
         object["status"] = serde_json::json!({"loadBalancer": {}});
-        addresses::normalise(&mut object["spec"], None);
-        addresses::choose_families(&mut object["spec"], None);
     }
 
     fn prepare_update(&self, object: &mut Value, old: &Value) {
         copy_field(object, old, "status");
-        update::keep_allocated(&mut object["spec"], &old["spec"]);
-        addresses::normalise(&mut object["spec"], Some(&old["spec"]));
-        addresses::choose_families(&mut object["spec"], Some(&old["spec"]));
         update::drop_what_the_type_has_not(object, old);
     }
 
@@ -121,9 +133,6 @@ impl Strategy for Service {
     }
 
     fn validate_on_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        if !addresses::validate_families(&object["spec"], Some(&old["spec"]), errors) {
-            return;
-        }
         update::validate(object, old, errors);
         validate(object, Some(old), errors);
     }
@@ -177,9 +186,6 @@ impl Strategy for Service {
 fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let root = At::root(object);
     let spec = root.field("spec");
-    if old.is_none() && !addresses::validate_families(spec.value(), None, errors) {
-        return;
-    }
     let ty = spec.text("type");
     let headless = is_headless(spec.value());
     validate_topology_annotations(object, errors);
