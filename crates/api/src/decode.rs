@@ -26,8 +26,31 @@ pub fn parse_json(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     }
     .deserialize(&mut deserializer)
     .and_then(|v| deserializer.end().map(|()| v))
-    .map_err(|e| e.to_string())?;
+    .map_err(|e| json_error(&e))?;
     Ok((value, duplicates))
+}
+
+/// What is wrong with a text that is no JSON, in Go's words where they are known.
+#[must_use]
+pub fn json_error(error: &serde_json::Error) -> String {
+    if error.is_eof() {
+        "unexpected end of JSON input".into()
+    } else {
+        error.to_string()
+    }
+}
+
+/// What Go calls a value's type.
+#[must_use]
+pub fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
 }
 
 /// A value of any format, and the paths of keys that it has twice.

@@ -4,6 +4,8 @@
 
 use serde_json::Value;
 
+use crate::decode::{json_error, kind_of as kind};
+
 /// Operations of one patch; more could keep a server busy for long.
 const MAX_OPERATIONS: usize = 10_000;
 
@@ -79,7 +81,7 @@ impl Patch {
                     "json: cannot unmarshal {kind} into Go value of type []handlers.jsonPatchOp"
                 )));
             }
-            Err(error) => return Err(malformed(error.to_string())),
+            Err(error) => return Err(malformed(json_error(&error))),
         };
         if operations.len() > MAX_OPERATIONS {
             return Err(Refused::TooLarge(format!(
@@ -257,17 +259,6 @@ impl Operation {
 
 fn does_not_apply(op: &str, why: &str) -> String {
     format!("{op} operation does not apply: {why}: missing value")
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    }
 }
 
 /// What a pointer leads to: an object or a list, and a name or an index in it, which may not be there.

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::decode::{json_error, kind_of};
 use crate::error::{Error, Reason};
 use crate::json_patch::{Patch, Refused};
 use crate::schema::{Field, Kind, Schema, TypeId};
@@ -26,7 +27,7 @@ pub fn json_patch(object: &mut Value, patch: &[u8]) -> Result<(), Error> {
 /// # Errors
 /// 400 when the patch is not a JSON object.
 pub fn merge_patch(object: &mut Value, patch: &[u8]) -> Result<(), Error> {
-    merge(object, parse_object(patch)?);
+    merge(object, parse_object(patch)?.into());
     Ok(())
 }
 
@@ -74,22 +75,25 @@ pub fn strategic_merge_patch(
     object: &mut Value,
     patch: &[u8],
 ) -> Result<(), Error> {
-    let Value::Object(patch) = parse_object(patch)? else {
-        return Err(not_an_object());
-    };
+    let patch = parse_object(patch)?;
     merge_object(schema, Some(ty), object, patch).map_err(Error::bad_request)
 }
 
-fn parse_object(patch: &[u8]) -> Result<Value, Error> {
+fn parse_object(patch: &[u8]) -> Result<Map<String, Value>, Error> {
     match serde_json::from_slice(patch) {
-        Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err(not_an_object()),
-        Err(e) => Err(Error::bad_request(format!("error decoding patch: {e}"))),
+        Ok(Value::Object(patch)) => Ok(patch),
+        Ok(Value::Null) => Err(Error::bad_request("Invalid JSON Patch")),
+        Ok(other) => {
+            let kind = kind_of(&other);
+            Err(Error::bad_request(format!(
+                "error decoding patch: json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
+            )))
+        }
+        Err(e) => {
+            let why = json_error(&e);
+            Err(Error::bad_request(format!("error decoding patch: {why}")))
+        }
     }
-}
-
-fn not_an_object() -> Error {
-    Error::bad_request("error decoding patch: json: cannot unmarshal patch into a map")
 }
 
 const DIRECTIVE: &str = "$patch";

@@ -212,12 +212,21 @@ fn parse_requirement(text: &str) -> Result<Requirement, String> {
     let make = |key: &str, operator, values: Vec<String>| {
         let key = key.trim();
         if let Some(problem) = crate::validation::qualified_name(key).first() {
-            return Err(format!("key: Invalid value: \"{key}\": {problem}"));
+            return Err(format!(
+                "unable to parse requirement: <nil>: Invalid value: \"{key}\": {problem}"
+            ));
         }
         for value in &values {
             if let Some(problem) = crate::validation::label_value(value).first() {
+                // More than a word is a word and something after it.
+                if let Some((_, rest)) = value.split_once(char::is_whitespace) {
+                    return Err(format!(
+                        "found '{}', expected: ',' or 'end of string'",
+                        rest.trim_start()
+                    ));
+                }
                 return Err(format!(
-                    "values[0][{key}]: Invalid value: \"{value}\": {problem}"
+                    "unable to parse requirement: values[0][{key}]: Invalid value: \"{value}\": {problem}"
                 ));
             }
         }
@@ -260,16 +269,25 @@ fn parse_requirement(text: &str) -> Result<Requirement, String> {
                 && value.parse::<i64>().is_err()
             {
                 return Err(format!(
-                    "values[0]: Invalid value: \"{value}\": for 'Gt', 'Lt' operators, the value must be an integer"
+                    "unable to parse requirement: values[0]: Invalid value: \"{value}\": for 'Gt', 'Lt' operators, the value must be an integer"
                 ));
             }
             return make(key, operator, vec![value.to_owned()]);
         }
     }
-    if text.split_whitespace().count() > 1 {
-        return Err(format!(
-            "unable to parse requirement: found '{text}', expected: in, notin, =, ==, !=, gt, lt"
-        ));
+    let mut words = text.split_whitespace().skip(1);
+    match (words.next(), words.next()) {
+        (None, _) => {}
+        (Some("in" | "notin"), Some(word)) => {
+            return Err(format!(
+                "unable to parse requirement: found '{word}' expected: '('"
+            ));
+        }
+        (Some(word), _) => {
+            return Err(format!(
+                "unable to parse requirement: found '{word}', expected: in, notin, =, ==, !=, gt, lt"
+            ));
+        }
     }
     make(text, Operator::Exists, Vec::new())
 }
@@ -312,7 +330,7 @@ impl FieldSelector {
             terms.push(FieldTerm {
                 field: field.trim().into(),
                 equal,
-                value: unescape(value),
+                value: unescape(value)?,
             });
         }
         Ok(Self { terms })
@@ -357,18 +375,25 @@ fn split_escaped(text: &str) -> Vec<&str> {
     parts
 }
 
-fn unescape(text: &str) -> String {
+fn unescape(text: &str) -> Result<String, String> {
     let mut result = String::with_capacity(text.len());
-    let mut escaped = false;
-    for c in text.chars() {
-        if c == '\\' && !escaped {
-            escaped = true;
-        } else {
-            escaped = false;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
             result.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some(escaped @ ('\\' | ',' | '=')) => result.push(escaped),
+            other => {
+                let other = other.map(String::from).unwrap_or_default();
+                return Err(format!(
+                    "invalid field selector: invalid escape sequence: \\{other}"
+                ));
+            }
         }
     }
-    result
+    Ok(result)
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ pub struct Target {
     pub rest: String,
     /// The old way to ask for a watch: a path of its own.
     pub watch: bool,
+    /// A resource without namespaces was looked for in one.
+    pub misplaced: bool,
     /// The table's entry; `None` for a resource that is not ours.
     pub resource: Option<Handle>,
 }
@@ -91,10 +93,11 @@ impl Query {
         matches!(self.get(name), Some("true" | "1" | "True"))
     }
 
-    /// `true`, `1` or just present.
+    /// Whether an option is there and does not say that it is off.
     #[must_use]
     pub fn flag(&self, name: &str) -> bool {
-        matches!(self.get(name), Some("true" | "1" | "True" | ""))
+        self.get(name)
+            .is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 }
 
@@ -235,10 +238,12 @@ fn parse_target(served: &Snapshot, path: &str) -> Option<Target> {
         namespace.clone_from(&name);
     }
     let resource = served.find(&group, &version, &plural);
+    let mut misplaced = false;
     if resource
         .as_ref()
         .is_some_and(|r| !r.namespaced && r.plural != "namespaces")
     {
+        misplaced = !namespace.is_empty();
         namespace.clear();
     }
     Some(Target {
@@ -250,6 +255,7 @@ fn parse_target(served: &Snapshot, path: &str) -> Option<Target> {
         subresource,
         rest,
         watch,
+        misplaced,
         resource,
     })
 }

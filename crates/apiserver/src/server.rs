@@ -507,7 +507,10 @@ impl Server {
             return Ok(answer.unwrap_or_else(handlers::page_not_found));
         }
         if let Some(response) = discovery::handle(&self, &info.path, request.headers()) {
-            return Ok(response);
+            return match *request.method() {
+                ::http::Method::GET | ::http::Method::HEAD => Ok(response),
+                _ => Err(Error::no_method()),
+            };
         }
         let (path, query) = (&info.path, &info.query);
         if let Some(response) = openapi::handle(&self, path, query, request.headers()).await {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::resources::{ALL_VERBS, Life, Resource, Subresource, intern};
+use crate::resources::{Life, Resource, Subresource, intern};
 use crate::schema::{Kind, Schema, TypeId};
 use crate::strategy::Strategy;
 use crate::validation::Errors;
@@ -64,6 +64,18 @@ pub enum Conversion {
     /// Somebody else converts: `spec.conversion.webhook`.
     Webhook(Arc<Value>),
 }
+
+/// In the order in which upstream lists them.
+const VERBS: [&str; 8] = [
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "create",
+    "update",
+    "watch",
+];
 
 /// The CEL rules of a schema, compiled by whoever can.
 pub trait Rules: std::fmt::Debug + Send + Sync {
@@ -453,7 +465,7 @@ fn resource(
         singular: text(&names["singular"]),
         short_names: list(&names["shortNames"]),
         categories: list(&names["categories"]),
-        verbs: ALL_VERBS.to_vec(),
+        verbs: VERBS.to_vec(),
         subresources,
         ty: Some(ty),
         storage: intern(&format!("{group}/{plural}")),

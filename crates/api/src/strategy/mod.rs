@@ -160,6 +160,11 @@ pub trait Strategy: Sync + Send {
         true
     }
 
+    /// Whether what an object owns stays when its deletion does not say what becomes of it.
+    fn orphans_by_default(&self) -> bool {
+        false
+    }
+
     /// Seconds an object may take to shut down, when kinds of this sort are deleted gracefully.
     fn grace_period(&self, _object: &Value, _requested: Option<i64>) -> Option<i64> {
         None

@@ -114,6 +114,10 @@ impl ReplicationController {
 }
 
 impl Strategy for ReplicationController {
+    fn orphans_by_default(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         template::default_template(object, &["spec", "template"]);
         let labels = object["spec"]["template"]["metadata"]["labels"].clone();

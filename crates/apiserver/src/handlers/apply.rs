@@ -42,7 +42,7 @@ impl Apply {
             Value::Object(_) | Value::Null => Ok(config),
             other => Err(format!(
                 "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
-                decode::kind_of(&other)
+                fluyt_api::decode::kind_of(&other)
             )),
         });
         let config =

@@ -2,13 +2,14 @@
 
 use bytes::Bytes;
 use fluyt_api::custom::Definition;
-use fluyt_api::decode::{Parsed, conform, parse_json};
-use fluyt_api::resources::{Resource, api_version, type_of};
+use fluyt_api::decode::{Parsed, conform, kind_of, parse_json};
+use fluyt_api::resources::{self, Resource, api_version, type_of};
 use fluyt_api::schema::{Schema, TypeId};
-use fluyt_api::{Error, Reason, protobuf};
+use fluyt_api::validation::Errors;
+use fluyt_api::{Error, Reason, meta, protobuf};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::audit::Record;
 use crate::features::{Feature, Features};
@@ -87,7 +88,9 @@ pub fn parse<'a>(
     let kind = kind.into();
     let features: Features = parts.extensions.get().copied().unwrap_or_default();
     match content_type(&parts.headers) {
-        "" | "application/json" => parse_json(body).map_err(Error::bad_request),
+        "" | "application/json" => parse_json(body).map_err(|e| {
+            Error::bad_request(format!("couldn't get version/kind; json parse error: {e}"))
+        }),
         "application/yaml" => yaml(body)
             .map_err(|e| Error::bad_request(format!("error converting YAML to JSON: {e}"))),
         "application/vnd.kubernetes.protobuf" if kind.protobuf() => {
@@ -138,12 +141,53 @@ pub fn object<'a>(
     kind: impl Into<Expected<'a>>,
 ) -> Result<Decoded, Error> {
     let kind = kind.into();
-    let (object, duplicates) = parse(parts, body, kind)?;
+    let (object, duplicates) = match parse(parts, body, kind) {
+        // Nothing was sent of what may be left out.
+        Ok((Value::Null, duplicates)) => (json!({}), duplicates),
+        Ok((object, duplicates)) => {
+            if !object.is_object() {
+                let why = format!("{} of type {HEAD}", wrong_kind(&object));
+                return Err(unrecognized(kind.kind, &why, body));
+            }
+            (object, duplicates)
+        }
+        Err(error) if error.reason == Reason::BadRequest => {
+            return Err(unrecognized(kind.kind, &error.message, body));
+        }
+        Err(error) => return Err(error),
+    };
     let decoded = typed(object, duplicates, query, kind)?;
     if let Some(record) = parts.extensions.get::<Record>() {
         record.request_object(&decoded.object);
     }
     Ok(decoded)
+}
+
+/// What upstream reads first of an object, as Go shows its type.
+const HEAD: &str = r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+
+fn wrong_kind(value: &Value) -> String {
+    format!(
+        "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value",
+        kind_of(value)
+    )
+}
+
+/// A body that tells no kind.
+fn unrecognized(kind: &str, why: &str, body: &[u8]) -> Error {
+    const SHOWN: usize = 30;
+    let shown = &body[..body.len().min(SHOWN)];
+    let mut summary = match shown {
+        [] => "<empty>".into(),
+        [b'{', ..] => String::from_utf8_lossy(shown).into_owned(),
+        bytes => bytes.iter().map(|b| format!("{b:02x}")).collect(),
+    };
+    if body.len() > SHOWN {
+        summary.push_str(" ...");
+    }
+    Error::bad_request(format!(
+        "the object provided is unrecognized (must be of type {kind}): {why} ({summary})"
+    ))
 }
 
 /// Decodes the protobuf form of an object of a kind.
@@ -190,21 +234,23 @@ pub fn typed<'a>(
     } = kind.into();
     let expected = api_version(group, version);
     if !object.is_object() {
-        return Err(Error::bad_request(format!(
-            "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct",
-            kind_of(&object)
-        )));
+        let why = wrong_kind(&object);
+        return Err(Error::bad_request(format!("{why} of type {HEAD}")));
     }
     match (
         object["apiVersion"].as_str().unwrap_or_default(),
         object["kind"].as_str().unwrap_or_default(),
     ) {
+        (v, k) if definition.is_some() => custom_kind(&object, (v, k), (group, &expected, kind))?,
         ("", "") => {}
         (v, k) if (v == expected || v.is_empty()) && (k == kind || k.is_empty()) => {}
         (v, k) => {
+            let v = if v.is_empty() { &expected } else { v };
+            let k = if k.is_empty() { kind } else { k };
+            let why = other_kind((group, kind), v, k);
+            let version = v.rsplit('/').next().unwrap_or_default();
             return Err(Error::bad_request(format!(
-                "{k} in version \"{}\" cannot be handled as a {kind}: the API version in the data ({v}) does not match the expected API version ({expected})",
-                v.rsplit('/').next().unwrap_or_default()
+                "{k} in version {version:?} cannot be handled as a {kind}: {why}"
             )));
         }
     }
@@ -223,15 +269,11 @@ pub fn typed<'a>(
         map.insert("apiVersion".into(), expected.into());
         map.insert("kind".into(), kind.into());
     }
-    let problems: Vec<String> = unknown
+    let twice = duplicates
         .iter()
-        .map(|f| format!("unknown field \"{f}\""))
-        .chain(
-            duplicates
-                .iter()
-                .map(|f| format!("duplicate field \"{f}\"")),
-        )
-        .collect();
+        .map(|f| format!("duplicate field \"{f}\""));
+    let unknown = unknown.iter().map(|f| format!("unknown field \"{f}\""));
+    let problems: Vec<String> = twice.chain(unknown).collect();
     match field_validation(query) {
         FieldValidation::Strict if !problems.is_empty() => Err(cannot(format!(
             "strict decoding error: {}",
@@ -248,15 +290,38 @@ pub fn typed<'a>(
     }
 }
 
-pub(super) fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
+/// A custom resource must say what it is.
+fn custom_kind(
+    object: &Value,
+    (version, sent): (&str, &str),
+    (group, expected, kind): (&str, &str, &str),
+) -> Result<(), Error> {
+    if version != expected {
+        return Err(Error::bad_request(format!(
+            "the API version in the data ({version}) does not match the expected API version ({expected})"
+        )));
     }
+    if sent == kind {
+        return Ok(());
+    }
+    let mut errors = Errors::default();
+    errors.invalid("kind", &sent.into(), &format!("must be {kind}"));
+    Err(Error::invalid(group, sent, meta::name(object), errors.0))
+}
+
+/// Why an object of a kind cannot be one of another.
+fn other_kind((group, kind): (&str, &str), api_version: &str, sent: &str) -> String {
+    let (sent_group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    if resources::find_kind(sent_group, version, sent).is_none() {
+        return format!(
+            "no kind {sent:?} is registered for version {api_version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+        );
+    }
+    let package = match group.split('.').next().unwrap_or_default() {
+        "" => "core",
+        package => package,
+    };
+    format!("converting ({version}.{sent}) to ({package}.{kind}): unknown conversion")
 }
 
 /// What the request says to do about unknown fields; the options have been validated.

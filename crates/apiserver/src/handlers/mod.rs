@@ -219,6 +219,9 @@ async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
     if !call.target.subresource.is_empty() {
         return Box::pin(subresources::handle(call)).await;
     }
+    if call.resource.group.is_empty() && call.resource.plural == "bindings" {
+        return Box::pin(subresources::any_binding(call)).await;
+    }
     if call.resource.is_virtual() {
         return Box::pin(reviews::handle(call)).await;
     }

@@ -166,12 +166,13 @@ async fn log(call: Call) -> Result<Response<Body>, Error> {
     let pod = pod(&call, &call.target.name).await?;
     let container = container(&call, &pod)?;
     for name in ["tailLines", "limitBytes", "sinceSeconds"] {
-        if let Some(value) = call.info.query.get(name)
-            && value.parse::<i64>().map_or(true, |n| n < 0)
+        if let Some(number) = call.info.query.integer(name)?
+            && number < 0
         {
             let mut errors = fluyt_api::validation::Errors::default();
-            errors.invalid(name, &value.into(), "must be greater than or equal to 0");
-            return Err(Error::invalid("", "PodLogOptions", "", errors.0));
+            errors.invalid(name, &number.into(), "must be greater than or equal to 0");
+            let pod = &call.target.name;
+            return Err(Error::invalid("", "PodLogOptions", pod, errors.0));
         }
     }
     let node = pod["spec"]["nodeName"]

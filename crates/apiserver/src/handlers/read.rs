@@ -20,7 +20,7 @@ use crate::cache::{
     Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription, WatchEvent,
     storage_resource,
 };
-use crate::http::{self as responses, Body};
+use crate::http::{self as responses, Body, View};
 use crate::metrics::{Labels, LongRunning};
 
 /// How often an idle watch hears how far it has got.
@@ -110,6 +110,10 @@ pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
     let filter = &selection.filter;
     let page = Page::cut(&snapshot, filter, &start, limit);
     let mut metadata = json!({"resourceVersion": revision.to_string()});
+    if call.resource.definition.is_some() && accepted.view == View::Object {
+        // Lists of custom resources always have it.
+        metadata["continue"] = "".into();
+    }
     if let Some(next) = page.next {
         metadata["continue"] = Continue {
             v: "meta.k8s.io/v1".into(),
@@ -194,13 +198,7 @@ async fn first_page(
         Error::bad_request(format!("invalid resource version: {}", error.message))
     })?;
     if options.is_exact() {
-        let snapshot = at_revision(call, cache, version).await;
-        let snapshot = snapshot.map_err(|error| Error {
-            // Waiting does not help: it may never be.
-            retry_after_seconds: 0,
-            ..error
-        })?;
-        return Ok((snapshot, version));
+        return Ok((at_revision(call, cache, version).await?, version));
     }
     caches.wait_for(version).await?;
     let revision = caches.applied();

@@ -44,10 +44,6 @@ pub(super) fn check(call: &Call) -> Result<(), Error> {
 /// Whether the resource is where it is looked for: with a namespace or without one.
 pub(super) fn is_path(call: &Call) -> bool {
     let (resource, target) = (&call.resource, &call.target);
-    let is_namespaces = resource.group.is_empty() && resource.plural == "namespaces";
-    if resource.namespaced {
-        !target.namespace.is_empty() || target.name.is_empty() || target.watch
-    } else {
-        target.namespace.is_empty() || is_namespaces
-    }
+    let is_found = !resource.namespaced || !target.namespace.is_empty() || target.name.is_empty();
+    is_found && !target.misplaced
 }

@@ -29,7 +29,7 @@ impl Selection {
     pub fn of(call: &Call) -> Result<Self, Error> {
         let query = &call.info.query;
         let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default())
-            .map_err(|e| Error::bad_request(format!("unable to parse requirement: {e}")))?;
+            .map_err(Error::bad_request)?;
         let mut fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())
             .map_err(Error::bad_request)?;
         let resource = match &call.resource.definition {
@@ -41,12 +41,14 @@ impl Selection {
         for term in &fields.terms {
             let field = term.field.as_str();
             if !OF_ALL.contains(&field) && !selectable.contains(&field) {
-                return Err(Error::bad_request(format!(
-                    "Unable to find \"{}\" that match label selector \"{labels}\", field selector \"{}\": \"{}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
-                    call.resource.group_resource(),
-                    query.get("fieldSelector").unwrap_or_default(),
-                    term.field
-                )));
+                let why = if selectable.is_empty() && resource.definition.is_none() {
+                    format!(
+                        "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+                    )
+                } else {
+                    format!("field label not supported: {field}")
+                };
+                return Err(Error::bad_request(why));
             }
         }
         let cached = |term: &FieldTerm| is_cached(&call.resource, &term.field);

@@ -1,6 +1,7 @@
 //! What a client sees of entries: the view and the format that it asked for, of single objects, lists and events.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use fluyt_api::resources::Handle;
@@ -39,6 +40,7 @@ pub(super) struct Shape {
     convert: bool,
     /// What a table row carries of its object.
     include: Include,
+    told_columns: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +63,14 @@ impl Shape {
             watch: call.info.verb == "watch",
             list: call.info.verb == "list",
         };
-        negotiate(&call.parts.headers, offer)
+        let accepted = negotiate(&call.parts.headers, offer)?;
+        let include = call.info.query.get("includeObject").unwrap_or_default();
+        if accepted.view == View::Table && !["", "None", "Metadata", "Object"].contains(&include) {
+            return Err(Error::bad_request(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: {include:?}: must be 'Metadata', 'Object', 'None', or empty"
+            )));
+        }
+        Ok(accepted)
     }
 
     pub(super) fn new(resource: &Handle, accepted: Accepted, call: &Call) -> Self {
@@ -76,6 +85,16 @@ impl Shape {
             format: accepted.format,
             convert: !std::ptr::eq(&**resource, working_resource(resource)),
             include,
+            told_columns: AtomicBool::new(false),
+        }
+    }
+
+    /// A watch tells the columns with its first event.
+    fn columns(&self) -> Value {
+        if self.told_columns.swap(true, Ordering::Relaxed) {
+            Value::Null
+        } else {
+            table::definitions_of(&self.resource)
         }
     }
 
@@ -126,7 +145,7 @@ impl Shape {
             View::Table => to_bytes(&json!({
                 "kind": "Table", "apiVersion": "meta.k8s.io/v1",
                 "metadata": {"resourceVersion": entry.revision.to_string()},
-                "columnDefinitions": table::definitions_of(&self.resource), "rows": [self.row(entry)],
+                "columnDefinitions": self.columns(), "rows": [self.row(entry)],
             })),
         }
     }
@@ -167,7 +186,7 @@ impl Shape {
         };
         let mut row = json!({"cells": table::cells_of(stored, &cells)});
         match self.include {
-            Include::None => {}
+            Include::None => row["object"] = Value::Null,
             Include::Metadata => row["object"] = partial(&object),
             Include::Object => row["object"] = object,
         }
@@ -275,8 +294,7 @@ impl Shape {
 
     /// How far a watch has got.
     pub(super) fn bookmark(&self, revision: i64, end_of_initial: bool) -> Bytes {
-        let mut metadata =
-            json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        let mut metadata = json!({"resourceVersion": revision.to_string()});
         if end_of_initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }

@@ -67,7 +67,9 @@ async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
         _ => {
             let body = responses::collect(call.take_body()).await?;
             let query = &call.info.query;
-            Scaling::Update(decode::object(&call.parts, &body, query, kind)?.object)
+            let sent = decode::object(&call.parts, &body, query, kind)?.object;
+            write::check_name(call, &sent)?;
+            Scaling::Update(sent)
         }
     };
     if let Some(writer) = &mut cx.writer {
@@ -172,7 +174,7 @@ fn scale_object(object: &Value, replicas: i64, status: &Value) -> Value {
     }
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
-        "spec": {"replicas": replicas}, "status": status,
+        "spec": if replicas == 0 { json!({}) } else { json!({"replicas": replicas}) }, "status": status,
     })
 }
 
@@ -181,6 +183,17 @@ fn success() -> Response<Body> {
         StatusCode::CREATED,
         &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
     )
+}
+
+/// A decision that is sent to all bindings, as the first schedulers did.
+pub(super) async fn any_binding(mut call: Call) -> Result<Response<Body>, Error> {
+    if call.info.verb != "create" || !call.target.name.is_empty() {
+        return Err(Error::no_method());
+    }
+    let pods = resources::find("", "v1", "pods").ok_or_else(Error::no_route)?;
+    call.resource = pods.into();
+    call.target.subresource = "binding".into();
+    binding(&mut call).await
 }
 
 /// A scheduler's decision.
@@ -193,6 +206,9 @@ async fn binding(call: &mut Call) -> Result<Response<Body>, Error> {
     let body = responses::collect(call.take_body()).await?;
     let binding =
         decode::object(&call.parts, &body, &call.info.query, ("", "v1", "Binding"))?.object;
+    if call.target.name.is_empty() {
+        meta::name(&binding).clone_into(&mut call.target.name);
+    }
     own_name(call, &binding, "Binding")?;
     validate_binding(&binding)?;
     let node = binding["target"]["name"]
@@ -346,12 +362,39 @@ async fn eviction(call: &mut Call) -> Result<Response<Body>, Error> {
             }
         }
     }
+    if !cx.dry_run {
+        mark_disrupted(call, at).await?;
+    }
     let at = Location {
         subresource: "",
         ..at
     };
     call.server.registry.delete(&cx, at, &options).await?;
     Ok(success())
+}
+
+/// Says of a pod why it ends.
+async fn mark_disrupted(call: &Call, at: Location<'_>) -> Result<(), Error> {
+    let mark: Change<'_> = Box::new(|current: &Value| {
+        let mut pod = current.clone();
+        set_condition(
+            &mut pod,
+            json!({
+                "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+                "message": "Eviction API: evicting", "lastProbeTime": null, "lastTransitionTime": meta::now(),
+            }),
+        );
+        Ok(pod)
+    });
+    let cx = WriteContext {
+        user: call.user.clone(),
+        ..WriteContext::default()
+    };
+    let at = Location {
+        subresource: "status",
+        ..at
+    };
+    call.server.registry.update(&cx, at, mark).await.map(drop)
 }
 
 /// Names of the budgets whose selectors match a pod.
@@ -371,6 +414,9 @@ fn budgets_of(call: &Call, pod: &Value) -> Vec<String> {
         .map(|e| e.name().to_owned())
         .collect()
 }
+
+/// Seconds after which a budget that has changed may be asked again.
+const UNOBSERVED: u32 = 10;
 
 async fn take_disruption(call: &Call, pod: &Value, budget: &str) -> Result<(), Error> {
     let Some(resource) = resources::find("policy", "v1", "poddisruptionbudgets") else {
@@ -403,21 +449,39 @@ async fn take_disruption(call: &Call, pod: &Value, budget: &str) -> Result<(), E
         }
         let observed = status["observedGeneration"].as_i64().unwrap_or(0);
         let allowed = status["disruptionsAllowed"].as_i64().unwrap_or(0);
-        if observed < meta::generation(current) || allowed <= 0 {
-            let mut error = Error::too_many_requests(
-                "Cannot evict pod as it would violate the pod's disruption budget.",
-                0,
-            );
+        let refused = |message: String, retry_after: u32| {
+            let why = "Cannot evict pod as it would violate the pod's disruption budget.";
+            let mut error = Error::too_many_requests(why, retry_after);
             error.causes.push(Cause {
                 reason: "DisruptionBudget",
-                message: format!("The disruption budget {budget} needs {desired} healthy pods and has {healthy} currently"),
+                message,
                 field: String::new(),
             });
-            return Err(error);
+            error
+        };
+        if observed < meta::generation(current) {
+            let why =
+                format!("The disruption budget {budget} is still being processed by the server.");
+            return Err(refused(why, UNOBSERVED));
+        }
+        if allowed <= 0 {
+            let why = format!(
+                "The disruption budget {budget} needs {desired} healthy pods and has {healthy} currently"
+            );
+            return Err(refused(why, 0));
         }
         let mut object = current.clone();
         object["status"]["disruptionsAllowed"] = (allowed - 1).into();
         object["status"]["disruptedPods"][&pod_name] = meta::now().into();
+        if allowed == 1 {
+            set_condition(
+                &mut object,
+                json!({
+                    "type": "DisruptionAllowed", "status": "False", "reason": "InsufficientPods", "message": "",
+                    "observedGeneration": observed, "lastTransitionTime": meta::now(),
+                }),
+            );
+        }
         Ok(object)
     });
     let cx = WriteContext {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use fluyt_api::resources::Resource;
+use fluyt_api::validation::Errors;
 use fluyt_api::{Error, Reason, convert, meta, patch};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -10,10 +11,11 @@ use serde_json::{Value, json};
 use super::decode::{self, Decoded};
 use super::escalation::check_escalation;
 use super::selection::Selection;
+use super::shape::Shape;
 use super::{Call, apply};
 use crate::cache::{Entry, working_resource};
 use crate::features::Feature;
-use crate::http::{self as responses, Body};
+use crate::http::{self as responses, Body, View};
 use crate::registry::{Change, DeleteOptions, Deleted, Location, WriteContext};
 
 pub(super) fn to_storage(resource: &Resource, object: Value) -> Value {
@@ -47,9 +49,38 @@ pub(super) fn respond(
     object: Value,
     warnings: &[String],
 ) -> Response<Body> {
-    let mut response = responses::json(status, &from_storage(&call.resource, object));
+    let mut response = match another_view(call) {
+        Some(shape) => {
+            let revision = meta::resource_version(&object).parse().unwrap_or_default();
+            let at = call.location();
+            let entry = Entry::new(
+                working_resource(&call.resource),
+                &at.key(),
+                revision,
+                &object,
+            );
+            responses::bytes(status, shape.content_type(), shape.single(&entry))
+        }
+        None => responses::json(status, &from_storage(&call.resource, object)),
+    };
     decode::warn(response.headers_mut(), warnings);
     response
+}
+
+/// How to show what was written to somebody who does not want to see all of it.
+fn another_view(call: &Call) -> Option<Shape> {
+    let accept = call
+        .parts
+        .headers
+        .get(http::header::ACCEPT)?
+        .to_str()
+        .ok()?;
+    if !accept.contains("as=") {
+        return None;
+    }
+    let accepted = Shape::accepted(call).ok()?;
+    let shape = Shape::new(&call.resource, accepted, call);
+    (accepted.view != View::Object).then_some(shape)
 }
 
 pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
@@ -73,17 +104,8 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
     let body = responses::collect(call.take_body()).await?;
     let Decoded { object, warnings } =
         decode::object(&call.parts, &body, &call.info.query, &*call.resource)?;
+    check_name(call, &object)?;
     let at = call.location();
-    if meta::name(&object).is_empty() {
-        return Err(apply::nameless(at.name));
-    }
-    if meta::name(&object) != at.name {
-        return Err(Error::bad_request(format!(
-            "the name of the object ({}) does not match the name on the URL ({})",
-            meta::name(&object),
-            at.name
-        )));
-    }
     let object = to_storage(&call.resource, object);
     let replace: Change<'_> = Box::new(|current: &Value| {
         check_escalation(call, &object, Some(current))?;
@@ -121,7 +143,13 @@ pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
     let apply: Change<'_> = Box::new(|current: &Value| {
         let mut object = from_storage(&call.resource, current.clone());
         format.apply(&call.resource, &mut object, &body)?;
-        let decoded = decode::typed(object, Vec::new(), &call.info.query, &*call.resource)?;
+        let decoded = decode::typed(object, Vec::new(), &call.info.query, &*call.resource);
+        let decoded = decoded.map_err(|error| {
+            let mut again = from_storage(&call.resource, current.clone());
+            let patched = format.apply(&call.resource, &mut again, &body);
+            wrong_patch(call, error, &patched.map_or(Value::Null, |()| again))
+        })?;
+        own_metadata(call, &decoded.object, current)?;
         *warnings.lock() = decoded.warnings;
         let object = to_storage(&call.resource, decoded.object);
         check_escalation(call, &object, Some(current))?;
@@ -134,6 +162,56 @@ pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
         .await?;
     let warnings = warnings.into_inner();
     Ok(respond(call, StatusCode::OK, updated, &warnings))
+}
+
+/// An object must have the name that it is sent to.
+pub(super) fn check_name(call: &Call, object: &Value) -> Result<(), Error> {
+    let (name, own) = (meta::name(object), &*call.target.name);
+    if name.is_empty() {
+        return Err(apply::nameless(own));
+    }
+    if name == own {
+        return Ok(());
+    }
+    Err(Error::bad_request(format!(
+        "the name of the object ({name}) does not match the name on the URL ({own})"
+    )))
+}
+
+/// What a patch has made must be of the kind; else the patch is said to be wrong.
+fn wrong_patch(call: &Call, error: Error, patched: &Value) -> Error {
+    if error.reason != Reason::BadRequest || call.resource.definition.is_some() {
+        return error;
+    }
+    // Upstream tells only what is wrong with the content.
+    let why = error.message.split_once(" cannot be handled as a ");
+    let why = why.and_then(|(_, rest)| rest.split_once(": "));
+    let why = why.map_or(&*error.message, |(_, why)| why);
+    let mut errors = Errors::default();
+    errors.invalid("patch", &patched.to_string().into(), why);
+    Error::invalid("", "", "", errors.0)
+}
+
+/// A patch cannot make another object of one.
+fn own_metadata(call: &Call, object: &Value, current: &Value) -> Result<(), Error> {
+    check_name(call, object)?;
+    if !meta::uid(object).is_empty() && meta::uid(object) != meta::uid(current) {
+        let mut errors = Errors::default();
+        // Upstream looks twice.
+        for _ in 0..2 {
+            let uid = &object["metadata"]["uid"];
+            errors.invalid("metadata.uid", uid, "field is immutable");
+        }
+        let resource = &call.resource;
+        let name = meta::name(object);
+        return Err(Error::invalid(
+            resource.group,
+            resource.kind,
+            name,
+            errors.0,
+        ));
+    }
+    Ok(())
 }
 
 /// A patch format.
@@ -219,6 +297,15 @@ async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, WriteContext)
     } else {
         decode::parse(&call.parts, &body, ("", "v1", "DeleteOptions"))?
     };
+    match (body["apiVersion"].as_str(), body["kind"].as_str()) {
+        (_, None | Some("DeleteOptions")) => {}
+        (version, Some(kind)) => {
+            let version = version.unwrap_or("v1");
+            return Err(Error::bad_request(format!(
+                "no kind {kind:?} is registered for version {version:?} in scheme \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\""
+            )));
+        }
+    }
     let options = DeleteOptions::parse(&body, &call.info.query)?;
     let mut cx = call.write_context()?;
     if cx.record.wants_request() && body.is_object() {
@@ -280,11 +367,15 @@ pub(super) async fn delete_collection(call: &mut Call) -> Result<Response<Body>,
             Err(error) => return Err(error),
         }
     }
+    let mut metadata = json!({"resourceVersion": revision.to_string()});
+    if call.resource.definition.is_some() {
+        metadata["continue"] = "".into();
+    }
     Ok(responses::json(
         StatusCode::OK,
         &json!({
             "kind": format!("{}List", call.resource.kind), "apiVersion": call.resource.api_version(),
-            "metadata": {"resourceVersion": revision.to_string()}, "items": items,
+            "metadata": metadata, "items": items,
         }),
     ))
 }

@@ -33,6 +33,8 @@ pub enum Deleted {
     Pending(Value),
 }
 
+const PODS_ARE_PRESERVED: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
+
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 
@@ -59,14 +61,22 @@ impl Registry {
             let mut nothing = Value::Null;
             self.admission.admit(&attributes, &mut nothing).await?;
             self.admission.validate(&attributes, &nothing).await?;
+            if at.resource.kind == "Job"
+                && at.resource.group == "batch"
+                && options.propagation.is_none()
+            {
+                cx.warnings.add(PODS_ARE_PRESERVED);
+            }
             for _ in 0..ATTEMPTS {
                 let old = current.object();
                 options.check(&old, at)?;
                 let object = mark(at.resource, &old, options);
                 let gone = is_finished(at.resource, &object);
+                // What goes at once is shown as it was, unless it is of a kind that may take its time.
+                let takes_time = at.resource.strategy().grace_period(&old, None).is_some();
                 if cx.dry_run || (object == old && !gone) {
                     return Ok(if gone {
-                        Deleted::Gone(object)
+                        Deleted::Gone(if takes_time { object } else { old })
                     } else {
                         Deleted::Pending(object)
                     });
@@ -82,7 +92,7 @@ impl Registry {
                     Committed::At(revision) => {
                         let object = write.finish(revision);
                         return Ok(if gone {
-                            Deleted::Gone(object)
+                            Deleted::Gone(if takes_time { object } else { old })
                         } else {
                             Deleted::Pending(object)
                         });
@@ -135,7 +145,13 @@ impl DeleteOptions {
                 return Err(Error::invalid("meta.k8s.io", "DeleteOptions", "", errors.0));
             }
         };
-        let grace = query.get("gracePeriodSeconds").and_then(|s| s.parse().ok());
+        let dry_run = body["dryRun"].as_array().map_or(&[][..], Vec::as_slice);
+        if dry_run.iter().any(|run| run != "All") {
+            let mut errors = fluyt_api::validation::Errors::default();
+            errors.not_supported("dryRun", &body["dryRun"], &["All"]);
+            return Err(Error::invalid("meta.k8s.io", "DeleteOptions", "", errors.0));
+        }
+        let grace = query.integer("gracePeriodSeconds")?;
         Ok(Self {
             grace_period_seconds: body["gracePeriodSeconds"].as_i64().or(grace),
             propagation,
@@ -168,10 +184,13 @@ impl DeleteOptions {
 /// The object as deletion leaves it: with the finalizers that the propagation asks for, and its deadline.
 pub(super) fn mark(resource: &Resource, old: &Value, options: &DeleteOptions) -> Value {
     let mut object = old.clone();
-    set_propagation(&mut object, options.propagation);
-    let grace = resource
-        .strategy()
-        .grace_period(&object, options.grace_period_seconds);
+    let strategy = resource.strategy();
+    let decided = [FOREGROUND, ORPHAN]
+        .iter()
+        .any(|f| meta::finalizers(old).contains(f));
+    let orphans = (!decided && strategy.orphans_by_default()).then_some(Propagation::Orphan);
+    set_propagation(&mut object, options.propagation.or(orphans));
+    let grace = strategy.grace_period(&object, options.grace_period_seconds);
     if meta::is_terminating(old) {
         // A second deletion can only shorten the time that is left.
         let left = old["metadata"]["deletionGracePeriodSeconds"]
@@ -185,9 +204,11 @@ pub(super) fn mark(resource: &Resource, old: &Value, options: &DeleteOptions) ->
         return object;
     }
     set_deadline(&mut object, grace.unwrap_or(0));
-    resource.strategy().prepare_delete(&mut object);
+    strategy.prepare_delete(&mut object);
     if resource.group.is_empty() && resource.kind == "Namespace" {
         object["status"] = json!({"phase": "Terminating"});
+        // It takes as long as its content takes.
+        meta::set(&mut object, "deletionGracePeriodSeconds", Value::Null);
     }
     if let Some(generation) = object["metadata"]["generation"].as_i64() {
         meta::set(&mut object, "generation", generation + 1);

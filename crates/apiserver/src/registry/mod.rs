@@ -429,12 +429,11 @@ impl Registry {
                 &0.into(),
                 "must be specified for an update",
             );
-            return Err(Error::invalid(
-                resource.group,
-                resource.kind,
-                at.name,
-                errors.0,
-            ));
+            let kind = match &resource.definition {
+                Some(_) => resource.plural,
+                None => resource.kind,
+            };
+            return Err(Error::invalid(resource.group, kind, at.name, errors.0));
         }
         check_uid(&object, old, at)?;
         set_namespace(&mut object, at)?;

@@ -16,7 +16,8 @@ pub(super) fn drop_repeated(cx: &WriteContext, stage: Stage, object: &mut Value)
     if stage == Stage::Requested && cx.patches {
         return;
     }
-    let Some(references) = object["metadata"]["ownerReferences"].as_array_mut() else {
+    let references = object.pointer_mut("/metadata/ownerReferences");
+    let Some(references) = references.and_then(Value::as_array_mut) else {
         return;
     };
     let mut kept: Vec<Value> = Vec::with_capacity(references.len());

@@ -39,6 +39,11 @@ static UID: LazyLock<Regex> = LazyLock::new(|| {
 static NOW: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"202[5-9]-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z").unwrap());
 
+/// Versions of the store in messages, and addresses that were chosen.
+static CHANCE: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"(current: |record \()\d+|10\.0\.\d+\.\d+|gen-[a-z0-9]{5}").unwrap()
+});
+
 static AGE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^\d+s$").unwrap());
 
 impl Names {
@@ -79,7 +84,8 @@ impl Names {
             });
             format!("<uid {number}>")
         });
-        let mut text = NOW.replace_all(&text, "<now>").into_owned();
+        let text = NOW.replace_all(&text, "<now>");
+        let mut text = CHANCE.replace_all(&text, "$1<any>").into_owned();
         for (name, value) in &self.saved {
             // Short numbers may be anything.
             if value.len() > 8 {
@@ -126,7 +132,7 @@ impl Answer {
             .or_else(lines)
             .unwrap_or_else(|| response.body.clone().into());
         let mut body = names.value(&body);
-        // In maps, the order of managers depends on the second in which they wrote.
+        // Managers are in order of the second in which they wrote.
         sort_managers(&mut body);
         Self {
             code: response.code,

@@ -367,6 +367,10 @@ fn validate_spec_update(object: &Value, old: &Value, errors: &mut Errors) {
 }
 
 impl Strategy for Job {
+    fn orphans_by_default(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         if let Some(spec) = at_mut(object, &["spec"]) {
             default_spec(spec);
