@@ -321,7 +321,7 @@ impl Registry {
         admission::validate_configuration(resource, &object, None, &mut errors);
         if errors.is_empty() {
             self.admission
-                .authorize(&attributes, &object, &mut errors)
+                .authorize(attributes, &object, &mut errors)
                 .await;
         }
         if !errors.is_empty() {
