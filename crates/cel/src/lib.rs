@@ -23,7 +23,7 @@ pub use cost::{Estimate, maximum_cardinality};
 pub use eval::{Activation, EvalError};
 pub use library::parse_duration;
 pub use program::{CompileError, Environment, Program};
-pub use schema::{escape, of_schema, of_structural};
+pub use schema::{RESERVED, escape, of_schema, of_structural};
 pub use types::{Field, ObjectType, Type};
 pub use value::Value;
 

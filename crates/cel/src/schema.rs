@@ -19,7 +19,7 @@ const MIN_LIST: u64 = 2;
 const MIN_MAP: u64 = 2;
 
 /// Words that mean something in expressions.
-const RESERVED: [&str; 20] = [
+pub const RESERVED: [&str; 21] = [
     "true",
     "false",
     "null",
@@ -40,12 +40,13 @@ const RESERVED: [&str; 20] = [
     "return",
     "var",
     "void",
+    "while",
 ];
 
 /// A property's name as expressions write it; `None` when they cannot.
 #[must_use]
 pub fn escape(name: &str) -> Option<String> {
-    if RESERVED.contains(&name) || name == "while" {
+    if RESERVED.contains(&name) {
         return Some(format!("__{name}__"));
     }
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '/');

@@ -273,7 +273,7 @@ pub fn typed<'a>(
         .iter()
         .map(|f| format!("duplicate field \"{f}\""));
     let unknown = unknown.iter().map(|f| format!("unknown field \"{f}\""));
-    let problems: Vec<String> = twice.chain(unknown).collect();
+    let problems: Vec<String> = unknown.chain(twice).collect();
     match field_validation(query) {
         FieldValidation::Strict if !problems.is_empty() => Err(cannot(format!(
             "strict decoding error: {}",

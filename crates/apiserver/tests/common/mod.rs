@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod service;
+pub mod sides;
 
 use std::sync::Arc;
 

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use regex::{Captures, Regex};
 use serde_json::{Value, json};
 
-use crate::server::Response;
+use crate::common::sides::Response;
 
 /// What of a run's values has a name.
 pub struct Names {

@@ -16,14 +16,13 @@ mod common;
 
 mod answer;
 mod script;
-mod server;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use answer::Answer;
+use common::sides::{Ours, Peer};
 use script::Script;
-use server::{Ours, Peer};
 
 /// Where the files of this test are.
 fn folder() -> PathBuf {

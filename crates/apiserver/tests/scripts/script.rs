@@ -10,7 +10,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Names};
-use crate::server::{Request, Server};
+use crate::common::sides::{Request, Side};
 
 pub struct Script {
     pub name: String,
@@ -55,11 +55,11 @@ impl Script {
     }
 
     /// Runs it; the answers to its steps.
-    pub async fn run(&self, server: &dyn Server) -> Vec<Answer> {
+    pub async fn run(&self, server: &dyn Side) -> Vec<Answer> {
         let mut names = Names::new(format!("script-{}", self.name));
         let namespace = json!({"metadata": {"name": names.namespace()}});
         let made = server
-            .send(Request {
+            .ask(Request {
                 method: "POST".into(),
                 path: "/api/v1/namespaces".into(),
                 body: namespace.to_string(),
@@ -71,7 +71,7 @@ impl Script {
         for step in &self.steps {
             let request = &step.request;
             let response = server
-                .send(Request {
+                .ask(Request {
                     path: names.fill_in(&request.path),
                     body: names.fill_in(&request.body),
                     ..request.clone()

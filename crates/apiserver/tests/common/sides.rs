@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use fluyt_apiserver::Features;
 use http_body_util::{BodyExt as _, Full};
 
-use crate::common::Api;
+use super::Api;
 
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -41,8 +41,9 @@ impl Request {
 }
 
 /// What a server has answered.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Response {
+    /// 0 when there was no answer.
     pub code: u16,
     pub content_type: String,
     pub warnings: Vec<String>,
@@ -50,8 +51,13 @@ pub struct Response {
 }
 
 #[async_trait]
-pub trait Server: Sync {
-    async fn send(&self, request: Request) -> Response;
+pub trait Side: Sync {
+    async fn ask(&self, request: Request) -> Response;
+
+    /// Whether the server itself writes the status of new objects of a kind, which then has to be waited for.
+    fn writes_status_of(&self, _kind: &str) -> bool {
+        false
+    }
 }
 
 async fn response<B>(answer: http::Response<B>) -> Response
@@ -81,11 +87,15 @@ impl Ours {
 }
 
 #[async_trait]
-impl Server for Ours {
-    async fn send(&self, request: Request) -> Response {
+impl Side for Ours {
+    async fn ask(&self, request: Request) -> Response {
         let mut request = request.into_http(|body| Full::new(bytes::Bytes::from(body)));
         request.extensions_mut().insert(self.0.user.clone());
         response(self.0.server.handle(request).await).await
+    }
+
+    fn writes_status_of(&self, kind: &str) -> bool {
+        kind == "ValidatingAdmissionPolicy"
     }
 }
 
@@ -107,9 +117,13 @@ impl Peer {
 }
 
 #[async_trait]
-impl Server for Peer {
-    async fn send(&self, request: Request) -> Response {
+impl Side for Peer {
+    async fn ask(&self, request: Request) -> Response {
         let request = request.into_http(kube::client::Body::from);
-        response(self.0.send(request).await.unwrap()).await
+        match self.0.send(request).await {
+            Ok(answer) => response(answer).await,
+            // Upstream's handler has panicked.
+            Err(_) => Response::default(),
+        }
     }
 }
