@@ -145,6 +145,11 @@ pub const CONTROLLERS: &[Controller] = &[
         "pv-protection-controller",
         volume::protection::run_volumes
     ),
+    controller!(
+        "volumeattributesclass-protection-controller",
+        "volumeattributesclass-protection-controller",
+        volume::protection::run_classes
+    ),
     controller!("job-controller", "job-controller", job::run),
     controller!("cronjob-controller", "cronjob-controller", cronjob::run),
     controller!(

@@ -1,5 +1,6 @@
-//! persistentvolumeclaim-protection-controller and persistentvolume-protection-controller: finalizers that keep
-//! claims while pods use them, and volumes while they are bound.
+//! persistentvolumeclaim-protection-controller, persistentvolume-protection-controller and
+//! volumeattributesclass-protection-controller: finalizers that keep claims while pods use them, volumes while they are
+//! bound, and classes while a volume or a claim has their attributes or is to get them.
 
 use std::fmt::Debug;
 
@@ -7,6 +8,7 @@ use fluyt_client::{
     Action, Informer, ObjectKey, WorkQueue, controller, helpers::pods, is_not_found,
 };
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::{Api, Resource, api::PostParams};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -17,6 +19,7 @@ use crate::{
 
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
 const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
+const CLASS_FINALIZER: &str = "kubernetes.io/vac-protection";
 
 /// Run the controller of claims until shutdown.
 pub async fn run_claims(context: Context) {
@@ -65,6 +68,51 @@ pub async fn run_volumes(context: Context) {
         shutdown,
     )
     .await;
+}
+
+/// Run the controller of classes of volume attributes until shutdown.
+pub async fn run_classes(context: Context) {
+    let classes = context.informers.get::<VolumeAttributesClass>();
+    let volumes = context.informers.get::<PersistentVolume>();
+    let claims = context.informers.get::<PersistentVolumeClaim>();
+    classes.synced().await;
+    volumes.synced().await;
+    claims.synced().await;
+    let queue = WorkQueue::new();
+    enqueue(&classes, &queue);
+    // Whatever changes may have been the last user of any class that is to go; there are few.
+    let leaving = |classes: &Informer<VolumeAttributesClass>| -> Vec<ObjectKey> {
+        let all = classes.list();
+        let leaving = all.iter().map(|class| &class.metadata);
+        let leaving = leaving.filter(|meta| meta.deletion_timestamp.is_some());
+        leaving.map(|meta| ObjectKey::new("", name(meta))).collect()
+    };
+    let known = classes.clone();
+    enqueue_mapped(&volumes, &queue, move |_| leaving(&known));
+    let known = classes.clone();
+    enqueue_mapped(&claims, &queue, move |_| leaving(&known));
+    let reconcile = |key| reconcile_class(&context, key, &classes, &volumes, &claims);
+    let shutdown = context.shutdown.clone();
+    controller::run(
+        "volumeattributesclass-protection-controller",
+        queue,
+        1,
+        reconcile,
+        shutdown,
+    )
+    .await;
+}
+
+/// The classes that a claim has, wants, or is changed to.
+fn class_names(claim: &PersistentVolumeClaim) -> impl Iterator<Item = &str> {
+    let spec = claim.spec.as_ref();
+    let status = claim.status.as_ref();
+    let wanted = spec.and_then(|spec| spec.volume_attributes_class_name.as_deref());
+    let current = status.and_then(|s| s.current_volume_attributes_class_name.as_deref());
+    let target = status
+        .and_then(|status| status.modify_volume_status.as_ref())
+        .and_then(|modify| modify.target_volume_attributes_class_name.as_deref());
+    [wanted, current, target].into_iter().flatten()
 }
 
 fn claim_names(pod: &Pod) -> impl Iterator<Item = String> {
@@ -136,6 +184,33 @@ async fn reconcile_volume(
     };
     let api = Api::<PersistentVolume>::all(context.client.clone());
     apply(&api, &*volume, VOLUME_FINALIZER, bound).await?;
+    Ok(Action::Await)
+}
+
+async fn reconcile_class(
+    context: &Context,
+    key: ObjectKey,
+    classes: &Informer<VolumeAttributesClass>,
+    volumes: &Informer<PersistentVolume>,
+    claims: &Informer<PersistentVolumeClaim>,
+) -> anyhow::Result<Action> {
+    let Some(class) = classes.get_key(&key) else {
+        return Ok(Action::Await);
+    };
+    let in_use = || {
+        let of_volume = |volume: &PersistentVolume| {
+            let spec = volume.spec.as_ref();
+            let class = spec.and_then(|spec| spec.volume_attributes_class_name.as_deref());
+            class == Some(&*key.name)
+        };
+        volumes.list().iter().any(|volume| of_volume(volume))
+            || claims
+                .list()
+                .iter()
+                .any(|claim| class_names(claim).any(|class| class == key.name))
+    };
+    let api = Api::<VolumeAttributesClass>::all(context.client.clone());
+    apply(&api, &*class, CLASS_FINALIZER, in_use).await?;
     Ok(Action::Await)
 }
 
@@ -224,6 +299,43 @@ mod tests {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         assert!(get(&fake).is_some());
         fake.remove(&pod);
+        fake.until("gone", |fake| get(fake).is_none()).await;
+    }
+
+    #[tokio::test]
+    async fn a_class_stays_as_long_as_a_claim_wants_it() {
+        use k8s_openapi::api::core::v1::PersistentVolumeClaimSpec;
+
+        let (fake, context) = context();
+        fake.insert(VolumeAttributesClass {
+            metadata: named("", "fast"),
+            driver_name: "disk.example.com".to_owned(),
+            ..VolumeAttributesClass::default()
+        });
+        let claim = fake.insert(PersistentVolumeClaim {
+            metadata: named("ns", "data"),
+            spec: Some(PersistentVolumeClaimSpec {
+                volume_attributes_class_name: Some("fast".to_owned()),
+                ..PersistentVolumeClaimSpec::default()
+            }),
+            status: None,
+        });
+        tokio::spawn(run_classes(context));
+        let get =
+            |fake: &fluyt_client::fake::FakeApi| fake.get::<VolumeAttributesClass>("", "fast");
+        fake.until("protected", |fake| {
+            get(fake).is_some_and(|class| class.metadata.finalizers.is_some())
+        })
+        .await;
+        let api = Api::<VolumeAttributesClass>::all(fake.client());
+        api.delete("fast", &kube::api::DeleteParams::default())
+            .await
+            .unwrap();
+        fake.until("leaving", |fake| {
+            get(fake).is_some_and(|class| class.metadata.deletion_timestamp.is_some())
+        })
+        .await;
+        fake.remove(&claim);
         fake.until("gone", |fake| get(fake).is_none()).await;
     }
 }
