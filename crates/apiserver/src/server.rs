@@ -223,7 +223,7 @@ impl Server {
         });
         let (feeding, shutdown) = (server.caches.clone(), server.shutdown.clone());
         tokio::spawn(async move { feeding.run(shutdown).await });
-        server.caches.consistent().await?;
+        server.caches.filled(&server.shutdown).await?;
         bootstrap::run(&server).await?;
         server.follow_configuration()?;
         if server.flow_control.is_enabled() {

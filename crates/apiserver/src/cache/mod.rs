@@ -275,6 +275,20 @@ impl Caches {
         Ok(())
     }
 
+    /// Waits until the caches have been filled for the first time, as long as that takes.
+    ///
+    /// # Errors
+    /// When the store cannot be asked, or at shutdown.
+    pub async fn filled(&self, shutdown: &CancellationToken) -> Result<(), Error> {
+        self.store.revision().await.map_err(Error::internal)?;
+        let mut applied = self.applied.subscribe();
+        let filled = applied.wait_for(|revision| *revision > 0);
+        tokio::select! {
+            filled = filled => filled.map(drop).map_err(Error::internal),
+            () = shutdown.cancelled() => Err(Error::internal("shutting down")),
+        }
+    }
+
     /// Fills the caches and follows the store until shutdown. After a break it loads everything again.
     pub async fn run(&self, shutdown: CancellationToken) {
         let mut delay = Duration::from_millis(10);
