@@ -12,7 +12,9 @@ use common::Api;
 use fluyt_api::protobuf;
 use fluyt_apiserver::{Encryption, Features, MediaType, Storage};
 use fluyt_etcd::embedded::Embedded;
-use fluyt_etcd::{DynStore, Keys, Op, Put, Range, Txn};
+use fluyt_etcd::{
+    DynStore, Keys, Op, Put, Range, RangeResult, Store, Txn, TxnResult, Watch, WatchStream,
+};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -410,4 +412,62 @@ async fn a_plugin_keeps_the_key() {
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{failed}");
     let (status, _) = api.get("/healthz/kms-providers").await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+}
+
+/// A store so large that loading it takes a while.
+struct Large(DynStore);
+
+/// Longer than a read waits for the caches.
+const LOADING: std::time::Duration = std::time::Duration::from_secs(4);
+
+#[async_trait::async_trait]
+impl Store for Large {
+    async fn range(&self, range: Range) -> Result<RangeResult, fluyt_etcd::Error> {
+        if range.keys == Keys::prefix("/registry/") {
+            tokio::time::sleep(LOADING).await;
+        }
+        self.0.range(range).await
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnResult, fluyt_etcd::Error> {
+        self.0.txn(txn).await
+    }
+
+    async fn watch(&self, watch: Watch) -> Result<WatchStream, fluyt_etcd::Error> {
+        self.0.watch(watch).await
+    }
+
+    async fn compact(&self, revision: i64) -> Result<(), fluyt_etcd::Error> {
+        self.0.compact(revision).await
+    }
+
+    async fn lease_grant(&self, id: i64, ttl: i64) -> Result<(i64, i64), fluyt_etcd::Error> {
+        self.0.lease_grant(id, ttl).await
+    }
+
+    async fn lease_revoke(&self, id: i64) -> Result<(), fluyt_etcd::Error> {
+        self.0.lease_revoke(id).await
+    }
+
+    async fn lease_keep_alive(&self, id: i64) -> Result<i64, fluyt_etcd::Error> {
+        self.0.lease_keep_alive(id).await
+    }
+
+    async fn revision(&self) -> Result<i64, fluyt_etcd::Error> {
+        self.0.revision().await
+    }
+}
+
+#[tokio::test]
+async fn a_server_starts_however_long_its_store_takes_to_load() {
+    let (store, _directory) = store();
+    let large: DynStore = Arc::new(Large(store));
+    let begin = std::time::Instant::now();
+    let api = Api::start_on(large, Storage::default(), Features::default()).await;
+    // Else this has tested nothing.
+    assert!(begin.elapsed() >= LOADING);
+    assert_eq!(
+        api.get("/api/v1/namespaces/default").await.0,
+        StatusCode::OK
+    );
 }
