@@ -197,6 +197,7 @@ async fn definitions_are_discovered_changed_and_cleaned_up() {
     let since = changed["metadata"]["resourceVersion"].as_str().unwrap();
     api.watch_until(&format!("{watch}&resourceVersion={since}"), |_| false)
         .await;
+    assert_eq!(api.get(&registration).await.0, StatusCode::NOT_FOUND);
     assert_eq!(
         api.get("/apis/example.com/v1").await.0,
         StatusCode::NOT_FOUND

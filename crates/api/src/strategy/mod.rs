@@ -165,6 +165,11 @@ pub trait Strategy: Sync + Send {
         false
     }
 
+    /// What is then told whose deletion does not say it.
+    fn warning_of_orphans(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Seconds an object may take to shut down, when kinds of this sort are deleted gracefully.
     fn grace_period(&self, _object: &Value, _requested: Option<i64>) -> Option<i64> {
         None

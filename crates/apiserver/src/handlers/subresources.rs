@@ -342,9 +342,14 @@ async fn eviction(call: &mut Call) -> Result<Response<Body>, Error> {
         return Err(Error::new(Reason::Unknown, why));
     }
     cx.dry_run |= !own_run.is_empty();
-    let options = DeleteOptions::parse(&eviction["deleteOptions"], &call.info.query)?;
-    let at = call.location();
+    let mut options = DeleteOptions::parse(&eviction["deleteOptions"], &call.info.query)?;
+    let at = Location {
+        subresource: "",
+        ..call.location()
+    };
     let pod = call.server.registry.get(at).await?.object();
+    // Nothing is spent on the eviction of another pod than the one that is meant.
+    options.check(&pod, at)?;
     let ended = matches!(
         pod["status"]["phase"].as_str(),
         Some("Succeeded" | "Failed" | "Pending")
@@ -353,7 +358,7 @@ async fn eviction(call: &mut Call) -> Result<Response<Body>, Error> {
     if !ended && !meta::is_terminating(&pod) {
         match budgets.as_slice() {
             [] => {}
-            [budget] => take_disruption(call, &pod, budget).await?,
+            [budget] => take_disruption(call, &pod, budget, cx.dry_run).await?,
             _ => {
                 return Err(Error::new(
                     Reason::InternalError,
@@ -363,19 +368,21 @@ async fn eviction(call: &mut Call) -> Result<Response<Body>, Error> {
         }
     }
     if !cx.dry_run {
-        mark_disrupted(call, at).await?;
+        mark_disrupted(call, at, &mut options).await?;
     }
-    let at = Location {
-        subresource: "",
-        ..at
-    };
     call.server.registry.delete(&cx, at, &options).await?;
     Ok(success())
 }
 
-/// Says of a pod why it ends.
-async fn mark_disrupted(call: &Call, at: Location<'_>) -> Result<(), Error> {
+/// Says of a pod why it ends. If only one version of it is to be deleted, that is then the marked one.
+async fn mark_disrupted(
+    call: &Call,
+    at: Location<'_>,
+    options: &mut DeleteOptions,
+) -> Result<(), Error> {
+    let wanted = options.clone();
     let mark: Change<'_> = Box::new(|current: &Value| {
+        wanted.check(current, at)?;
         let mut pod = current.clone();
         set_condition(
             &mut pod,
@@ -390,11 +397,15 @@ async fn mark_disrupted(call: &Call, at: Location<'_>) -> Result<(), Error> {
         user: call.user.clone(),
         ..WriteContext::default()
     };
-    let at = Location {
+    let status = Location {
         subresource: "status",
         ..at
     };
-    call.server.registry.update(&cx, at, mark).await.map(drop)
+    let marked = call.server.registry.update(&cx, status, mark).await?;
+    if let Some(version) = &mut options.resource_version {
+        meta::resource_version(&marked).clone_into(version);
+    }
+    Ok(())
 }
 
 /// Names of the budgets whose selectors match a pod.
@@ -415,10 +426,40 @@ fn budgets_of(call: &Call, pod: &Value) -> Vec<String> {
         .collect()
 }
 
+/// Why a budget allows nothing. Its counts say nothing when they could not be brought up to date.
+fn exhausted(status: &Value, healthy: i64, desired: i64) -> String {
+    const NOT_NOW: &str = "does not allow evicting pods currently";
+    let conditions = status["conditions"].as_array().into_iter().flatten();
+    let text = |condition: &Value, field: &str| condition[field].as_str().map(str::to_owned);
+    let told = conditions
+        .filter(|c| c["type"] == "DisruptionAllowed" && c["status"] == "False")
+        .find_map(|c| {
+            Some((
+                text(c, "reason")?,
+                text(c, "message").filter(|m| !m.is_empty())?,
+            ))
+        });
+    match told {
+        Some((reason, message)) if reason == "SyncFailed" => {
+            format!("{NOT_NOW} because it failed sync: {message}")
+        }
+        _ if healthy <= desired => {
+            format!("needs {desired} healthy pods and has {healthy} currently")
+        }
+        Some((reason, message)) => format!("{NOT_NOW} ({reason}): {message}"),
+        None => NOT_NOW.to_owned(),
+    }
+}
+
 /// Seconds after which a budget that has changed may be asked again.
 const UNOBSERVED: u32 = 10;
 
-async fn take_disruption(call: &Call, pod: &Value, budget: &str) -> Result<(), Error> {
+async fn take_disruption(
+    call: &Call,
+    pod: &Value,
+    budget: &str,
+    dry_run: bool,
+) -> Result<(), Error> {
     let Some(resource) = resources::find("policy", "v1", "poddisruptionbudgets") else {
         return Ok(());
     };
@@ -465,10 +506,8 @@ async fn take_disruption(call: &Call, pod: &Value, budget: &str) -> Result<(), E
             return Err(refused(why, UNOBSERVED));
         }
         if allowed <= 0 {
-            let why = format!(
-                "The disruption budget {budget} needs {desired} healthy pods and has {healthy} currently"
-            );
-            return Err(refused(why, 0));
+            let why = exhausted(status, healthy, desired);
+            return Err(refused(format!("The disruption budget {budget} {why}"), 0));
         }
         let mut object = current.clone();
         object["status"]["disruptionsAllowed"] = (allowed - 1).into();
@@ -486,6 +525,7 @@ async fn take_disruption(call: &Call, pod: &Value, budget: &str) -> Result<(), E
     });
     let cx = WriteContext {
         user: call.user.clone(),
+        dry_run,
         ..WriteContext::default()
     };
     call.server.registry.update(&cx, at, take).await.map(drop)
@@ -504,6 +544,31 @@ mod tests {
             (&scale["spec"]["replicas"], &scale["status"]["selector"]),
             (&3.into(), &"app=x".into())
         );
+    }
+
+    #[test]
+    fn budgets_say_why_they_allow_nothing() {
+        let failed = |reason: &str, message: &str| json!({"conditions": [{"type": "DisruptionAllowed", "status": "False", "reason": reason, "message": message}]});
+        for (status, (healthy, desired), why) in [
+            (
+                failed("InsufficientPods", ""),
+                (1, 1),
+                "needs 1 healthy pods and has 1 currently",
+            ),
+            (
+                failed("SyncFailed", "no scale"),
+                (1, 1),
+                "does not allow evicting pods currently because it failed sync: no scale",
+            ),
+            (
+                failed("Other", "later"),
+                (2, 1),
+                "does not allow evicting pods currently (Other): later",
+            ),
+            (json!({}), (2, 1), "does not allow evicting pods currently"),
+        ] {
+            assert_eq!(exhausted(&status, healthy, desired), why);
+        }
     }
 
     #[test]

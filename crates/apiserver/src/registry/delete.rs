@@ -33,8 +33,6 @@ pub enum Deleted {
     Pending(Value),
 }
 
-const PODS_ARE_PRESERVED: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
-
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 
@@ -61,11 +59,10 @@ impl Registry {
             let mut nothing = Value::Null;
             self.admission.admit(&attributes, &mut nothing).await?;
             self.admission.validate(&attributes, &nothing).await?;
-            if at.resource.kind == "Job"
-                && at.resource.group == "batch"
-                && options.propagation.is_none()
+            if options.propagation.is_none()
+                && let Some(warning) = at.resource.strategy().warning_of_orphans()
             {
-                cx.warnings.add(PODS_ARE_PRESERVED);
+                cx.warnings.add(warning);
             }
             for _ in 0..ATTEMPTS {
                 let old = current.object();
@@ -160,7 +157,11 @@ impl DeleteOptions {
         })
     }
 
-    fn check(&self, object: &Value, at: Location<'_>) -> Result<(), Error> {
+    /// Whether an object is the one that is to be deleted.
+    ///
+    /// # Errors
+    /// 409 when it is not.
+    pub(crate) fn check(&self, object: &Value, at: Location<'_>) -> Result<(), Error> {
         let fail = |what: &str, wanted: &str, found: &str, then: &str| {
             let why = format!(
                 "the {what} in the precondition ({wanted}) does not match the {what} in record ({found}). The object might have been {then}"

@@ -5,8 +5,8 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::client::{Clients, Request};
+use super::cost;
 use super::server::Server;
-use super::{WATCHERS, cost};
 use crate::row;
 
 const PODS: usize = 100_000;
@@ -15,6 +15,8 @@ const NODES: usize = 1000;
 /// Lists of one node's pods, and of everything.
 const OF_A_NODE: usize = 200;
 const OF_ALL: usize = 5;
+/// Lists of the first objects.
+const OF_FIRST: usize = 100;
 
 /// Objects in one part of a list that is asked for in parts.
 const CHUNK: usize = 500;
@@ -132,7 +134,7 @@ async fn reads(server: &Server, clients: &Clients) -> anyhow::Result<()> {
         Request::get(format!("/api/v1/pods?resourceVersion=0&{selector}"))
     });
     cost(server, clients, "list of a node's 100", of_a_node.collect()).await?;
-    let parts = (0..WATCHERS).map(|_| Request::get(format!("{COLLECTION}?limit={CHUNK}")));
+    let parts = (0..OF_FIRST).map(|_| Request::get(format!("{COLLECTION}?limit={CHUNK}")));
     cost(server, clients, "list of the first 500", parts.collect()).await?;
     let all = (0..OF_ALL).map(|_| Request::get(COLLECTION.to_owned()));
     cost(server, clients, "list of all", all.collect()).await?;

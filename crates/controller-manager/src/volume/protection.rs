@@ -307,11 +307,13 @@ mod tests {
         use k8s_openapi::api::core::v1::PersistentVolumeClaimSpec;
 
         let (fake, context) = context();
-        fake.insert(VolumeAttributesClass {
-            metadata: named("", "fast"),
-            driver_name: "disk.example.com".to_owned(),
-            ..VolumeAttributesClass::default()
-        });
+        for class in ["fast", "unused"] {
+            fake.insert(VolumeAttributesClass {
+                metadata: named("", class),
+                driver_name: "disk.example.com".to_owned(),
+                ..VolumeAttributesClass::default()
+            });
+        }
         let claim = fake.insert(PersistentVolumeClaim {
             metadata: named("ns", "data"),
             spec: Some(PersistentVolumeClaimSpec {
@@ -321,21 +323,27 @@ mod tests {
             status: None,
         });
         tokio::spawn(run_classes(context));
-        let get =
-            |fake: &fluyt_client::fake::FakeApi| fake.get::<VolumeAttributesClass>("", "fast");
+        let get = |fake: &fluyt_client::fake::FakeApi, class: &str| {
+            fake.get::<VolumeAttributesClass>("", class)
+        };
         fake.until("protected", |fake| {
-            get(fake).is_some_and(|class| class.metadata.finalizers.is_some())
+            ["fast", "unused"].iter().all(|class| {
+                get(fake, class).is_some_and(|class| class.metadata.finalizers.is_some())
+            })
         })
         .await;
         let api = Api::<VolumeAttributesClass>::all(fake.client());
-        api.delete("fast", &kube::api::DeleteParams::default())
-            .await
-            .unwrap();
-        fake.until("leaving", |fake| {
-            get(fake).is_some_and(|class| class.metadata.deletion_timestamp.is_some())
-        })
-        .await;
+        for class in ["fast", "unused"] {
+            api.delete(class, &kube::api::DeleteParams::default())
+                .await
+                .unwrap();
+        }
+        // One after the other is looked at, so the first has been when the second is gone.
+        fake.until("gone", |fake| get(fake, "unused").is_none())
+            .await;
+        let fast = get(&fake, "fast").unwrap();
+        assert!(fast.metadata.deletion_timestamp.is_some());
         fake.remove(&claim);
-        fake.until("gone", |fake| get(fake).is_none()).await;
+        fake.until("gone", |fake| get(fake, "fast").is_none()).await;
     }
 }

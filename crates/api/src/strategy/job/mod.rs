@@ -371,6 +371,12 @@ impl Strategy for Job {
         true
     }
 
+    fn warning_of_orphans(&self) -> Option<&'static str> {
+        Some(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning",
+        )
+    }
+
     fn default(&self, object: &mut Value) {
         if let Some(spec) = at_mut(object, &["spec"]) {
             default_spec(spec);
