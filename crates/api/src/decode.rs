@@ -18,10 +18,9 @@ pub const MAX_DEPTH: usize = 128;
 /// The parser's message.
 pub fn parse_json(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     let mut duplicates = Vec::new();
-    let mut path = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Tracked {
-        path: &mut path,
+        path: Path::ROOT,
         duplicates: &mut duplicates,
     }
     .deserialize(&mut deserializer)
@@ -62,9 +61,9 @@ pub struct Parsed {
 
 impl<'de> serde::Deserialize<'de> for Parsed {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (mut path, mut duplicates) = (Vec::new(), Vec::new());
+        let mut duplicates = Vec::new();
         let value = Tracked {
-            path: &mut path,
+            path: Path::ROOT,
             duplicates: &mut duplicates,
         }
         .deserialize(deserializer)?;
@@ -72,9 +71,62 @@ impl<'de> serde::Deserialize<'de> for Parsed {
     }
 }
 
+/// Where in a document something is: a list on the stack of those who walk there, which costs nothing until it is shown.
+#[derive(Clone, Copy)]
+pub(crate) struct Path<'a> {
+    parent: Option<&'a Path<'a>>,
+    step: Step<'a>,
+    depth: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Field(&'a str),
+    Item(usize),
+}
+
+impl<'a> Path<'a> {
+    pub(crate) const ROOT: Path<'static> = Path {
+        parent: None,
+        step: Step::Field(""),
+        depth: 0,
+    };
+
+    pub(crate) fn field(&'a self, name: &'a str) -> Self {
+        self.then(Step::Field(name))
+    }
+
+    pub(crate) fn item(&'a self, index: usize) -> Self {
+        self.then(Step::Item(index))
+    }
+
+    fn then(&'a self, step: Step<'a>) -> Self {
+        Self {
+            parent: Some(self),
+            step,
+            depth: self.depth + 1,
+        }
+    }
+}
+
+/// `spec.containers[0].name`
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(parent) = self.parent else {
+            return Ok(());
+        };
+        parent.fmt(f)?;
+        match self.step {
+            Step::Item(index) => write!(f, "[{index}]"),
+            Step::Field(name) if parent.depth == 0 => f.write_str(name),
+            Step::Field(name) => write!(f, ".{name}"),
+        }
+    }
+}
+
 /// Builds a [`Value`] like serde_json does but notices duplicate keys.
 struct Tracked<'a> {
-    path: &'a mut Vec<String>,
+    path: Path<'a>,
     duplicates: &'a mut Vec<String>,
 }
 
@@ -125,51 +177,151 @@ impl<'de> Visitor<'de> for Tracked<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        loop {
-            self.path.push(format!("[{}]", list.len()));
-            let item = items.next_element_seed(Tracked {
-                path: self.path,
-                duplicates: self.duplicates,
-            })?;
-            self.path.pop();
-            match item {
-                Some(item) => list.push(item),
-                None => return Ok(list.into()),
-            }
+        while let Some(item) = items.next_element_seed(Tracked {
+            path: self.path.item(list.len()),
+            duplicates: self.duplicates,
+        })? {
+            list.push(item);
         }
+        Ok(list.into())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        if self.path.len() > MAX_DEPTH {
+        if self.path.depth > MAX_DEPTH {
             return Err(A::Error::custom("exceeded max depth"));
         }
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            self.path.push(key.clone());
+            let path = self.path.field(&key);
             if map.contains_key(&key) {
-                self.duplicates.push(join(self.path));
+                self.duplicates.push(path.to_string());
             }
             let value = entries.next_value_seed(Tracked {
-                path: self.path,
+                path,
                 duplicates: self.duplicates,
             })?;
-            self.path.pop();
             map.insert(key, value);
         }
         Ok(map.into())
     }
 }
 
-/// `spec`, `containers`, `[0]`, `name` -> `spec.containers[0].name`.
-pub(crate) fn join(path: &[String]) -> String {
-    let mut joined = String::new();
-    for segment in path {
-        if !segment.starts_with('[') && !joined.is_empty() {
-            joined.push('.');
+/// What a decoder that is strict objects to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    Unknown(String),
+    Duplicate(String),
+}
+
+impl Problem {
+    fn path(&self) -> &str {
+        match self {
+            Self::Unknown(path) | Self::Duplicate(path) => path,
         }
-        joined.push_str(segment);
     }
-    joined
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(path) => write!(f, "unknown field \"{path}\""),
+            Self::Duplicate(path) => write!(f, "duplicate field \"{path}\""),
+        }
+    }
+}
+
+/// Brings problems into the order in which a JSON document has them, each once: what is there twice is seen at the second
+/// time.
+pub fn in_order(document: &[u8], problems: &mut Vec<Problem>) {
+    let mut fields = Vec::new();
+    let mut deserializer = serde_json::Deserializer::from_slice(document);
+    let walk = Fields {
+        path: Path::ROOT,
+        found: &mut fields,
+    };
+    if walk.deserialize(&mut deserializer).is_err() {
+        return;
+    }
+    let place = |problem: &Problem| {
+        let nth = usize::from(matches!(problem, Problem::Duplicate(_)));
+        let mut places =
+            (0..fields.len()).filter(|i| fields.get(*i).is_some_and(|f| f == problem.path()));
+        places.nth(nth).unwrap_or(fields.len())
+    };
+    problems.sort_by_cached_key(place);
+    problems.dedup();
+}
+
+/// Notes the path of every field in the order of a document.
+struct Fields<'a> {
+    path: Path<'a>,
+    found: &'a mut Vec<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for Fields<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Fields<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let mut index = 0;
+        while items
+            .next_element_seed(Fields {
+                path: self.path.item(index),
+                found: self.found,
+            })?
+            .is_some()
+        {
+            index += 1;
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        while let Some(key) = entries.next_key::<String>()? {
+            let path = self.path.field(&key);
+            self.found.push(path.to_string());
+            entries.next_value_seed(Fields {
+                path,
+                found: self.found,
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// What conforming an object to its schema found.
@@ -186,27 +338,25 @@ pub struct Findings {
 pub fn conform(schema: &Schema, ty: TypeId, object: &mut Value) -> Result<Findings, String> {
     let mut walk = Walk {
         schema,
-        path: Vec::new(),
         findings: Findings::default(),
     };
-    walk.object(ty, object)?;
+    walk.object(ty, Path::ROOT, object)?;
     Ok(walk.findings)
 }
 
 struct Walk<'a> {
     schema: &'a Schema,
-    path: Vec<String>,
     findings: Findings,
 }
 
 impl Walk<'_> {
-    fn object(&mut self, ty: TypeId, value: &mut Value) -> Result<(), String> {
+    fn object(&mut self, ty: TypeId, path: Path<'_>, value: &mut Value) -> Result<(), String> {
         let schema = self.schema;
         let ty = schema.get(ty);
         let Value::Object(map) = value else {
-            return Err(self.mismatch(value, short(&ty.name)));
+            return Err(mismatch(path, value, short(&ty.name)));
         };
-        let mut unknown = Vec::new();
+        let (mut unknown, mut nulls) = (Vec::new(), false);
         for (name, value) in map.iter_mut() {
             let Some(field) = ty.field(name) else {
                 if ty.rest.is_none() {
@@ -215,48 +365,43 @@ impl Walk<'_> {
                 continue;
             };
             if value.is_null() {
+                nulls = true;
                 continue;
             }
-            self.path.push(name.clone());
-            self.value(&field.kind, value)?;
-            self.path.pop();
+            self.value(&field.kind, path.field(name), value)?;
         }
         for name in unknown {
             map.remove(&name);
-            self.path.push(name);
-            self.findings.unknown.push(join(&self.path));
-            self.path.pop();
+            self.findings.unknown.push(path.field(&name).to_string());
         }
-        map.retain(|_, v| !v.is_null());
+        if nulls || ty.rest.is_some() {
+            map.retain(|_, v| !v.is_null());
+        }
         Ok(())
     }
 
-    fn value(&mut self, kind: &Kind, value: &mut Value) -> Result<(), String> {
+    fn value(&mut self, kind: &Kind, path: Path<'_>, value: &mut Value) -> Result<(), String> {
         match kind {
             Kind::Json => Ok(()),
-            Kind::Object(ty) => self.object(*ty, value),
+            Kind::Object(ty) => self.object(*ty, path, value),
             Kind::List(item) => {
                 let Value::Array(items) = value else {
-                    return Err(self.mismatch(value, "list"));
+                    return Err(mismatch(path, value, "list"));
                 };
                 for (i, v) in items.iter_mut().enumerate() {
-                    self.path.push(format!("[{i}]"));
-                    self.value(item, v)?;
-                    self.path.pop();
+                    self.value(item, path.item(i), v)?;
                 }
                 Ok(())
             }
             Kind::Map(item) => {
                 let Value::Object(entries) = value else {
-                    return Err(self.mismatch(value, "map"));
+                    return Err(mismatch(path, value, "map"));
                 };
                 for (key, v) in entries.iter_mut() {
-                    self.path.push(key.clone());
                     if v.is_null() && **item == Kind::String {
                         *v = Value::String(String::new());
                     }
-                    self.value(item, v)?;
-                    self.path.pop();
+                    self.value(item, path.field(key), v)?;
                 }
                 Ok(())
             }
@@ -268,74 +413,71 @@ impl Walk<'_> {
                 match value.as_str().map(str::parse::<crate::quantity::Quantity>) {
                     Some(Ok(_)) => Ok(()),
                     Some(Err(_)) => Err(crate::quantity::PATTERN_MESSAGE.to_owned()),
-                    None => Err(self.mismatch(value, "Quantity")),
+                    None => Err(mismatch(path, value, "Quantity")),
                 }
             }
-            Kind::Time => self.time(value, go_time::RFC3339),
-            Kind::MicroTime => self.time(value, go_time::RFC3339_MICRO),
-            scalar => self.scalar(scalar, value),
+            Kind::Time => time(path, value, go_time::RFC3339),
+            Kind::MicroTime => time(path, value, go_time::RFC3339_MICRO),
+            kind => scalar(kind, path, value),
         }
     }
+}
 
-    fn time(&self, value: &Value, layout: &str) -> Result<(), String> {
-        let Some(text) = value.as_str() else {
-            return Err(self.mismatch(value, "string"));
-        };
-        go_time::check(text, layout)?;
-        let parsed = text.parse::<jiff::Timestamp>();
-        parsed.map(drop).map_err(|error| error.to_string())
-    }
+fn time(path: Path<'_>, value: &Value, layout: &str) -> Result<(), String> {
+    let Some(text) = value.as_str() else {
+        return Err(mismatch(path, value, "string"));
+    };
+    go_time::check(text, layout)?;
+    let parsed = text.parse::<jiff::Timestamp>();
+    parsed.map(drop).map_err(|error| error.to_string())
+}
 
-    fn scalar(&self, kind: &Kind, value: &Value) -> Result<(), String> {
-        use base64::Engine as _;
-        let (ok, name) = match kind {
-            Kind::String => (value.is_string(), "string"),
-            Kind::Bool => (value.is_boolean(), "bool"),
-            Kind::Int32 => (
-                value.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
-                "int32",
-            ),
-            Kind::Int64 => (value.is_i64(), "int64"),
-            Kind::Double => (value.is_number(), "float64"),
-            Kind::IntOrString => (value.is_string() || value.is_i64(), "int32"),
-            Kind::Bytes => {
-                let Some(text) = value.as_str() else {
-                    return Err(self.mismatch(value, "[]uint8"));
-                };
-                return match base64::engine::general_purpose::STANDARD.decode(text) {
-                    Ok(_) => Ok(()),
-                    Err(base64::DecodeError::InvalidByte(at, _)) => {
-                        Err(format!("illegal base64 data at input byte {at}"))
-                    }
-                    Err(_) => Err(format!("illegal base64 data at input byte {}", text.len())),
-                };
-            }
-            _ => (true, ""),
-        };
-        if ok {
-            Ok(())
-        } else {
-            Err(self.mismatch(value, name))
+fn scalar(kind: &Kind, path: Path<'_>, value: &Value) -> Result<(), String> {
+    use base64::Engine as _;
+    let (ok, name) = match kind {
+        Kind::String => (value.is_string(), "string"),
+        Kind::Bool => (value.is_boolean(), "bool"),
+        Kind::Int32 => (
+            value.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
+            "int32",
+        ),
+        Kind::Int64 => (value.is_i64(), "int64"),
+        Kind::Double => (value.is_number(), "float64"),
+        Kind::IntOrString => (value.is_string() || value.is_i64(), "int32"),
+        Kind::Bytes => {
+            let Some(text) = value.as_str() else {
+                return Err(mismatch(path, value, "[]uint8"));
+            };
+            return match base64::engine::general_purpose::STANDARD.decode(text) {
+                Ok(_) => Ok(()),
+                Err(base64::DecodeError::InvalidByte(at, _)) => {
+                    Err(format!("illegal base64 data at input byte {at}"))
+                }
+                Err(_) => Err(format!("illegal base64 data at input byte {}", text.len())),
+            };
         }
+        _ => (true, ""),
+    };
+    if ok {
+        Ok(())
+    } else {
+        Err(mismatch(path, value, name))
     }
+}
 
-    fn mismatch(&self, value: &Value, expected: &str) -> String {
-        let found = match value {
-            Value::Null => "null".to_owned(),
-            Value::Bool(_) => "bool".to_owned(),
-            Value::Number(n) if n.is_f64() || matches!(expected, "int32" | "int64") => {
-                format!("number {n}")
-            }
-            Value::Number(_) => "number".to_owned(),
-            Value::String(_) => "string".to_owned(),
-            Value::Array(_) => "array".to_owned(),
-            Value::Object(_) => "object".to_owned(),
-        };
-        format!(
-            "json: cannot unmarshal {found} into Go struct field {} of type {expected}",
-            join(&self.path)
-        )
-    }
+fn mismatch(path: Path<'_>, value: &Value, expected: &str) -> String {
+    let found = match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(_) => "bool".to_owned(),
+        Value::Number(n) if n.is_f64() || matches!(expected, "int32" | "int64") => {
+            format!("number {n}")
+        }
+        Value::Number(_) => "number".to_owned(),
+        Value::String(_) => "string".to_owned(),
+        Value::Array(_) => "array".to_owned(),
+        Value::Object(_) => "object".to_owned(),
+    };
+    format!("json: cannot unmarshal {found} into Go struct field {path} of type {expected}")
 }
 
 /// `io.k8s.api.core.v1.Pod` -> `v1.Pod`.
@@ -394,5 +536,24 @@ mod tests {
         assert_eq!(duplicates, ["a.b", "c[0].d"]);
         assert_eq!(value["a"]["b"], 2);
         assert!(parse_json(b"{} x").is_err());
+    }
+
+    #[test]
+    fn problems_are_told_in_the_order_of_the_document() {
+        let document = br#"{"z": 1, "a": {"b": 1, "y": 1, "b": 2, "b": 3}, "c": [{}, {"x": 1}]}"#;
+        let unknown = |path: &str| Problem::Unknown(path.into());
+        let twice = || Problem::Duplicate("a.b".into());
+        let mut problems = vec![
+            unknown("a.y"),
+            unknown("c[1].x"),
+            unknown("z"),
+            twice(),
+            twice(),
+        ];
+        in_order(document, &mut problems);
+        assert_eq!(
+            problems,
+            [unknown("z"), unknown("a.y"), twice(), unknown("c[1].x")]
+        );
     }
 }

@@ -102,7 +102,7 @@ async fn keep(server: &Arc<Server>, name: &str, host: &str, holder: &str) -> Res
 /// Deletes leases of servers that are gone.
 async fn clear(server: &Arc<Server>) -> Result<(), Error> {
     let resource = leases()?;
-    let entries = server.caches.of(resource).snapshot().entries;
+    let entries = server.caches.of(resource).snapshot().objects.entries;
     for entry in entries.values().filter(|e| e.namespace() == NAMESPACE) {
         let lease = entry.object();
         if lease["metadata"]["labels"][LABEL] != COMPONENT || !is_expired(&lease) {

@@ -14,11 +14,11 @@ use common::process::setting;
 use common::random::Random;
 use etcd_client::proto::{
     PbCompactionRequest, PbCompactionResponse, PbCompare, PbDeleteRequest, PbDeleteResponse,
-    PbHashKvRequest, PbHashKvResponse, PbLeaseGrantRequest, PbLeaseGrantResponse,
+    PbHashKvRequest, PbHashKvResponse, PbKeyValue, PbLeaseGrantRequest, PbLeaseGrantResponse,
     PbLeaseLeasesRequest, PbLeaseLeasesResponse, PbLeaseRevokeRequest, PbLeaseRevokeResponse,
     PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse, PbPutRequest, PbPutResponse,
-    PbRangeRequest, PbRangeResponse, PbResponseHeader, PbTargetUnion, PbTxnOpRequest, PbTxnRequest,
-    PbTxnRequestOp, PbTxnResponse,
+    PbRangeRequest, PbRangeResponse, PbResponseHeader, PbTargetUnion, PbTxnOpRequest,
+    PbTxnOpResponse, PbTxnRequest, PbTxnRequestOp, PbTxnResponse,
 };
 use etcd_client::{WatchFilterType, WatchOptions, WatchRequestSender, WatchResponseStream};
 use prost::Message;
@@ -30,6 +30,11 @@ use tonic_prost::ProstCodec;
 /// (`TMPDIR=/dev/shm`) those take some minutes.
 const SEEDS: usize = 3;
 const OPERATIONS: usize = 700;
+
+const TARGET_KEY: i32 = 0;
+const TARGET_VERSION: i32 = 1;
+const TARGET_CREATE: i32 = 2;
+const TARGET_MOD: i32 = 3;
 
 impl Random {
     fn key(&mut self) -> Vec<u8> {
@@ -175,14 +180,10 @@ impl Side {
         Self(tonic::client::Grpc::new(endpoint.connect().await.unwrap()))
     }
 
-    async fn call<In, Out>(&mut self, method: &'static str, request: In) -> Result<Out, Status>
-    where
-        In: Message + 'static,
-        Out: Message + Default + 'static,
-    {
+    async fn call<In: Request>(&mut self, request: In) -> Result<In::Answer, Status> {
         self.0.ready().await.unwrap();
-        let path = http::uri::PathAndQuery::from_static(method);
-        let codec = ProstCodec::<In, Out>::default();
+        let path = http::uri::PathAndQuery::from_static(In::METHOD);
+        let codec = ProstCodec::<In, In::Answer>::default();
         let answer = self
             .0
             .unary(tonic::Request::new(request), path, codec)
@@ -191,40 +192,104 @@ impl Side {
     }
 }
 
-/// What is the same on both sides; the revision of the header is.
-trait Answer: Message + std::fmt::Debug + Default + Clone + PartialEq + 'static {
-    fn header(&mut self) -> &mut Option<PbResponseHeader>;
-    fn normalize(&mut self) {}
+/// An operation, and what of its answer is the same on both sides.
+trait Request: Message + std::fmt::Debug + Clone + 'static {
+    type Answer: Answer;
+    const METHOD: &'static str;
+
+    /// Takes from an answer what etcd leaves open.
+    fn settle(&self, _answer: &mut Self::Answer) {}
 }
 
-macro_rules! answers {
-    ($($answer:ty $(: $normalize:expr)?),* $(,)?) => {$(
+/// The revision of the header is the same too.
+trait Answer: Message + std::fmt::Debug + Default + Clone + PartialEq + 'static {
+    fn header(&mut self) -> &mut Option<PbResponseHeader>;
+}
+
+macro_rules! operations {
+    ($($method:literal $request:ty => $answer:ty $(: $settle:expr)?;)*) => {$(
+        impl Request for $request {
+            type Answer = $answer;
+            const METHOD: &'static str = concat!("/etcdserverpb.", $method);
+            $(fn settle(&self, answer: &mut $answer) {
+                let settle: fn(&Self, &mut $answer) = $settle;
+                settle(self, answer);
+            })?
+        }
         impl Answer for $answer {
             fn header(&mut self) -> &mut Option<PbResponseHeader> {
                 &mut self.header
             }
-            $(fn normalize(&mut self) {
-                let normalize: fn(&mut Self) = $normalize;
-                normalize(self);
-            })?
         }
     )*};
 }
 
-answers!(
-    PbRangeResponse,
-    PbPutResponse,
-    PbDeleteResponse,
-    PbTxnResponse,
-    PbCompactionResponse,
-    PbLeaseGrantResponse,
-    PbLeaseRevokeResponse,
-    // Time passes, and etcd lists in no order.
-    PbLeaseTimeToLiveResponse: |a| { a.ttl = a.ttl.signum(); a.keys.sort(); },
-    PbLeaseLeasesResponse: |a| a.leases.sort_by_key(|lease| lease.id),
+operations!(
+    "KV/Range" PbRangeRequest => PbRangeResponse: settle_ties;
+    "KV/Put" PbPutRequest => PbPutResponse;
+    "KV/DeleteRange" PbDeleteRequest => PbDeleteResponse;
+    "KV/Txn" PbTxnRequest => PbTxnResponse: settle_ranges;
+    "KV/Compact" PbCompactionRequest => PbCompactionResponse;
     // Later than 3.4.
-    PbHashKvResponse: |a| a.hash_revision = 0,
+    "Maintenance/HashKV" PbHashKvRequest => PbHashKvResponse: |_, a| a.hash_revision = 0;
+    "Lease/LeaseGrant" PbLeaseGrantRequest => PbLeaseGrantResponse;
+    "Lease/LeaseRevoke" PbLeaseRevokeRequest => PbLeaseRevokeResponse;
+    // Time passes, and etcd lists in no order.
+    "Lease/LeaseTimeToLive" PbLeaseTimeToLiveRequest => PbLeaseTimeToLiveResponse:
+        |_, a| { a.ttl = a.ttl.signum(); a.keys.sort(); };
+    "Lease/LeaseLeases" PbLeaseLeasesRequest => PbLeaseLeasesResponse: |_, a| a.leases.sort_by_key(|lease| lease.id);
 );
+
+/// The order of keys that are equal in what a range is sorted by depends on the release of Go that etcd was built with:
+/// they are compared as a set, and those of which a limit leaves out some only in how many they are.
+fn settle_ties(request: &PbRangeRequest, answer: &mut PbRangeResponse) {
+    let sorted_by = |kv: &PbKeyValue| match request.sort_target {
+        TARGET_KEY => kv.key.clone(),
+        TARGET_VERSION => kv.version.to_be_bytes().to_vec(),
+        TARGET_CREATE => kv.create_revision.to_be_bytes().to_vec(),
+        TARGET_MOD => kv.mod_revision.to_be_bytes().to_vec(),
+        // Without values all that can be told apart is not what they are sorted by.
+        _ if request.keys_only => Vec::new(),
+        _ => kv.value.clone(),
+    };
+    for ties in answer.kvs.chunk_by_mut(|a, b| sorted_by(a) == sorted_by(b)) {
+        ties.sort_by(|a, b| a.key.cmp(&b.key));
+    }
+    if answer.more && request.sort_target != TARGET_KEY {
+        let cut = answer.kvs.last().map(sorted_by);
+        for kv in &mut answer.kvs {
+            let tied = sorted_by(kv);
+            if Some(&tied) == cut.as_ref() {
+                *kv = PbKeyValue {
+                    value: tied,
+                    ..PbKeyValue::default()
+                };
+            }
+        }
+    }
+}
+
+fn settle_ranges(request: &PbTxnRequest, answer: &mut PbTxnResponse) {
+    let ops = if answer.succeeded {
+        &request.success
+    } else {
+        &request.failure
+    };
+    for (op, answer) in ops.iter().zip(&mut answer.responses) {
+        match (&op.request, &mut answer.response) {
+            (
+                Some(PbTxnOpRequest::RequestRange(op)),
+                Some(PbTxnOpResponse::ResponseRange(answer)),
+            ) => {
+                op.settle(answer);
+            }
+            (Some(PbTxnOpRequest::RequestTxn(op)), Some(PbTxnOpResponse::ResponseTxn(answer))) => {
+                op.settle(answer);
+            }
+            _ => {}
+        }
+    }
+}
 
 struct Pair {
     ours: Side,
@@ -235,16 +300,13 @@ struct Pair {
 }
 
 impl Pair {
-    async fn both<In, Out>(&mut self, method: &'static str, request: In)
-    where
-        In: Message + std::fmt::Debug + Clone + 'static,
-        Out: Answer,
-    {
+    async fn both<In: Request>(&mut self, request: In) {
         let (ours, theirs) = tokio::join!(
-            self.ours.call::<In, Out>(method, request.clone()),
-            self.theirs.call::<In, Out>(method, request.clone()),
+            self.ours.call(request.clone()),
+            self.theirs.call(request.clone()),
         );
-        let (ours, theirs) = (seen(ours), seen(theirs));
+        let (ours, theirs) = (seen(&request, ours), seen(&request, theirs));
+        let method = In::METHOD;
         assert_eq!(ours, theirs, "seed {}: {method} {request:?}", self.seed);
         if let Ok(mut answer) = ours {
             self.revision = answer.header().as_ref().unwrap().revision;
@@ -252,12 +314,15 @@ impl Pair {
     }
 }
 
-fn seen<Out: Answer>(answer: Result<Out, Status>) -> Result<Out, (tonic::Code, String)> {
+fn seen<In: Request>(
+    request: &In,
+    answer: Result<In::Answer, Status>,
+) -> Result<In::Answer, (tonic::Code, String)> {
     match answer {
         Ok(mut answer) => {
             let header = answer.header().as_mut().unwrap();
             (header.cluster_id, header.member_id, header.raft_term) = (0, 0, 0);
-            answer.normalize();
+            request.settle(&mut answer);
             Ok(answer)
         }
         Err(status) => Err((status.code(), status.message().to_owned())),
@@ -293,8 +358,7 @@ async fn answers_are_etcds() {
             key: LAST.to_vec(),
             ..PbPutRequest::default()
         };
-        pair.both::<_, PbPutResponse>("/etcdserverpb.KV/Put", last)
-            .await;
+        pair.both(last).await;
         let from = compacted + 1;
         let history = events(&ours, from).await;
         assert!(!history.is_empty());
@@ -646,22 +710,18 @@ async fn step(pair: &mut Pair, random: &mut Random, compacted: &mut i64) {
     match random.below(40) {
         0..8 => {
             let request = random.range(now);
-            pair.both::<_, PbRangeResponse>("/etcdserverpb.KV/Range", request)
-                .await;
+            pair.both(request).await;
         }
         8..16 => {
-            pair.both::<_, PbPutResponse>("/etcdserverpb.KV/Put", random.put())
-                .await;
+            pair.both(random.put()).await;
         }
         16..19 => {
             let request = random.delete();
-            pair.both::<_, PbDeleteResponse>("/etcdserverpb.KV/DeleteRange", request)
-                .await;
+            pair.both(request).await;
         }
         19..33 => {
             let request = random.txn(now, 2);
-            pair.both::<_, PbTxnResponse>("/etcdserverpb.KV/Txn", request)
-                .await;
+            pair.both(request).await;
         }
         33 => {
             let revision = now - random.below(30) + 1;
@@ -669,8 +729,7 @@ async fn step(pair: &mut Pair, random: &mut Random, compacted: &mut i64) {
                 revision,
                 physical: true,
             };
-            pair.both::<_, PbCompactionResponse>("/etcdserverpb.KV/Compact", request)
-                .await;
+            pair.both(request).await;
             if revision <= now {
                 *compacted = revision.max(*compacted);
             }
@@ -679,37 +738,30 @@ async fn step(pair: &mut Pair, random: &mut Random, compacted: &mut i64) {
             let request = PbHashKvRequest {
                 revision: random.revision(now),
             };
-            pair.both::<_, PbHashKvResponse>("/etcdserverpb.Maintenance/HashKV", request)
-                .await;
+            pair.both(request).await;
         }
         35 | 36 => {
             let request = PbLeaseGrantRequest {
                 id: 1 + random.below(4),
                 ttl: 1000 + random.below(3) * 9_000_000_000,
             };
-            pair.both::<_, PbLeaseGrantResponse>("/etcdserverpb.Lease/LeaseGrant", request)
-                .await;
+            pair.both(request).await;
         }
         37 => {
             let request = PbLeaseRevokeRequest {
                 id: 1 + random.below(4),
             };
-            pair.both::<_, PbLeaseRevokeResponse>("/etcdserverpb.Lease/LeaseRevoke", request)
-                .await;
+            pair.both(request).await;
         }
         38 => {
             let request = PbLeaseTimeToLiveRequest {
                 id: 1 + random.below(4),
                 keys: true,
             };
-            let method = "/etcdserverpb.Lease/LeaseTimeToLive";
-            pair.both::<_, PbLeaseTimeToLiveResponse>(method, request)
-                .await;
+            pair.both(request).await;
         }
         _ => {
-            let method = "/etcdserverpb.Lease/LeaseLeases";
-            pair.both::<_, PbLeaseLeasesResponse>(method, PbLeaseLeasesRequest {})
-                .await;
+            pair.both(PbLeaseLeasesRequest {}).await;
         }
     }
 }

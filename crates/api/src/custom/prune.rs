@@ -3,42 +3,36 @@
 use serde_json::{Map, Value};
 
 use super::structural::{Additional, Structural};
+use crate::decode::Path;
 
 /// Fields that every resource has, whatever its schema says.
 const META: [&str; 3] = ["apiVersion", "kind", "metadata"];
 
 /// Removes unspecified fields of a custom resource and returns their paths.
 pub fn prune(schema: &Structural, object: &mut Value) -> Vec<String> {
-    let mut pruning = Pruning {
-        path: Vec::new(),
-        unknown: Vec::new(),
-    };
+    let mut pruning = Pruning::default();
     if let Value::Object(map) = object {
-        pruning.object(Some(schema), map, true);
+        pruning.object(Some(schema), Path::ROOT, map, true);
     }
     pruning.unknown
 }
 
 /// The same for a value below the root, whose unknown parts nobody asks for.
 pub(crate) fn prune_value(schema: &Structural, value: &mut Value) {
-    let mut pruning = Pruning {
-        path: Vec::new(),
-        unknown: Vec::new(),
-    };
-    pruning.value(Some(schema), value);
+    Pruning::default().value(Some(schema), Path::ROOT, value);
 }
 
+#[derive(Default)]
 struct Pruning {
-    path: Vec<String>,
     unknown: Vec<String>,
 }
 
 impl Pruning {
-    fn value(&mut self, schema: Option<&Structural>, value: &mut Value) {
+    fn value(&mut self, schema: Option<&Structural>, path: Path<'_>, value: &mut Value) {
         match value {
             Value::Object(map) => {
                 let root = schema.is_some_and(|s| s.embedded_resource);
-                self.object(schema, map, root);
+                self.object(schema, path, map, root);
             }
             Value::Array(items) => {
                 let preserved = schema.is_some_and(|s| s.preserve_unknown_fields);
@@ -47,16 +41,20 @@ impl Pruning {
                     return;
                 }
                 for (i, item) in items.iter_mut().enumerate() {
-                    self.path.push(format!("[{i}]"));
-                    self.value(schema, item);
-                    self.path.pop();
+                    self.value(schema, path.item(i), item);
                 }
             }
             _ => {}
         }
     }
 
-    fn object(&mut self, schema: Option<&Structural>, map: &mut Map<String, Value>, root: bool) {
+    fn object(
+        &mut self,
+        schema: Option<&Structural>,
+        path: Path<'_>,
+        map: &mut Map<String, Value>,
+        root: bool,
+    ) {
         let mut unknown = Vec::new();
         for (name, value) in map.iter_mut() {
             if root && META.contains(&name.as_str()) {
@@ -76,15 +74,11 @@ impl Pruning {
                     continue;
                 }
             };
-            self.path.push(name.clone());
-            self.value(Some(child), value);
-            self.path.pop();
+            self.value(Some(child), path.field(name), value);
         }
         for name in unknown {
             map.remove(&name);
-            self.path.push(name);
-            self.unknown.push(crate::decode::join(&self.path));
-            self.path.pop();
+            self.unknown.push(path.field(&name).to_string());
         }
     }
 }

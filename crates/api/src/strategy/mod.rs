@@ -150,6 +150,12 @@ pub trait Strategy: Sync + Send {
         None
     }
 
+    /// The field by whose values objects are looked up so often that a cache should keep them in its order. It need not be
+    /// one that requests can select by.
+    fn indexed_field(&self) -> Option<&'static str> {
+        None
+    }
+
     /// PUT may create.
     fn allow_create_on_update(&self) -> bool {
         false

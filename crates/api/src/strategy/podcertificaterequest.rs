@@ -380,6 +380,10 @@ impl Strategy for PodCertificateRequest {
         &["spec.signerName", "spec.podName", "spec.nodeName"]
     }
 
+    fn indexed_field(&self) -> Option<&'static str> {
+        Some("spec.nodeName")
+    }
+
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {
         match field {
             "spec.signerName" => Some(text(object, "/spec/signerName")),

@@ -31,7 +31,7 @@ pub async fn run(server: Arc<Server>) {
                 () = server.shutdown.cancelled() => return,
             };
             let Some((_, event)) = event else { break };
-            if !event.deleted {
+            if !event.is_deletion() {
                 check(&server, resource, &event.entry.object()).await;
             }
         }

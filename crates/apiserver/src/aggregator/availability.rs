@@ -184,7 +184,7 @@ impl Changes {
             // Our own change of a status is no news.
             let previous = event.previous.as_ref().map(|p| p.object());
             let is_news =
-                previous.is_none_or(|p| event.deleted || differs(&p, &event.entry.object()));
+                previous.is_none_or(|p| event.is_deletion() || differs(&p, &event.entry.object()));
             if is_news {
                 return Some(());
             }

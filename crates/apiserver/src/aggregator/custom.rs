@@ -66,7 +66,7 @@ async fn settle(server: &Arc<Server>, services: &'static Resource) -> Result<(),
         .iter()
         .map(|r| format!("{}.{}", r.version, r.group))
         .collect();
-    let registered = server.caches.of(services).snapshot().entries;
+    let registered = server.caches.of(services).snapshot().objects.entries;
     for name in &served {
         let wanted = registration(name);
         match registered.values().find(|e| e.name() == name) {

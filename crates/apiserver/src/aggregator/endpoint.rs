@@ -110,9 +110,8 @@ fn slices_of(caches: &Caches, namespace: &str, service: &str) -> Vec<Value> {
     };
     let snapshot = caches.of(slices).snapshot();
     let of_service = snapshot.entries.values().filter(|entry| {
-        let labels = entry.labels.as_deref();
-        let owner = labels.and_then(|l| l.get("kubernetes.io/service-name"));
-        entry.namespace() == namespace && owner.and_then(Value::as_str) == Some(service)
+        let owner = entry.labels.get("kubernetes.io/service-name");
+        entry.namespace() == namespace && owner == Some(service)
     });
     of_service.map(|entry| entry.object()).collect()
 }

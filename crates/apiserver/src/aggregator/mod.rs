@@ -34,7 +34,7 @@ pub fn all(caches: &Caches) -> Vec<Value> {
     let Some(services) = resources::find("apiregistration.k8s.io", "v1", "apiservices") else {
         return Vec::new();
     };
-    let entries = caches.of(services).snapshot().entries;
+    let entries = caches.of(services).snapshot().objects.entries;
     entries
         .values()
         .map(|e| e.object())

@@ -210,16 +210,17 @@ impl NodeAuthorizer {
     }
 
     /// The pods bound to a node.
-    fn pods_on(&self, node: &str) -> impl Iterator<Item = Arc<Entry>> + use<> {
-        let pods = resources::find("", "v1", "pods");
-        let entries = pods
-            .map(|p| self.caches.of(p).snapshot().entries)
-            .unwrap_or_default();
-        let node = node.to_owned();
-        entries
-            .into_iter()
-            .map(|(_, entry)| entry)
-            .filter(move |e| e.field("spec.nodeName") == node)
+    fn pods_on(&self, node: &str) -> Vec<Arc<Entry>> {
+        self.with_field("pods", node)
+    }
+
+    /// The core objects of a kind that have a value in their indexed field.
+    fn with_field(&self, plural: &str, value: &str) -> Vec<Arc<Entry>> {
+        let Some(resource) = resources::find("", "v1", plural) else {
+            return Vec::new();
+        };
+        let snapshot = self.caches.of(resource).snapshot();
+        snapshot.with_field(value, "").cloned().collect()
     }
 
     fn is_related(
@@ -263,7 +264,8 @@ impl NodeAuthorizer {
 
     fn referenced(&self, node: &str, resource: &str, namespace: &str, name: &str) -> bool {
         self.pods_on(node)
-            .filter(|e| e.namespace() == namespace)
+            .iter()
+            .filter(|e| e.namespace() == namespace && may_refer_to(e, resource, name))
             .any(|e| refers_to(&e.object(), resource, name))
     }
 
@@ -281,16 +283,54 @@ impl NodeAuthorizer {
 
     /// Whether a volume that the node uses has its credentials in a secret.
     fn is_volume_secret(&self, node: &str, namespace: &str, name: &str) -> bool {
-        let volumes = resources::find("", "v1", "persistentvolumes");
-        let entries = volumes
-            .map(|v| self.caches.of(v).snapshot().entries)
-            .unwrap_or_default();
-        entries.values().any(|entry| {
-            let volume = entry.object();
-            volume_secrets(&volume).any(|(ns, secret)| ns == namespace && secret == name)
-                && self.claims(node, &volume)
-        })
+        let of_pod = |pod: &Arc<Entry>| {
+            let object = pod.object();
+            let claims = claims_of(&object).into_iter();
+            let keys = claims.map(|claim| format!("{}/{claim}", pod.namespace()));
+            keys.flat_map(|key| self.with_field("persistentvolumes", &key))
+                .any(|volume| {
+                    volume_secrets(&volume.object()).any(|(ns, s)| ns == namespace && s == name)
+                })
+        };
+        let pods = self.pods_on(node);
+        pods.iter().filter(|pod| may_use_claims(pod)).any(of_pod)
     }
+}
+
+/// Whether a pod's JSON has what would make it refer to an object: to look costs far less than to parse it. Names need no
+/// escapes.
+fn may_refer_to(pod: &Entry, resource: &str, name: &str) -> bool {
+    if resource == "persistentvolumeclaims" {
+        return may_use_claims(pod);
+    }
+    pod.mentions(&format!("\"{name}\""))
+}
+
+fn may_use_claims(pod: &Entry) -> bool {
+    pod.mentions("\"persistentVolumeClaim\"") || pod.mentions("\"ephemeral\"")
+}
+
+/// The claims that a pod's volumes are.
+fn claims_of(pod: &Value) -> Vec<String> {
+    if is_mirror(pod) {
+        return Vec::new();
+    }
+    let of_volume = |volume: &Value| {
+        if volume["ephemeral"].is_object() {
+            let volume = volume["name"].as_str().unwrap_or_default();
+            return Some(format!("{}-{volume}", meta::name(pod)));
+        }
+        let claim = &volume["persistentVolumeClaim"]["claimName"];
+        claim.as_str().map(ToOwned::to_owned)
+    };
+    list(&pod["spec"]["volumes"])
+        .filter_map(of_volume)
+        .collect()
+}
+
+/// A node makes mirror pods itself: they must not open anything to it.
+fn is_mirror(pod: &Value) -> bool {
+    meta::annotation(pod, "kubernetes.io/config.mirror").is_some()
 }
 
 fn pins(question: &Question, field: &str, value: &str) -> bool {
@@ -343,25 +383,14 @@ fn nodes(node: &str, question: &Question) -> Decision {
 }
 
 fn refers_to(pod: &Value, resource: &str, name: &str) -> bool {
-    // A node makes mirror pods itself: they must not open anything to it.
-    if meta::annotation(pod, "kubernetes.io/config.mirror").is_some() {
+    if is_mirror(pod) {
         return false;
     }
     let spec = &pod["spec"];
     let volumes = || list(&spec["volumes"]);
-    let claim_of = |volume: &Value| {
-        format!(
-            "{}-{}",
-            meta::name(pod),
-            volume["name"].as_str().unwrap_or_default()
-        )
-    };
     match resource {
         "serviceaccounts" => spec["serviceAccountName"] == name,
-        "persistentvolumeclaims" => volumes().any(|v| {
-            v["persistentVolumeClaim"]["claimName"] == name
-                || (v["ephemeral"].is_object() && claim_of(v) == name)
-        }),
+        "persistentvolumeclaims" => claims_of(pod).iter().any(|claim| claim == name),
         "resourceclaims" => {
             let status = &pod["status"];
             list(&spec["resourceClaims"]).any(|c| c["resourceClaimName"] == name)

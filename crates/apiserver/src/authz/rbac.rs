@@ -255,7 +255,7 @@ impl Rbac {
         }
         let objects = tables.map(|r| {
             let entries = r
-                .map(|r| self.caches.of(r).snapshot().entries)
+                .map(|r| self.caches.of(r).snapshot().objects.entries)
                 .unwrap_or_default();
             entries.values().map(|e| e.object()).collect::<Vec<_>>()
         });

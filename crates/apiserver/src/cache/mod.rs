@@ -2,8 +2,13 @@
 //! order; nothing else writes to them.
 
 mod entry;
+mod event;
 mod handover;
+mod history;
+mod objects;
+mod pairs;
 mod resource;
+mod watchers;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,9 +27,13 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 use crate::storage::Codec;
 
-pub use entry::Entry;
+pub use entry::{Entry, json_event};
+pub use event::{Change, WatchEvent};
 pub use handover::Handed;
-pub use resource::{Change, Filter, ResourceCache, Snapshot, Subscription, WatchEvent, encode};
+pub use objects::Objects;
+pub use pairs::Pairs;
+pub use resource::{ResourceCache, Snapshot};
+pub use watchers::{Filter, Subscription};
 
 /// Prefix of all keys, upstream's default.
 pub const REGISTRY: &str = "/registry/";
@@ -406,7 +415,14 @@ impl Caches {
         let resource = cache.resource();
         // What a writer of this server has in hand needs no decoding.
         if let Some(object) = self.handover.take(&event.kv) {
-            return cache.put(Entry::new(&resource, key, event.kv.mod_revision, &object));
+            let revision = event.kv.mod_revision;
+            return cache.put(Entry::new(
+                &resource,
+                key,
+                revision,
+                arrival(&event.kv),
+                &object,
+            ));
         }
         match self.entry(&resource, key, &event.kv).await {
             Ok(entry) => cache.put(entry),
@@ -425,7 +441,7 @@ impl Caches {
         kv: &KeyValue,
     ) -> Result<Entry, String> {
         let stored = self.codec.decode(resource, &kv.key, &kv.value).await?;
-        let entry = Entry::of_stored(resource, key, kv.mod_revision, stored);
+        let entry = Entry::of_stored(resource, key, kv.mod_revision, arrival(kv), stored);
         Ok(entry)
     }
 
@@ -447,6 +463,15 @@ impl Caches {
         let (first, second) = (slashes.next()?, slashes.next());
         let found = |at: usize| self.find(&rest[..at]).map(|cache| (cache, &rest[at + 1..]));
         second.and_then(found).or_else(|| found(first))
+    }
+}
+
+/// Whether a stored value is the first of its key.
+fn arrival(kv: &KeyValue) -> Change {
+    if kv.create_revision == kv.mod_revision {
+        Change::Added
+    } else {
+        Change::Modified
     }
 }
 

@@ -1,174 +1,57 @@
-//! The cache of one resource: an ordered map of entries that is cheap to snapshot, the recent events, and the watchers.
+//! The cache of one resource: its objects, the recent events, and the watchers.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use bytes::Bytes;
 use fluyt_api::resources::Handle;
-use fluyt_api::selector::{FieldSelector, LabelSelector};
-use imbl::OrdMap;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc;
 
-use super::Entry;
-
-/// Events kept for watches that start in the past.
-const HISTORY: usize = 1000;
-
-/// Events a watcher may have waiting; one that falls further behind is ended and must list again.
-const WATCH_QUEUE: usize = 1024;
+use super::history::History;
+use super::watchers::{Layout, Watchers};
+use super::{Entry, Filter, Objects, Subscription, WatchEvent};
 
 /// Objects of one resource.
 pub struct ResourceCache {
     resource: RwLock<Handle>,
+    layout: Layout,
     state: Mutex<State>,
+    watchers: Watchers,
 }
 
-#[derive(Default)]
 struct State {
-    entries: OrdMap<Arc<str>, Arc<Entry>>,
+    objects: Objects,
     /// Of the newest change, or of the load when there was none since.
     revision: i64,
-    /// Watches may start after this revision.
-    oldest: i64,
-    history: VecDeque<Arc<WatchEvent>>,
-    watchers: Vec<Watcher>,
+    history: History,
 }
 
-struct Watcher {
-    filter: Filter,
-    sender: mpsc::Sender<(Change, Arc<WatchEvent>)>,
-}
-
-/// Which objects a list or watch is about.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    pub namespace: String,
-    pub labels: LabelSelector,
-    pub fields: FieldSelector,
-}
-
-/// A consistent view of all entries.
+/// A consistent view of all objects.
+#[derive(Clone)]
 pub struct Snapshot {
-    pub entries: OrdMap<Arc<str>, Arc<Entry>>,
+    pub objects: Objects,
     /// Of the newest change in this resource.
     pub revision: i64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    Added,
-    Modified,
-    Deleted,
-}
+impl std::ops::Deref for Snapshot {
+    type Target = Objects;
 
-/// One change, shared by all its watchers.
-#[derive(Debug)]
-pub struct WatchEvent {
-    pub revision: i64,
-    pub deleted: bool,
-    pub entry: Arc<Entry>,
-    pub previous: Option<Arc<Entry>>,
-    encoded: [OnceLock<Bytes>; 3],
-    framed: [OnceLock<Bytes>; 3],
-}
-
-/// A running watch; dropping it ends it.
-pub struct Subscription {
-    /// Closed when the watcher fell too far behind.
-    pub events: mpsc::Receiver<(Change, Arc<WatchEvent>)>,
-}
-
-impl Filter {
-    #[must_use]
-    pub fn matches(&self, entry: &Entry) -> bool {
-        (self.namespace.is_empty() || entry.namespace() == self.namespace)
-            && (self.labels.is_everything() || self.labels.matches(entry.labels.as_deref()))
-            && (self.fields.is_everything()
-                || self.fields.matches(|f| entry.field(f).to_owned().into()))
+    fn deref(&self) -> &Objects {
+        &self.objects
     }
-
-    /// How a watcher with this filter sees a change, if at all.
-    fn sees(&self, event: &WatchEvent) -> Option<Change> {
-        let before = event.previous.as_ref().is_some_and(|p| self.matches(p));
-        let now = !event.deleted && self.matches(&event.entry);
-        match (before, now) {
-            (false, true) => Some(Change::Added),
-            (true, true) => Some(Change::Modified),
-            (true, false) => Some(Change::Deleted),
-            (false, false) => None,
-        }
-    }
-}
-
-impl WatchEvent {
-    fn new(
-        revision: i64,
-        deleted: bool,
-        entry: Arc<Entry>,
-        previous: Option<Arc<Entry>>,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            revision,
-            deleted,
-            entry,
-            previous,
-            encoded: Default::default(),
-            framed: Default::default(),
-        })
-    }
-
-    /// The state before the change, at the revision of the change: how those see it for whom the object is gone.
-    #[must_use]
-    pub fn last(&self) -> Arc<Entry> {
-        let last = self.previous.as_ref().unwrap_or(&self.entry);
-        Arc::new(last.at_revision(self.revision))
-    }
-
-    /// The event as one frame of a protobuf watch, which `make` makes once for all watchers.
-    pub fn frame(&self, change: Change, make: impl FnOnce() -> Bytes) -> Bytes {
-        self.framed[change as usize].get_or_init(make).clone()
-    }
-
-    /// The event as one line of a JSON watch, encoded once for all watchers.
-    #[must_use]
-    pub fn json(&self, change: Change) -> Bytes {
-        self.encoded[change as usize]
-            .get_or_init(|| encode(change, &self.entry.json))
-            .clone()
-    }
-}
-
-impl Change {
-    /// As events name it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Added => "ADDED",
-            Self::Modified => "MODIFIED",
-            Self::Deleted => "DELETED",
-        }
-    }
-}
-
-/// `{"type":…,"object":…}` and a newline.
-#[must_use]
-pub fn encode(change: Change, object: &[u8]) -> Bytes {
-    let word = change.word();
-    let mut line = Vec::with_capacity(object.len() + 40);
-    line.extend_from_slice(b"{\"type\":\"");
-    line.extend_from_slice(word.as_bytes());
-    line.extend_from_slice(b"\",\"object\":");
-    line.extend_from_slice(object);
-    line.extend_from_slice(b"}\n");
-    line.into()
 }
 
 impl ResourceCache {
     pub(super) fn new(resource: impl Into<Handle>) -> Self {
+        let resource = resource.into();
         Self {
-            resource: RwLock::new(resource.into()),
-            state: Mutex::default(),
+            layout: Layout::of(&resource),
+            state: Mutex::new(State {
+                objects: Objects::of(&resource, []),
+                revision: 0,
+                history: History::default(),
+            }),
+            resource: RwLock::new(resource),
+            watchers: Watchers::default(),
         }
     }
 
@@ -185,22 +68,37 @@ impl ResourceCache {
 
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Arc<Entry>> {
-        self.state.lock().entries.get(key).cloned()
+        self.state.lock().objects.entries.get(key).cloned()
     }
 
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let state = self.state.lock();
         Snapshot {
-            entries: state.entries.clone(),
+            objects: state.objects.clone(),
             revision: state.revision,
         }
+    }
+
+    /// The objects as of a revision that the cache has reached, if it still knows.
+    #[must_use]
+    pub fn snapshot_at(&self, revision: i64) -> Option<Snapshot> {
+        let state = self.state.lock();
+        if !state.history.covers(revision) {
+            return None;
+        }
+        let mut objects = state.objects.clone();
+        state.history.undo(&mut objects, revision);
+        Some(Snapshot {
+            objects,
+            revision: state.revision.min(revision),
+        })
     }
 
     /// How many objects there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.state.lock().entries.len()
+        self.state.lock().objects.entries.len()
     }
 
     /// The revision of the newest change, cheaply.
@@ -213,121 +111,107 @@ impl ResourceCache {
     #[must_use]
     pub fn size_sample(&self, sample: usize) -> (u64, u64) {
         let state = self.state.lock();
-        let lengths = state.entries.values().take(sample);
+        let lengths = state.objects.entries.values().take(sample);
         let (mut count, mut total) = (0, 0_u64);
         for entry in lengths {
             count += 1;
-            total += entry.json.len() as u64;
+            total += entry.len() as u64;
         }
         let average = total.checked_div(count).unwrap_or(0);
-        (state.entries.len() as u64, average)
+        (state.objects.entries.len() as u64, average)
     }
 
     /// How many watches are running.
     #[must_use]
     pub fn watchers(&self) -> usize {
-        self.state.lock().watchers.len()
+        self.watchers.count()
     }
 
     /// Loads everything anew. Watchers cannot be told what they missed, so they are ended.
     pub(super) fn replace(&self, entries: Vec<Entry>, revision: i64) {
+        let objects = Objects::of(&self.resource(), entries.into_iter().map(Arc::new));
         let mut state = self.state.lock();
-        state.entries = entries
-            .into_iter()
-            .map(|e| (Arc::from(&*e.key), Arc::new(e)))
-            .collect();
+        state.objects = objects;
         state.revision = revision;
-        state.oldest = revision;
-        state.history.clear();
-        state.watchers.clear();
+        state.history.restart(revision);
+        self.watchers.end();
     }
 
     pub(super) fn put(&self, entry: Entry) {
         let entry = Arc::new(entry);
         let mut state = self.state.lock();
-        let previous = state.entries.insert(Arc::from(&*entry.key), entry.clone());
-        state.publish(WatchEvent::new(entry.revision, false, entry, previous));
+        let previous = state.objects.insert(entry.clone());
+        self.publish(&mut state, entry, previous);
     }
 
     pub(super) fn delete(&self, key: &str, revision: i64) {
         let mut state = self.state.lock();
-        let Some(previous) = state.entries.remove(key) else {
+        let Some(previous) = state.objects.remove(key) else {
             return;
         };
-        let last = Arc::new(previous.at_revision(revision));
-        state.publish(WatchEvent::new(revision, true, last, Some(previous)));
+        let last = Arc::new(previous.gone_at(revision));
+        self.publish(&mut state, last, Some(previous));
+    }
+
+    fn publish(&self, state: &mut State, entry: Arc<Entry>, previous: Option<Arc<Entry>>) {
+        let event = Arc::new(WatchEvent {
+            revision: entry.revision,
+            entry,
+            previous,
+        });
+        state.revision = event.revision;
+        self.watchers.tell(&event, self.layout);
+        state.history.push(event);
     }
 
     /// Starts a watch after `revision`; `None` when the events since then are not all at hand any more.
     #[must_use]
     pub fn subscribe(&self, filter: Filter, after: i64) -> Option<Subscription> {
-        let mut state = self.state.lock();
-        if after < state.oldest {
+        let state = self.state.lock();
+        if !state.history.covers(after) {
             return None;
         }
-        let backlog: Vec<_> = state
-            .history
-            .iter()
-            .filter(|e| e.revision > after)
-            .filter_map(|e| filter.sees(e).map(|change| (change, e.clone())))
-            .collect();
-        Some(state.attach(filter, backlog))
+        let missed = state.history.since(after);
+        Some(self.watchers.attach(filter, self.layout, missed))
     }
 
     /// Starts a watch that begins with the present objects; also the revision they are as of.
     #[must_use]
     pub fn subscribe_with_state(&self, filter: Filter) -> (Vec<Arc<Entry>>, i64, Subscription) {
-        let mut state = self.state.lock();
-        let present = state
-            .entries
-            .values()
-            .filter(|e| filter.matches(e))
-            .cloned()
-            .collect();
+        let state = self.state.lock();
+        let present = state.objects.clone();
         let revision = state.revision;
-        let subscription = state.attach(filter, Vec::new());
+        let subscription = self
+            .watchers
+            .attach(filter.clone(), self.layout, std::iter::empty());
+        drop(state);
+        let present = present.select(&filter, "").cloned().collect();
         (present, revision, subscription)
-    }
-}
-
-impl State {
-    fn attach(&mut self, filter: Filter, backlog: Vec<(Change, Arc<WatchEvent>)>) -> Subscription {
-        let (sender, events) = mpsc::channel(WATCH_QUEUE.max(backlog.len()));
-        for event in backlog {
-            // The channel was made large enough.
-            let _ = sender.try_send(event);
-        }
-        self.watchers.push(Watcher { filter, sender });
-        Subscription { events }
-    }
-
-    fn publish(&mut self, event: Arc<WatchEvent>) {
-        self.revision = event.revision;
-        self.watchers
-            .retain(|watcher| match watcher.filter.sees(&event) {
-                Some(change) => watcher.sender.try_send((change, event.clone())).is_ok(),
-                None => !watcher.sender.is_closed(),
-            });
-        if self.history.len() == HISTORY
-            && let Some(dropped) = self.history.pop_front()
-        {
-            self.oldest = dropped.revision;
-        }
-        self.history.push_back(event);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use fluyt_api::resources;
+    use fluyt_api::selector::{FieldSelector, LabelSelector};
     use serde_json::json;
+
+    use super::super::Change;
+    use super::super::history::LEAST;
+    use super::super::watchers::QUEUE;
+    use super::*;
 
     fn entry(name: &str, revision: i64, label: &str) -> Entry {
         let pods = resources::find("", "v1", "pods").unwrap();
         let object =
             json!({"metadata": {"name": name, "namespace": "d", "labels": {"app": label}}});
-        Entry::new(pods, &format!("d/{name}"), revision, &object)
+        Entry::new(
+            pods,
+            &format!("d/{name}"),
+            revision,
+            Change::Modified,
+            &object,
+        )
     }
 
     fn cache() -> ResourceCache {
@@ -367,7 +251,7 @@ mod tests {
     #[tokio::test]
     async fn watches_start_in_the_past_as_far_as_history_reaches() {
         let cache = cache();
-        for revision in 1..=i64::try_from(HISTORY).unwrap() + 10 {
+        for revision in 1..=i64::try_from(LEAST).unwrap() + 10 {
             cache.put(entry("a", revision, "x"));
         }
         assert!(cache.subscribe(Filter::default(), 9).is_none());
@@ -379,13 +263,117 @@ mod tests {
     async fn a_slow_watcher_is_ended_and_holds_up_nobody() {
         let cache = cache();
         let mut slow = cache.subscribe(Filter::default(), 0).unwrap();
-        for revision in 1..=i64::try_from(WATCH_QUEUE).unwrap() + 5 {
+        for revision in 1..=i64::try_from(QUEUE).unwrap() + 5 {
             cache.put(entry("a", revision, "x"));
         }
         let mut received = 0;
         while slow.events.recv().await.is_some() {
             received += 1;
         }
-        assert_eq!(received, WATCH_QUEUE);
+        assert_eq!(received, QUEUE);
+    }
+
+    #[tokio::test]
+    async fn watchers_of_parts_hear_what_concerns_them_and_leave_nothing_behind() {
+        let cache = cache();
+        let pod = |name: &str, revision, node: &str| {
+            let pods = resources::find("", "v1", "pods").unwrap();
+            let object =
+                json!({"metadata": {"name": name, "namespace": "d"}, "spec": {"nodeName": node}});
+            cache.put(Entry::new(
+                pods,
+                &format!("d/{name}"),
+                revision,
+                Change::Modified,
+                &object,
+            ));
+        };
+        let watch = |namespace: &str, fields: &str| {
+            let filter = Filter {
+                namespace: namespace.into(),
+                fields: FieldSelector::parse(fields).unwrap(),
+                ..Filter::default()
+            };
+            cache.subscribe(filter, 0).unwrap()
+        };
+        let mut watches = [
+            watch("", ""),
+            watch("d", ""),
+            watch("e", ""),
+            watch("d", "metadata.name=a"),
+            watch("", "metadata.name=a"),
+            watch("", "spec.nodeName=n"),
+            watch("d", "spec.nodeName=m,metadata.name=a"),
+        ];
+        pod("a", 1, "");
+        pod("a", 2, "n");
+        pod("b", 3, "n");
+        pod("a", 4, "m");
+        cache.delete("d/b", 5);
+        let mut heard = Vec::new();
+        for watch in &mut watches {
+            let mut one = Vec::new();
+            while let Ok((change, event)) = watch.events.try_recv() {
+                one.push((change, event.revision));
+            }
+            heard.push(one);
+        }
+        use Change::{Added, Deleted, Modified};
+        let all = vec![
+            (Added, 1),
+            (Modified, 2),
+            (Added, 3),
+            (Modified, 4),
+            (Deleted, 5),
+        ];
+        let of_a = vec![(Added, 1), (Modified, 2), (Modified, 4)];
+        assert_eq!(
+            heard,
+            [
+                all.clone(),
+                all,
+                vec![],
+                of_a.clone(),
+                of_a,
+                vec![(Added, 2), (Added, 3), (Deleted, 4), (Deleted, 5)],
+                vec![(Added, 4)],
+            ]
+        );
+        assert_eq!(cache.watchers(), watches.len());
+        drop(watches);
+        assert_eq!(cache.watchers(), 0);
+    }
+
+    #[test]
+    fn the_cache_knows_what_there_was_a_moment_ago() {
+        let cache = cache();
+        cache.replace(vec![entry("a", 1, "x"), entry("b", 2, "x")], 2);
+        cache.put(entry("c", 3, "x"));
+        cache.put(entry("a", 4, "y"));
+        cache.delete("d/b", 5);
+        cache.put(entry("b", 6, "z"));
+        let at = |revision| {
+            let snapshot = cache.snapshot_at(revision)?;
+            let entries = snapshot.entries.values();
+            Some(
+                entries
+                    .map(|e| (e.name().to_owned(), e.revision))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let named = |list: &[(&str, i64)]| {
+            Some(
+                list.iter()
+                    .map(|(n, r)| ((*n).to_owned(), *r))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(at(1), None);
+        assert_eq!(at(2), named(&[("a", 1), ("b", 2)]));
+        assert_eq!(at(3), named(&[("a", 1), ("b", 2), ("c", 3)]));
+        assert_eq!(at(4), named(&[("a", 4), ("b", 2), ("c", 3)]));
+        assert_eq!(at(5), named(&[("a", 4), ("c", 3)]));
+        assert_eq!(at(6), named(&[("a", 4), ("b", 6), ("c", 3)]));
+        assert_eq!(at(60), at(6));
     }
 }

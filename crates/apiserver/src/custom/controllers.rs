@@ -35,7 +35,7 @@ pub async fn run(server: Arc<Server>) {
             };
             let Some((_, event)) = event else { break };
             settle(&server, resource, event.entry.name()).await;
-            if event.deleted
+            if event.is_deletion()
                 || freed_names(
                     &event.entry.object(),
                     event.previous.as_ref().map(|p| p.object()).as_ref(),

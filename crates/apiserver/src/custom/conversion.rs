@@ -97,7 +97,8 @@ impl Converter {
                 .iter()
                 .zip(converted)
                 .map(|(entry, object)| {
-                    Arc::new(Entry::new(to, &entry.key, entry.revision, &object))
+                    let arrived = entry.arrived;
+                    Arc::new(Entry::new(to, &entry.key, entry.revision, arrived, &object))
                 })
                 .collect())
         })

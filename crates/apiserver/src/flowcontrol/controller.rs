@@ -30,7 +30,7 @@ fn cache(server: &Server, plural: &str) -> Option<Arc<ResourceCache>> {
 }
 
 fn objects(cache: &ResourceCache) -> Vec<Value> {
-    let entries = cache.snapshot().entries;
+    let entries = cache.snapshot().objects.entries;
     entries.values().map(|entry| entry.object()).collect()
 }
 

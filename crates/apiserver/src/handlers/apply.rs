@@ -6,12 +6,12 @@ use fluyt_api::{Error, Reason, meta};
 use http::{Response, StatusCode};
 use serde_json::Value;
 
-use super::decode::FieldValidation;
+use super::decode::{FieldValidation, Sent};
 use super::{Call, decode, write};
 use crate::authz::Question;
 use crate::cache::working_resource;
 use crate::http::{self as responses, Body};
-use crate::registry::{Change, Writer};
+use crate::registry::{Change, Writer, replicas_path};
 
 /// A configuration and how its applier wants it applied.
 pub(super) struct Apply {
@@ -202,7 +202,7 @@ pub(super) async fn apply(call: &mut Call, format: write::Format) -> Result<Resp
 
 /// The merged object as the write path takes it.
 fn finish(call: &Call, object: Value) -> Result<Value, Error> {
-    let decoded = decode::typed(object, Vec::new(), &call.info.query, &*call.resource)?;
+    let decoded = decode::typed(object, Sent::default(), &call.info.query, &*call.resource)?;
     let object = write::to_storage(&call.resource, decoded.object);
     super::escalation::check_escalation(call, &object, None)?;
     Ok(object)
@@ -230,10 +230,10 @@ pub(super) fn scale(
     current: &Value,
     mut scale: Value,
 ) -> Result<(Value, Value), Error> {
-    const REPLICAS: [&str; 2] = ["spec", "replicas"];
     const VERSION: &str = "autoscaling/v1";
+    let replicas = replicas_path(&call.resource);
     let parent = &current["metadata"]["managedFields"];
-    meta::set(&mut scale, "managedFields", to_scale(parent, &REPLICAS));
+    meta::set(&mut scale, "managedFields", to_scale(parent, &replicas));
     let fields = FieldManager {
         versions: &Alone(type_of("autoscaling", "v1", "Scale")),
         stored: VERSION,
@@ -246,5 +246,5 @@ pub(super) fn scale(
     check_identity(call, &merged)?;
     let seen = merged["metadata"]["managedFields"].take();
     let version = working_resource(&call.resource).api_version();
-    Ok((merged, from_scale(parent, &seen, &version, &REPLICAS)))
+    Ok((merged, from_scale(parent, &seen, &version, &replicas)))
 }

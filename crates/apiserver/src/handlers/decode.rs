@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use fluyt_api::custom::Definition;
-use fluyt_api::decode::{Parsed, conform, kind_of, parse_json};
+use fluyt_api::decode::{Parsed, Problem, conform, in_order, kind_of, parse_json};
 use fluyt_api::resources::{self, Resource, api_version, type_of};
 use fluyt_api::schema::{Schema, TypeId};
 use fluyt_api::validation::Errors;
@@ -156,7 +156,15 @@ pub fn object<'a>(
         }
         Err(error) => return Err(error),
     };
-    let decoded = typed(object, duplicates, query, kind)?;
+    let document = match content_type(&parts.headers) {
+        "" | "application/json" => body,
+        _ => &Bytes::new(),
+    };
+    let sent = Sent {
+        duplicates,
+        document,
+    };
+    let decoded = typed(object, sent, query, kind)?;
     if let Some(record) = parts.extensions.get::<Record>() {
         record.request_object(&decoded.object);
     }
@@ -214,13 +222,22 @@ fn from_protobuf(body: &[u8], expected: Expected<'_>) -> Result<Value, Error> {
     Ok(object)
 }
 
+/// What else there is to know of an object that was sent.
+#[derive(Debug, Default)]
+pub struct Sent<'a> {
+    /// Paths of fields that it had twice.
+    pub duplicates: Vec<String>,
+    /// The JSON that it was; empty when it was none.
+    pub document: &'a [u8],
+}
+
 /// Checks an object against the schema of its kind.
 ///
 /// # Errors
 /// 400 as for [`object`].
 pub fn typed<'a>(
     mut object: Value,
-    duplicates: Vec<String>,
+    sent: Sent<'_>,
     query: &Query,
     kind: impl Into<Expected<'a>>,
 ) -> Result<Decoded, Error> {
@@ -269,11 +286,12 @@ pub fn typed<'a>(
         map.insert("apiVersion".into(), expected.into());
         map.insert("kind".into(), kind.into());
     }
-    let twice = duplicates
-        .iter()
-        .map(|f| format!("duplicate field \"{f}\""));
-    let unknown = unknown.iter().map(|f| format!("unknown field \"{f}\""));
-    let problems: Vec<String> = unknown.chain(twice).collect();
+    let problems: Vec<String> = if unknown.is_empty() && sent.duplicates.is_empty() {
+        Vec::new()
+    } else {
+        let problems = problems(sent, unknown, definition.is_some());
+        problems.iter().map(Problem::to_string).collect()
+    };
     match field_validation(query) {
         FieldValidation::Strict if !problems.is_empty() => Err(cannot(format!(
             "strict decoding error: {}",
@@ -288,6 +306,24 @@ pub fn typed<'a>(
             warnings: Vec::new(),
         }),
     }
+}
+
+/// What a strict decoder objects to, in upstream's order: a schema of custom resources is looked at after the document.
+fn problems(sent: Sent<'_>, unknown: Vec<String>, is_custom: bool) -> Vec<Problem> {
+    let mut duplicates: Vec<Problem> = sent
+        .duplicates
+        .into_iter()
+        .map(Problem::Duplicate)
+        .collect();
+    let mut unknown: Vec<Problem> = unknown.into_iter().map(Problem::Unknown).collect();
+    if is_custom {
+        in_order(sent.document, &mut duplicates);
+        duplicates.append(&mut unknown);
+        return duplicates;
+    }
+    unknown.append(&mut duplicates);
+    in_order(sent.document, &mut unknown);
+    unknown
 }
 
 /// A custom resource must say what it is.

@@ -17,7 +17,7 @@ use super::options::ListOptions;
 use super::selection::Selection;
 use super::shape::Shape;
 use crate::cache::{
-    Change, Entry, Filter, REGISTRY, ResourceCache, Snapshot, Subscription, WatchEvent,
+    Change, Entry, Objects, REGISTRY, ResourceCache, Snapshot, Subscription, WatchEvent,
     storage_resource,
 };
 use crate::http::{self as responses, Body, View};
@@ -68,6 +68,9 @@ struct Continue {
     v: String,
     rv: i64,
     start: String,
+    /// How many objects there are from `start` on, if that is told: counting them for each part would cost more than the part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    remaining: Option<usize>,
 }
 
 impl Continue {
@@ -89,26 +92,39 @@ pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
     let options = ListOptions::of_list(&call.info.query)?;
     let selection = Selection::of(call)?;
     let cache = call.server.caches.of(storage_resource(&call.resource));
-    let (snapshot, revision, start) = if options.continue_token.is_empty() {
-        let (snapshot, revision) = first_page(call, &cache, &options).await?;
-        (snapshot, revision, String::new())
+    let (source, revision, token) = if options.continue_token.is_empty() {
+        let (source, revision) = first_page(call, &cache, &options).await?;
+        (source, revision, None)
     } else {
         if !["", "0"].contains(&&*options.resource_version) {
             let why = "specifying resource version is not allowed when using continue";
             return Err(Error::bad_request(why));
         }
         let token = Continue::decode(&options.continue_token)?;
-        let (snapshot, revision) = following(call, &cache, &token).await?;
-        (snapshot, revision, token.start)
+        let (source, revision) = following(call, &cache, &token).await?;
+        (source, revision, Some(token))
     };
     // Whoever takes what the cache has takes all of it.
     let limit = match options.resource_version.as_str() {
         "0" => 0,
         _ => options.limit,
     };
-    let snapshot = selection.judge(call, snapshot).await?;
-    let filter = &selection.filter;
-    let page = Page::cut(&snapshot, filter, &start, limit);
+    let part = Part {
+        selection: &selection,
+        start: token.as_ref().map_or("", |token| &token.start),
+        limit: if limit == 0 { usize::MAX } else { limit },
+        expected: token.as_ref().and_then(|token| token.remaining),
+    };
+    let page = match source {
+        Source::Cache(snapshot) => part.cut(call, snapshot).await?,
+        Source::Store => {
+            let read = part.read(call, &cache, revision).await;
+            read.map_err(|error| match &token {
+                Some(token) if error.reason == Reason::Expired => outdated(token),
+                _ => error,
+            })?
+        }
+    };
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if call.resource.definition.is_some() && accepted.view == View::Object {
         // Lists of custom resources always have it.
@@ -119,11 +135,12 @@ pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
             v: "meta.k8s.io/v1".into(),
             rv: revision,
             start: next,
+            remaining: page.remaining,
         }
         .encode()
         .into();
-        if filter.labels.is_everything() && filter.fields.is_everything() {
-            metadata["remainingItemCount"] = page.remaining.into();
+        if let Some(remaining) = page.remaining {
+            metadata["remainingItemCount"] = remaining.into();
         }
     }
     let entries = in_version(call, page.entries).await?;
@@ -138,61 +155,133 @@ pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
     Ok(response)
 }
 
-/// The entries of one chunk.
+/// The entries of one part of a list.
+#[derive(Default)]
 struct Page {
     entries: Vec<Arc<Entry>>,
-    /// Key of the first entry of the next chunk.
+    /// Key of the first entry of the next part.
     next: Option<String>,
-    remaining: usize,
+    /// How many entries there are from there on, when nothing selects them.
+    remaining: Option<usize>,
 }
 
-impl Page {
-    fn cut(snapshot: &Snapshot, filter: &Filter, start: &str, limit: usize) -> Self {
-        let prefix = if filter.namespace.is_empty() {
-            String::new()
-        } else {
-            format!("{}/", filter.namespace)
-        };
-        let from = if start.is_empty() {
-            prefix.clone()
-        } else {
-            start.to_owned()
-        };
-        let mut matching = snapshot
-            .entries
-            .range(Arc::from(from.as_str())..)
-            .map(|(_, entry)| entry)
-            .take_while(|entry| entry.key.starts_with(&prefix))
-            .filter(|entry| filter.matches(entry));
-        let entries: Vec<Arc<Entry>> = matching
-            .by_ref()
-            .take(if limit == 0 { usize::MAX } else { limit })
-            .cloned()
-            .collect();
+/// Keys that are read from the store at once.
+const BATCH: usize = 500;
+
+/// Which part of a list is wanted.
+struct Part<'a> {
+    selection: &'a Selection,
+    /// The key to begin with.
+    start: &'a str,
+    limit: usize,
+    /// How many entries there are from `start` on, if somebody has counted.
+    expected: Option<usize>,
+}
+
+impl Part<'_> {
+    /// Of a snapshot.
+    async fn cut(&self, call: &Call, snapshot: Snapshot) -> Result<Page, Error> {
+        let filter = &self.selection.filter;
+        let objects = self.selection.judge(call, snapshot.objects).await?;
+        let mut matching = objects.select(filter, self.start);
+        let entries: Vec<Arc<Entry>> = matching.by_ref().take(self.limit).cloned().collect();
         let next = matching.next().map(|entry| entry.key.to_string());
-        let remaining = if next.is_some() {
-            1 + matching.count()
-        } else {
-            0
-        };
-        Self {
+        let remaining = (next.is_some() && self.selection.selects_all()).then(|| {
+            let all = self.expected.or_else(|| {
+                let whole = self.start.is_empty() && filter.namespace.is_empty();
+                whole.then(|| objects.entries.len())
+            });
+            match all {
+                Some(all) => all.saturating_sub(entries.len()),
+                None => 1 + matching.count(),
+            }
+        });
+        Ok(Page {
             entries,
             next,
             remaining,
+        })
+    }
+
+    /// Of the store's history.
+    async fn read(&self, call: &Call, cache: &ResourceCache, revision: i64) -> Result<Page, Error> {
+        let caches = &call.server.caches;
+        let resource = cache.resource();
+        let filter = &self.selection.filter;
+        let root = format!("{REGISTRY}{}/", resource.storage);
+        let mut prefix = root.clone();
+        if !filter.namespace.is_empty() {
+            prefix.push_str(&filter.namespace);
+            prefix.push('/');
         }
+        let Keys::Range(first, end) = Keys::prefix(prefix.clone()) else {
+            return Err(Error::internal("a prefix is no range"));
+        };
+        let mut from = first.max(Bytes::from(format!("{root}{}", self.start)));
+        let batch = match self.selection.selects_all() {
+            true => BATCH.min(self.limit.saturating_add(1)),
+            false => BATCH,
+        };
+        let (mut page, mut total) = (Page::default(), None);
+        loop {
+            let range = Range {
+                revision,
+                limit: batch,
+                ..Range::new(Keys::Range(from, end.clone()))
+            };
+            let read = caches.store().range(range).await.map_err(too_old)?;
+            total.get_or_insert(read.count);
+            let mut entries = Vec::with_capacity(read.kvs.len());
+            let last = read.kvs.last().map(|kv| kv.key.clone());
+            for kv in read.kvs {
+                let key = kv.key.get(root.len()..);
+                let Some(key) = key.and_then(|k| std::str::from_utf8(k).ok()) else {
+                    continue;
+                };
+                let entry = caches.entry(&resource, key, &kv).await;
+                entries.push(Arc::new(entry.map_err(Error::internal)?));
+            }
+            let objects = Objects::of(&resource, entries);
+            let objects = self.selection.judge(call, objects).await?;
+            for entry in objects.select(filter, "") {
+                if page.entries.len() == self.limit {
+                    page.next = Some(entry.key.to_string());
+                    break;
+                }
+                page.entries.push(entry.clone());
+            }
+            match last {
+                Some(last) if read.more && page.next.is_none() => {
+                    from = [&*last, &[0]].concat().into();
+                }
+                _ => break,
+            }
+        }
+        if page.next.is_some() && self.selection.selects_all() {
+            let all = total.and_then(|total| usize::try_from(total).ok());
+            page.remaining = all.map(|all| all.saturating_sub(page.entries.len()));
+        }
+        Ok(page)
     }
 }
 
-/// The snapshot that a list without a continue token reads, by resourceVersion and resourceVersionMatch.
+/// What a list is read from.
+enum Source {
+    Cache(Snapshot),
+    /// What the cache has forgotten.
+    Store,
+}
+
+/// What a list without a continue token is read from, by resourceVersion and resourceVersionMatch.
 async fn first_page(
     call: &Call,
     cache: &ResourceCache,
     options: &ListOptions,
-) -> Result<(Snapshot, i64), Error> {
+) -> Result<(Source, i64), Error> {
     let caches = &call.server.caches;
     if options.resource_version.is_empty() {
         let revision = caches.consistent().await?;
-        return Ok((cache.snapshot(), revision));
+        return Ok((Source::Cache(cache.snapshot()), revision));
     }
     let version = parse_version(&options.resource_version).map_err(|error| {
         Error::bad_request(format!("invalid resource version: {}", error.message))
@@ -202,7 +291,7 @@ async fn first_page(
     }
     caches.wait_for(version).await?;
     let revision = caches.applied();
-    Ok((cache.snapshot(), revision))
+    Ok((Source::Cache(cache.snapshot()), revision))
 }
 
 /// Stands in a token for whatever is newest: the list goes on, but not consistently.
@@ -213,23 +302,12 @@ async fn following(
     call: &Call,
     cache: &ResourceCache,
     token: &Continue,
-) -> Result<(Snapshot, i64), Error> {
+) -> Result<(Source, i64), Error> {
     let caches = &call.server.caches;
     if token.rv == INCONSISTENT {
         let revision = caches.consistent().await?;
-        return Ok((cache.snapshot(), revision));
+        return Ok((Source::Cache(cache.snapshot()), revision));
     }
-    let outdated = || {
-        let go_on = Continue {
-            rv: INCONSISTENT,
-            v: token.v.clone(),
-            start: token.start.clone(),
-        };
-        Error {
-            continue_token: go_on.encode(),
-            ..Error::expired(CONTINUE_TOO_OLD)
-        }
-    };
     // What has not changed since could still be shown, but clients are promised that tokens end with the revision.
     let probe = Range {
         revision: token.rv,
@@ -237,55 +315,46 @@ async fn following(
         ..Range::new(Keys::One(REGISTRY.into()))
     };
     match caches.store().range(probe).await {
-        Err(fluyt_etcd::Error::Compacted { .. }) => return Err(outdated()),
+        Err(fluyt_etcd::Error::Compacted { .. }) => return Err(outdated(token)),
         Err(other) => return Err(Error::internal(other)),
         Ok(_) => {}
     }
-    match at_revision(call, cache, token.rv).await {
-        Ok(snapshot) => Ok((snapshot, token.rv)),
-        // Compacted since the probe.
-        Err(error) if error.reason == Reason::Expired => Err(outdated()),
-        Err(error) => Err(error),
+    Ok((at_revision(call, cache, token.rv).await?, token.rv))
+}
+
+/// The list cannot go on consistently; how it can otherwise.
+fn outdated(token: &Continue) -> Error {
+    let go_on = Continue {
+        rv: INCONSISTENT,
+        v: token.v.clone(),
+        start: token.start.clone(),
+        // Of what is there by then nobody has counted.
+        remaining: None,
+    };
+    Error {
+        continue_token: go_on.encode(),
+        ..Error::expired(CONTINUE_TOO_OLD)
     }
 }
 
 const CONTINUE_TOO_OLD: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 
-/// All entries as of a revision: the present ones if nothing has changed since, else those of the store's history.
-async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Result<Snapshot, Error> {
-    let caches = &call.server.caches;
-    caches.wait_for(revision).await?;
-    let snapshot = cache.snapshot();
-    if snapshot.revision <= revision {
-        return Ok(snapshot);
-    }
-    let prefix = format!("{REGISTRY}{}/", cache.resource().storage);
-    let range = Range {
-        revision,
-        ..Range::new(Keys::prefix(prefix.clone()))
-    };
-    let result = caches.store().range(range).await.map_err(|e| match e {
+/// Where all entries are as of a revision.
+async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Result<Source, Error> {
+    call.server.caches.wait_for(revision).await?;
+    Ok(match cache.snapshot_at(revision) {
+        Some(snapshot) => Source::Cache(snapshot),
+        None => Source::Store,
+    })
+}
+
+fn too_old(error: fluyt_etcd::Error) -> Error {
+    match error {
         fluyt_etcd::Error::Compacted { .. } => {
             Error::expired("The resourceVersion for the provided list is too old.")
         }
         other => Error::internal(other),
-    })?;
-    let mut entries = imbl::OrdMap::new();
-    for kv in result.kvs {
-        let Some(key) = kv
-            .key
-            .get(prefix.len()..)
-            .and_then(|k| std::str::from_utf8(k).ok())
-        else {
-            continue;
-        };
-        let entry = caches
-            .entry(&cache.resource(), key, &kv)
-            .await
-            .map_err(Error::internal)?;
-        entries.insert(Arc::from(key), Arc::new(entry));
     }
-    Ok(Snapshot { entries, revision })
 }
 
 pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
@@ -446,15 +515,11 @@ impl WatchStream {
             return Ok(seen.map(|(change, entry)| self.shape.event(change, &entry)));
         }
         // An object that stopped matching is reported in its last matching state, at the revision of the change.
-        let entry = if change == Change::Deleted && !event.deleted {
+        let entry = if change == Change::Deleted {
             event.last()
         } else {
             event.entry.clone()
         };
-        let own_version = entry.version.is_none_or(|v| v == resource.version);
-        if own_version && Arc::ptr_eq(&entry, &event.entry) && self.shape.is_plain() {
-            return Ok(Some(self.shape.shared(change, event)));
-        }
         let converter = &self.server.registry.converter;
         let mut entries = converter.entries(vec![entry], resource).await?;
         Ok(Some(self.shape.event(change, &entries.remove(0))))

@@ -8,7 +8,7 @@ use fluyt_api::resources::{Handle, Resource};
 use fluyt_api::selector::{FieldSelector, FieldTerm, LabelSelector};
 
 use super::Call;
-use crate::cache::{Change, Entry, Filter, Snapshot, WatchEvent, storage_resource};
+use crate::cache::{Change, Entry, Filter, Objects, WatchEvent, storage_resource};
 use crate::custom::Converter;
 
 /// The selectors of a list, watch or deletecollection.
@@ -92,26 +92,23 @@ impl Selection {
             .matches(|field| strategy.field(&object, field).unwrap_or_default())
     }
 
-    /// A snapshot without what conversion shows not to be selected. It is as it was if that need not be asked.
-    pub async fn judge(&self, call: &Call, snapshot: Snapshot) -> Result<Snapshot, Error> {
+    /// Whether it is about everything in its namespace, if it has one.
+    pub fn selects_all(&self) -> bool {
+        self.filter.selects_all() && !self.needs_conversion()
+    }
+
+    /// Objects without what conversion shows not to be selected. They are as they were if that need not be asked.
+    pub async fn judge(&self, call: &Call, objects: Objects) -> Result<Objects, Error> {
         if !self.needs_conversion() {
-            return Ok(snapshot);
+            return Ok(objects);
         }
-        let entries = snapshot.entries.values();
-        let entries: Vec<Arc<Entry>> = entries
-            .filter(|entry| self.filter.matches(entry))
-            .cloned()
-            .collect();
+        let entries = objects.select(&self.filter, "").cloned().collect();
         let converter = &call.server.registry.converter;
         let entries = converter.entries(entries, &call.resource).await?;
         let selected = entries
             .into_iter()
-            .filter(|entry| self.selects(&call.resource, entry))
-            .map(|entry| (Arc::from(&*entry.key), entry));
-        Ok(Snapshot {
-            entries: selected.collect(),
-            revision: snapshot.revision,
-        })
+            .filter(|entry| self.selects(&call.resource, entry));
+        Ok(Objects::of(&call.resource, selected))
     }
 
     /// How a watcher sees a change that the cache has let through, and what of it.

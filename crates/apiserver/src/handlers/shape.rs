@@ -10,7 +10,7 @@ use fluyt_api::{Error, cbor, convert, protobuf, table};
 use serde_json::{Value, json};
 
 use super::Call;
-use crate::cache::{Change, Entry, WatchEvent, encode, working_resource};
+use crate::cache::{Change, Entry, json_event, working_resource};
 use crate::http::{Accepted, Format, Offer, View, negotiate};
 
 /// Frames of a list response are gathered to about this size.
@@ -118,7 +118,7 @@ impl Shape {
     }
 
     /// Entries are sent as they are.
-    pub(super) fn is_plain(&self) -> bool {
+    fn is_plain(&self) -> bool {
         self.view == View::Object && !self.convert
     }
 
@@ -139,7 +139,7 @@ impl Shape {
             return protobuf::seal(&api_version, kind, &self.message(ty, entry)).into();
         }
         match self.view {
-            View::Object if !self.convert => entry.json.clone(),
+            View::Object if !self.convert => entry.json(),
             View::Object => to_bytes(&self.object(entry)),
             View::PartialMetadata => to_bytes(&partial(&self.object(entry))),
             View::Table => to_bytes(&json!({
@@ -163,7 +163,7 @@ impl Shape {
         match self.view {
             View::PartialMetadata => protobuf::partial_metadata(&entry.object()["metadata"]).into(),
             _ if self.convert => protobuf::encode(ty, &self.object(entry)).into(),
-            _ => entry.message(ty),
+            _ => entry.message(&self.resource, ty),
         }
     }
 
@@ -250,24 +250,25 @@ impl Shape {
         gathered(std::iter::once(head).chain(items).chain(end))
     }
 
-    /// An object as an event of a watch.
+    /// An object as an event of a watch. Of objects that are sent as they are there is one event for all who see it arrive.
     pub(super) fn event(&self, change: Change, entry: &Entry) -> Bytes {
+        let is_shared = change == entry.arrived && self.is_plain();
+        match (self.format, self.resource.ty) {
+            (Format::Protobuf, Some(ty)) if is_shared => entry.protobuf_event(&self.resource, ty),
+            (Format::Cbor, _) if is_shared => entry.cbor_event(),
+            (Format::Json | Format::Yaml, _) if is_shared => entry.json_event(),
+            _ => self.own_event(change, entry),
+        }
+    }
+
+    fn own_event(&self, change: Change, entry: &Entry) -> Bytes {
         match self.format {
             Format::Protobuf => protobuf::watch_frame(change.word(), &self.single(entry)).into(),
             Format::Cbor => {
                 let object = serde_json::from_slice(&self.single(entry)).unwrap_or_default();
                 self.event_of(change.word(), &object)
             }
-            _ => encode(change, &self.single(entry)),
-        }
-    }
-
-    /// An event whose object is sent as it is, made once for all watchers.
-    pub(super) fn shared(&self, change: Change, event: &WatchEvent) -> Bytes {
-        match self.format {
-            Format::Protobuf => event.frame(change, || self.event(change, &event.entry)),
-            Format::Cbor => self.event(change, &event.entry),
-            _ => event.json(change),
+            _ => json_event(change, &self.single(entry)),
         }
     }
 

@@ -86,13 +86,13 @@ async fn scale(call: &mut Call) -> Result<Response<Body>, Error> {
                     write::Format::Json => fluyt_api::patch::json_patch(&mut scale, body)?,
                     _ => fluyt_api::patch::merge_patch(&mut scale, body)?,
                 }
-                decode::typed(scale, Vec::new(), &query, kind)?.object
+                decode::typed(scale, decode::Sent::default(), &query, kind)?.object
             }
             Scaling::Apply(apply) => {
                 let (scale, left) =
                     apply::scale(call, apply, current, to_scale(&resource, current))?;
                 managed = left;
-                decode::typed(scale, Vec::new(), &query, kind)?.object
+                decode::typed(scale, decode::Sent::default(), &query, kind)?.object
             }
         };
         let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);

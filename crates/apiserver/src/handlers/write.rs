@@ -8,7 +8,7 @@ use fluyt_api::{Error, Reason, convert, meta, patch};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::decode::{self, Decoded};
+use super::decode::{self, Decoded, Sent};
 use super::escalation::check_escalation;
 use super::selection::Selection;
 use super::shape::Shape;
@@ -57,6 +57,7 @@ pub(super) fn respond(
                 working_resource(&call.resource),
                 &at.key(),
                 revision,
+                crate::cache::Change::Added,
                 &object,
             );
             responses::bytes(status, shape.content_type(), shape.single(&entry))
@@ -143,7 +144,7 @@ pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
     let apply: Change<'_> = Box::new(|current: &Value| {
         let mut object = from_storage(&call.resource, current.clone());
         format.apply(&call.resource, &mut object, &body)?;
-        let decoded = decode::typed(object, Vec::new(), &call.info.query, &*call.resource);
+        let decoded = decode::typed(object, Sent::default(), &call.info.query, &*call.resource);
         let decoded = decoded.map_err(|error| {
             let mut again = from_storage(&call.resource, current.clone());
             let patched = format.apply(&call.resource, &mut again, &body);
@@ -351,10 +352,10 @@ pub(super) async fn delete_collection(call: &mut Call) -> Result<Response<Body>,
     let revision = call.server.caches.consistent().await?;
     let stored_resource = working_resource(&call.resource);
     let snapshot = call.server.caches.of(stored_resource).snapshot();
-    let snapshot = selection.judge(call, snapshot).await?;
+    let objects = selection.judge(call, snapshot.objects).await?;
     let mut items = Vec::new();
-    let selected = |entry: &&Arc<Entry>| selection.filter.matches(entry);
-    for entry in snapshot.entries.values().filter(selected) {
+    let selected: Vec<Arc<Entry>> = objects.select(&selection.filter, "").cloned().collect();
+    for entry in selected {
         let at = Location {
             resource: stored_resource,
             namespace: entry.namespace(),

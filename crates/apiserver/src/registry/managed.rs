@@ -4,7 +4,7 @@ use fluyt_api::managedfields::{
     Alone, FieldManager, Served, equal_but_for_times, from_scale, reset_fields, to_scale,
 };
 use fluyt_api::meta;
-use fluyt_api::resources::type_of;
+use fluyt_api::resources::{Resource, type_of};
 use serde_json::{Value, json};
 
 use super::{Location, Registry, WriteContext};
@@ -62,20 +62,33 @@ impl Registry {
     }
 }
 
+/// Where objects have the number of replicas that their scale shows.
+pub(crate) fn replicas_path(resource: &Resource) -> Vec<&str> {
+    let definition = resource.definition.as_ref();
+    let path = definition.and_then(|d| Some(&*d.scale.as_ref()?.spec_replicas));
+    let path = path.unwrap_or(".spec.replicas");
+    path.trim_start_matches('.').split('.').collect()
+}
+
 /// Of a scale only the number of replicas is seen, and its owners when there are any: who changes what nobody owns through
 /// `scale` does not come to own it.
 fn scaled(at: Location<'_>, old: &Value, new: &mut Value, manager: &str) {
-    const REPLICAS: [&str; 2] = ["spec", "replicas"];
     const VERSION: &str = "autoscaling/v1";
+    let path = replicas_path(at.resource);
+    let replicas = |object: &Value| {
+        let found = path.iter().try_fold(object, |at, name| at.get(*name));
+        found.cloned().unwrap_or_default()
+    };
+    let (before, now) = (replicas(old), replicas(new));
     let parent = &old["metadata"]["managedFields"];
-    let seen = to_scale(parent, &REPLICAS);
+    let seen = to_scale(parent, &path);
     let mut managed = parent.clone();
-    if !seen.is_null() && old["spec"]["replicas"] != new["spec"]["replicas"] {
-        let view = |object: &Value| {
+    if !seen.is_null() && before != now {
+        let view = |replicas: Value| {
             json!({"apiVersion": VERSION, "kind": "Scale", "metadata": {"uid": meta::uid(old), "managedFields": seen},
-                "spec": {"replicas": object["spec"]["replicas"]}})
+                "spec": {"replicas": replicas}})
         };
-        let (before, mut after) = (view(old), view(new));
+        let (before, mut after) = (view(before), view(now));
         let fields = FieldManager {
             versions: &Alone(type_of("autoscaling", "v1", "Scale")),
             stored: VERSION,
@@ -87,7 +100,7 @@ fn scaled(at: Location<'_>, old: &Value, new: &mut Value, manager: &str) {
         fields.update(&before, &mut after, manager);
         let after = &after["metadata"]["managedFields"];
         let version = working_resource(at.resource).api_version();
-        managed = from_scale(parent, after, &version, &REPLICAS);
+        managed = from_scale(parent, after, &version, &path);
     }
     meta::set(new, "managedFields", managed);
 }

@@ -29,6 +29,7 @@ use crate::user::User;
 pub use delete::{DeleteOptions, Deleted};
 use empties::Empties;
 pub use managed::Writer;
+pub(crate) use managed::replicas_path;
 use owners::Stage;
 pub use service::ServiceNetwork;
 use service::{Allocation, NodePorts, Plan};
@@ -195,7 +196,8 @@ impl Registry {
             return Ok(entry);
         }
         let object = self.converter.one(entry.object(), resource).await?;
-        let converted = Entry::new(resource, &entry.key, entry.revision, &object);
+        let arrived = entry.arrived;
+        let converted = Entry::new(resource, &entry.key, entry.revision, arrived, &object);
         Ok(Arc::new(converted))
     }
 

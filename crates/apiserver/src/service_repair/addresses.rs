@@ -55,7 +55,7 @@ pub(super) async fn all(server: &Arc<Server>) -> Result<Option<Duration>, Error>
 
 /// What the objects of a resource are called in the cache.
 fn keys(server: &Server, resource: &Resource) -> Vec<Arc<str>> {
-    let entries = server.caches.of(resource).snapshot().entries;
+    let entries = server.caches.of(resource).snapshot().objects.entries;
     entries.keys().cloned().collect()
 }
 
@@ -229,11 +229,7 @@ pub(super) async fn address(server: &Arc<Server>, name: &str) -> Result<Option<D
     let Some(entry) = server.caches.of(addresses()?).get(name) else {
         return Ok(None);
     };
-    let is_ours = entry
-        .labels
-        .as_ref()
-        .is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == ALLOCATOR));
-    if !is_ours {
+    if entry.labels.get(MANAGED_BY) != Some(ALLOCATOR) {
         return Ok(None);
     }
     let object = entry.object();

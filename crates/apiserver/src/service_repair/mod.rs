@@ -107,7 +107,7 @@ impl Changed {
         // What was written with it is in the caches, too.
         server.caches.wait_for(event.revision).await?;
         match self {
-            Self::Service(event) if event.deleted => Ok(()),
+            Self::Service(event) if event.is_deletion() => Ok(()),
             Self::Service(event) => addresses::service(server, &event.entry.key).await,
             Self::Address(event) => {
                 let address = event.entry.object();

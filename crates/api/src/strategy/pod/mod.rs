@@ -195,6 +195,10 @@ impl Strategy for Pod {
         ]
     }
 
+    fn indexed_field(&self) -> Option<&'static str> {
+        Some("spec.nodeName")
+    }
+
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {
         Some(match field {
             "spec.nodeName" => text(object, "/spec/nodeName"),

@@ -218,6 +218,10 @@ impl Strategy for ResourceSlice {
         &["spec.nodeName", "spec.driver"]
     }
 
+    fn indexed_field(&self) -> Option<&'static str> {
+        Some("spec.nodeName")
+    }
+
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {
         match field {
             "spec.nodeName" => Some(text(object, "/spec/nodeName")),

@@ -158,7 +158,9 @@ pub(super) fn parameters(
             .snapshot()
             .entries
             .values()
-            .filter(|e| e.namespace() == namespace && selector.matches(e.labels.as_deref()))
+            .filter(|e| {
+                e.namespace() == namespace && selector.matches_with(|key| e.labels.get(key))
+            })
             .map(|e| e.object())
             .collect()
     } else {
