@@ -16,6 +16,7 @@ mod validate;
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
@@ -173,7 +174,7 @@ impl FieldManager<'_> {
         });
         let own = comparisons.own();
         let set = own.modified.clone().union(&own.added);
-        let set = set.difference(&stripped());
+        let set = set.difference(stripped());
         if !set.is_empty() {
             let writer = self.writer(manager, Operation::Update);
             match managed.find_mut(&writer) {
@@ -334,7 +335,7 @@ impl FieldManager<'_> {
             !entry.set.is_empty()
         });
         let changes = before != pruned;
-        let set = wanted.difference(&stripped());
+        let set = wanted.difference(stripped());
         if !set.is_empty() {
             let time = last.and_then(|last| last.time);
             managed.0.push(Entry {
@@ -449,12 +450,15 @@ enum Base {
     Given(Managed),
 }
 
-fn stripped() -> Set {
-    let mut set = Set::default();
-    for path in STRIPPED {
-        set.insert(path.iter().map(|key| Cow::Borrowed(*key)));
-    }
-    set
+fn stripped() -> &'static Set {
+    static SET: OnceLock<Set> = OnceLock::new();
+    SET.get_or_init(|| {
+        let mut set = Set::default();
+        for path in STRIPPED {
+            set.insert(path.iter().map(|key| Cow::Borrowed(*key)));
+        }
+        set
+    })
 }
 
 /// What changed, in each version that some manager thinks in.
@@ -534,7 +538,7 @@ impl Comparisons<'_> {
 
     /// What changed in the requested version.
     fn own(&self) -> &Comparison {
-        static NOTHING: std::sync::OnceLock<Comparison> = std::sync::OnceLock::new();
+        static NOTHING: OnceLock<Comparison> = OnceLock::new();
         match self.by_version.get(self.manager.requested) {
             Some(Some(changed)) => &changed.found,
             _ => NOTHING.get_or_init(Comparison::default),

@@ -179,6 +179,12 @@ pub async fn worked_in(
     })
 }
 
+/// Whether there are objects of one of the configuration kinds.
+pub fn is_configured(caches: &Caches, plural: &str) -> bool {
+    resources::find("admissionregistration.k8s.io", "v1", plural)
+        .is_some_and(|resource| caches.of(resource).len() > 0)
+}
+
 /// All objects of one of the configuration kinds, in order of their names.
 pub fn configurations(
     caches: &Caches,

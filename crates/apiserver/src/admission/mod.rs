@@ -151,12 +151,10 @@ trait Plugin: Send + Sync {
     /// Upstream's name, by which it is enabled and disabled.
     fn name(&self) -> &'static str;
 
-    /// Whether it is configured by objects in the API and runs after those that are not.
-    fn is_late(&self) -> bool {
-        matches!(
-            self.name(),
-            "MutatingAdmissionPolicy" | "MutatingAdmissionWebhook"
-        )
+    /// The objects of the API that say what it changes, if there are such: then it runs after those that need nobody to
+    /// tell them.
+    fn mutations(&self) -> Option<&'static str> {
+        None
     }
 
     /// Changes the object.
@@ -263,15 +261,18 @@ impl Chain {
     ) -> Result<(), Error> {
         let mut changed_late = false;
         for plugin in &self.plugins {
-            let before = plugin.is_late().then(|| object.clone());
-            plugin
-                .admit(&self.shared.caches, attributes, object)
-                .await?;
+            let late = plugin.mutations();
+            let caches = &self.shared.caches;
+            if late.is_some_and(|plural| !matching::is_configured(caches, plural)) {
+                continue;
+            }
+            let before = late.map(|_| object.clone());
+            plugin.admit(caches, attributes, object).await?;
             changed_late |= before.is_some_and(|before| before != *object);
         }
         if changed_late {
             // What policies and webhooks added gets the built-in plugins' treatment too.
-            for plugin in self.plugins.iter().filter(|p| !p.is_late()) {
+            for plugin in self.plugins.iter().filter(|p| p.mutations().is_none()) {
                 plugin
                     .admit(&self.shared.caches, attributes, object)
                     .await?;

@@ -139,6 +139,10 @@ impl Plugin for Mutating {
         "MutatingAdmissionPolicy"
     }
 
+    fn mutations(&self) -> Option<&'static str> {
+        Some("mutatingadmissionpolicies")
+    }
+
     async fn admit(
         &self,
         caches: &Caches,

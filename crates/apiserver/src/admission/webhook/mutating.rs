@@ -83,6 +83,10 @@ impl Plugin for Mutating {
         "MutatingAdmissionWebhook"
     }
 
+    fn mutations(&self) -> Option<&'static str> {
+        Some("mutatingwebhookconfigurations")
+    }
+
     async fn admit(
         &self,
         caches: &Caches,
