@@ -7,11 +7,11 @@ use std::sync::Arc;
 use fluyt_api::{Error, Reason, meta, resources};
 use serde_json::{Map, Value, json};
 
-use crate::Server;
 use crate::features::Features;
 use crate::registry::{Change, Location, WriteContext};
 use crate::service_repair::Repair;
 use crate::user::{MASTERS, User};
+use crate::{Server, authn};
 use crate::{default_service_cidr, endpoint_reconciler};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -53,6 +53,7 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
     let next = repair.once(server).await?;
     kubernetes_service(server).await?;
     extension_configuration(server).await?;
+    authn::begin_tracking(server).await?;
     tokio::spawn(repair.run(server.clone(), next));
     Ok(())
 }

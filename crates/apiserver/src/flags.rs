@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{ArgAction, ArgMatches, Args as _, Command};
@@ -18,8 +19,11 @@ use fluyt_etcd::{DynStore, Rebased};
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Tolerations;
 use crate::cache::REGISTRY;
 use crate::dial::Direct;
+use crate::limits;
+use crate::listen::TlsSettings;
 use crate::served;
 use crate::{Config, Encryption, Features, Limits, MediaType, Server, ServiceNetwork, Storage};
 
@@ -76,6 +80,14 @@ fn given(matches: &ArgMatches) -> BTreeMap<String, String> {
     });
     flags.collect()
 }
+
+const ADDRESS_TYPES: [&str; 5] = [
+    "Hostname",
+    "InternalDNS",
+    "InternalIP",
+    "ExternalDNS",
+    "ExternalIP",
+];
 
 /// Flags of kube-apiserver.
 #[derive(clap::Args, Debug)]
@@ -157,6 +169,22 @@ struct ServerFlags {
     proxy_client_key_file: Option<PathBuf>,
     #[command(flatten)]
     limits: Limits,
+    #[command(flatten)]
+    tls: TlsSettings,
+    #[command(flatten)]
+    tolerations: Tolerations,
+    /// Allow privileged containers.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    allow_privileged: bool,
+    /// How long events are kept.
+    #[arg(long, default_value = "1h0m0s", value_parser = limits::duration)]
+    event_ttl: Duration,
+    /// Kinds of nodes' addresses by which kubelets are reached, the preferred ones first, comma separated.
+    #[arg(long, value_delimiter = ',', value_parser = ADDRESS_TYPES, default_value = "Hostname,InternalDNS,InternalIP,ExternalDNS,ExternalIP")]
+    kubelet_preferred_address_types: Vec<String>,
+    /// How long the store's history is kept at least; 0 leaves it to the store.
+    #[arg(long, default_value = "5m0s", value_parser = limits::duration)]
+    etcd_compaction_interval: Duration,
     #[command(flatten)]
     versions: served::Flags,
     /// Features to turn on and off: Name=bool, comma separated.
@@ -339,6 +367,12 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         features,
         flags: given,
         limits: args.limits,
+        tls: args.tls,
+        tolerations: args.tolerations,
+        allow_privileged: args.allow_privileged,
+        event_ttl: args.event_ttl,
+        kubelet_address_types: args.kubelet_preferred_address_types,
+        compaction_interval: args.etcd_compaction_interval,
         served: args.versions.served(features)?,
         shutdown,
     };

@@ -39,7 +39,7 @@ impl Default for Limits {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     fluyt_cel::parse_duration(text)
         .and_then(|d| d.try_into().ok())
         .ok_or_else(|| format!("time: invalid duration \"{text}\""))

@@ -10,7 +10,11 @@ use hyper_util::server::conn::auto;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use rustls::version::{TLS12, TLS13};
+use rustls::{
+    ConfigBuilder, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
+    SupportedCipherSuite, WantsVerifier,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
@@ -126,11 +130,72 @@ impl Server {
     fn server_tls(&self) -> anyhow::Result<ServerConfig> {
         let chain = certificates(&self.config.tls_certificate_pem)?;
         let key = PrivateKeyDer::from_pem_slice(self.config.tls_key_pem.as_bytes())?;
-        let mut config = ServerConfig::builder()
+        let mut config = self
+            .config
+            .tls
+            .builder()?
             .with_client_cert_verifier(Arc::new(AnyClient))
             .with_single_cert(chain, key)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(config)
+    }
+}
+
+/// What a client must be able to do to connect.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct TlsSettings {
+    /// The oldest version of TLS that is spoken: VersionTLS12 or VersionTLS13. Older ones never are.
+    #[arg(long, value_parser = ["VersionTLS10", "VersionTLS11", "VersionTLS12", "VersionTLS13"])]
+    tls_min_version: Option<String>,
+    /// Cipher suites for TLS 1.2 by their names in Go, comma separated. Those of TLS 1.3 are not a matter of choice.
+    #[arg(long, value_delimiter = ',', value_parser = cipher_suite)]
+    tls_cipher_suites: Vec<String>,
+}
+
+impl TlsSettings {
+    fn builder(&self) -> anyhow::Result<ConfigBuilder<ServerConfig, WantsVerifier>> {
+        let mut provider = (*provider()).clone();
+        if !self.tls_cipher_suites.is_empty() {
+            let chosen = |name: &str| self.tls_cipher_suites.iter().any(|wanted| wanted == name);
+            provider
+                .cipher_suites
+                .retain(|suite| suite.tls13().is_some() || suite_name(suite).is_some_and(chosen));
+        }
+        let versions: &[_] = match self.tls_min_version.as_deref() {
+            Some("VersionTLS13") => &[&TLS13],
+            _ => &[&TLS12, &TLS13],
+        };
+        let builder = ServerConfig::builder_with_provider(Arc::new(provider));
+        Ok(builder.with_protocol_versions(versions)?)
+    }
+}
+
+fn suite_name(suite: &SupportedCipherSuite) -> Option<&'static str> {
+    suite.suite().as_str()
+}
+
+/// The name of a suite that there is, by Go's name.
+fn cipher_suite(name: &str) -> Result<String, String> {
+    // Go has an older name for these as well.
+    let name = match name {
+        "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305" => "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+        "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305" => "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+        name => name,
+    };
+    let of_13 = name
+        .strip_prefix("TLS_")
+        .map(|rest| format!("TLS13_{rest}"));
+    let known = provider()
+        .cipher_suites
+        .iter()
+        .filter_map(suite_name)
+        .any(|known| known == name || Some(known) == of_13.as_deref());
+    if known {
+        Ok(name.to_owned())
+    } else {
+        Err(format!(
+            "Cipher suite {name} not supported or doesn't exist"
+        ))
     }
 }
 

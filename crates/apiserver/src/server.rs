@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ::http::header::CACHE_CONTROL;
+use ::http::header::{CACHE_CONTROL, USER_AGENT};
 use ::http::{HeaderValue, Request, Response};
 use fluyt_api::Error;
 use fluyt_etcd::DynStore;
@@ -21,6 +21,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Tolerations;
 use crate::authn::jwt::AuthenticationConfiguration;
 use crate::authn::{self, Authenticator, ClientCertificates};
 use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
@@ -31,6 +32,7 @@ use crate::flowcontrol::{self, FlowControl};
 use crate::handlers::{self, Call};
 use crate::http::{self, Body, BoxError, Wanted};
 use crate::limits::{self, Limits};
+use crate::listen::TlsSettings;
 use crate::metrics::{Labels, Metrics};
 use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
@@ -78,6 +80,16 @@ pub struct Config {
     pub flags: BTreeMap<String, String>,
     /// Admission plugins that are on by default and shall not be, by upstream's names.
     pub disable_admission_plugins: Vec<String>,
+    pub tolerations: Tolerations,
+    /// Whether pods may be privileged.
+    pub allow_privileged: bool,
+    /// How long events are kept.
+    pub event_ttl: Duration,
+    /// Kinds of nodes' addresses by which kubelets are reached, the preferred ones first.
+    pub kubelet_address_types: Vec<String>,
+    /// How long the store's history is kept at least.
+    pub compaction_interval: Duration,
+    pub tls: TlsSettings,
     pub shutdown: CancellationToken,
 }
 
@@ -121,6 +133,12 @@ impl Config {
             limits: Limits::default(),
             flags: BTreeMap::new(),
             disable_admission_plugins: Vec::new(),
+            tolerations: Tolerations::default(),
+            allow_privileged: true,
+            event_ttl: Duration::from_secs(3600),
+            kubelet_address_types: ["InternalIP", "ExternalIP"].map(str::to_owned).into(),
+            compaction_interval: compactor::INTERVAL,
+            tls: TlsSettings::default(),
             shutdown,
         }
     }
@@ -173,7 +191,7 @@ impl Server {
             front_proxies: ClientCertificates::new(roots(front_proxies)?)?,
             tokens: tokens.clone(),
         };
-        let authenticator = Authenticator::new(
+        let (authenticator, uses) = Authenticator::new(
             caches.clone(),
             trusted,
             &config.service_account_issuer,
@@ -199,12 +217,7 @@ impl Server {
             webhooks,
         };
         let server = Arc::new(Self {
-            registry: Registry::new(
-                caches.clone(),
-                &config.service_network,
-                &shared,
-                &disabled_plugins(&config),
-            ),
+            registry: Registry::new(&config, &shared, &disabled_plugins(&config)),
             authenticator,
             authorizer,
             tokens,
@@ -234,13 +247,14 @@ impl Server {
         tokio::spawn(aggregator::follow_definitions(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
         tokio::spawn(custom::run(server.clone()));
+        tokio::spawn(uses.run(Arc::downgrade(&server)));
         tokio::spawn(endpoint_reconciler::run(server.clone()));
         tokio::spawn(identity::run(server.clone()));
         tokio::spawn(admission::watch_policies(server.clone()));
         let store = server.caches.store().clone();
         tokio::spawn(compactor::run(
             store,
-            compactor::INTERVAL,
+            server.config.compaction_interval,
             server.shutdown.clone(),
         ));
         server.ready.store(true, Ordering::Release);
@@ -261,12 +275,13 @@ impl Server {
         trusting(bundle, self.config.proxy_client.as_ref())
     }
 
-    /// A client inside this process, acting as `user`: the same server, without TLS or socket.
+    /// A client inside this process, acting as `user` and known as `agent`: the same server, without TLS or socket.
     #[must_use]
-    pub fn service(self: &Arc<Self>, user: User) -> InProcess {
+    pub fn service(self: &Arc<Self>, user: User, agent: &'static str) -> InProcess {
         InProcess {
             server: self.clone(),
             user,
+            agent: HeaderValue::from_static(agent),
         }
     }
 
@@ -663,6 +678,7 @@ pub(crate) fn client_tls(
 pub struct InProcess {
     server: Arc<Server>,
     user: User,
+    agent: HeaderValue,
 }
 
 impl<B> tower::Service<Request<B>> for InProcess
@@ -684,6 +700,11 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let server = self.server.clone();
         request.extensions_mut().insert(self.user.clone());
+        let agent = || self.agent.clone();
+        request
+            .headers_mut()
+            .entry(USER_AGENT)
+            .or_insert_with(agent);
         Box::pin(async move { Ok(server.handle(request).await) })
     }
 }

@@ -292,3 +292,64 @@ async fn pod_security_follows_the_labels_of_the_namespace() {
     );
     assert_eq!(api.post(PODS, pod("b")).await.0, StatusCode::CREATED);
 }
+
+#[tokio::test]
+async fn privileged_containers_only_where_the_server_allows_them() {
+    let refusing = Api::configured(|config, _| config.allow_privileged = false).await;
+    let allowing = Api::start().await;
+    let template = |privileged: bool| {
+        let context = json!({"privileged": privileged});
+        json!({"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [
+            {"name": "c", "image": "busybox:1"}, {"name": "d", "image": "busybox:1", "securityContext": context}]}})
+    };
+    let pod = |privileged| {
+        let mut pod = template(privileged);
+        pod["metadata"]["name"] = "a".into();
+        pod
+    };
+    let deployment = |privileged| json!({"metadata": {"name": "a"}, "spec": {"selector": {"matchLabels": {"app": "a"}}, "template": template(privileged)}});
+    let job = |privileged| {
+        let mut template = template(privileged);
+        template["spec"]["restartPolicy"] = "Never".into();
+        json!({"metadata": {"name": "a"}, "spec": {"schedule": "* * * * *", "jobTemplate": {"spec": {"template": template}}}})
+    };
+    refusing.namespace().await;
+    allowing.namespace().await;
+    type Make<'a> = &'a dyn Fn(bool) -> Value;
+    let kinds: [(&str, Make<'_>, &str); 3] = [
+        ("/api/v1/namespaces/n/pods", &pod, ""),
+        (
+            "/apis/apps/v1/namespaces/n/deployments",
+            &deployment,
+            "spec.template.",
+        ),
+        (
+            "/apis/batch/v1/namespaces/n/cronjobs",
+            &job,
+            "spec.jobTemplate.spec.template.",
+        ),
+    ];
+    for (path, make, place) in kinds {
+        let (status, refused) = refusing.post(path, make(true)).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{path}");
+        let cause = &refused["details"]["causes"][0];
+        let field = format!("{place}spec.containers[1].securityContext.privileged");
+        assert_eq!(
+            (&cause["field"], &cause["message"]),
+            (
+                &json!(field),
+                &json!("Forbidden: disallowed by cluster policy")
+            )
+        );
+        assert_eq!(
+            refusing.post(path, make(false)).await.0,
+            StatusCode::CREATED,
+            "{path}"
+        );
+        assert_eq!(
+            allowing.post(path, make(true)).await.0,
+            StatusCode::CREATED,
+            "{path}"
+        );
+    }
+}

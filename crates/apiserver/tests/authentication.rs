@@ -13,7 +13,7 @@ use common::service::{Service, eventually};
 use fluyt_apiserver::authn::jwt::AuthenticationConfiguration;
 use fluyt_apiserver::authn::{Anonymous, PeerCertificates, TokenFile, TokenWebhookSettings};
 use fluyt_apiserver::{MASTERS, User};
-use fluyt_pki::{Authority, Identity, TokenKeys, Usage};
+use fluyt_pki::{Authority, Identity, NamedReference, SecretClaims, TokenKeys, Usage};
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -444,4 +444,76 @@ async fn impersonation_takes_rights_to_every_part() {
             .unwrap()
             .ends_with("without impersonating a user name")
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_of_secrets_are_good_while_the_secret_has_them() {
+    let keys = TokenKeys::create().unwrap();
+    let pem = keys.private_pem().to_owned();
+    let api = Api::configured(|config, _| config.service_account_key_pem = pem).await;
+    api.namespace().await;
+    let accounts = "/api/v1/namespaces/n/serviceaccounts";
+    let (_, account) = api
+        .post(accounts, json!({"metadata": {"name": "robot"}}))
+        .await;
+    let account = NamedReference {
+        name: "robot".into(),
+        uid: account["metadata"]["uid"].as_str().unwrap().into(),
+    };
+    let token = keys
+        .sign(&SecretClaims::new("n", "token", &account))
+        .unwrap();
+    let secrets = "/api/v1/namespaces/n/secrets";
+    let secret = json!({
+        "metadata": {"name": "token", "annotations": {"kubernetes.io/service-account.name": "robot"}},
+        "type": "kubernetes.io/service-account-token", "stringData": {"token": token},
+    });
+    // There is none yet.
+    assert_eq!(api.whoami(&token).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(api.post(secrets, secret).await.0, StatusCode::CREATED);
+    let (status, found) = api.whoami(&token).await;
+    assert_eq!(status, StatusCode::CREATED);
+    assert_eq!(found["username"], "system:serviceaccount:n:robot");
+    assert_eq!(found["uid"], account.uid.as_str());
+    let path = format!("{secrets}/token");
+    const USED: &str = "kubernetes.io/legacy-token-last-used";
+    let noted = eventually(async || api.get(&path).await.1["metadata"]["labels"][USED].is_string());
+    assert!(noted.await);
+    let tracking = "/api/v1/namespaces/kube-system/configmaps/kube-apiserver-legacy-service-account-token-tracking";
+    assert!(api.get(tracking).await.1["data"]["since"].is_string());
+
+    let other = TokenKeys::create().unwrap();
+    let claims = SecretClaims::new("n", "token", &account);
+    let stranger = NamedReference {
+        uid: "other".into(),
+        ..account.clone()
+    };
+    for (what, bad) in [
+        ("signed by others", other.sign(&claims).unwrap()),
+        (
+            "of another secret",
+            keys.sign(&SecretClaims::new("n", "none", &account))
+                .unwrap(),
+        ),
+        (
+            "not the secret's",
+            keys.sign(&SecretClaims::new("n", "token", &stranger))
+                .unwrap(),
+        ),
+    ] {
+        assert_eq!(api.whoami(&bad).await.0, StatusCode::UNAUTHORIZED, "{what}");
+    }
+    let invalid =
+        json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": "2026-01-01"}}});
+    api.patch(&path, "merge-patch", invalid).await;
+    assert_eq!(api.whoami(&token).await.0, StatusCode::UNAUTHORIZED);
+    let valid = json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": null}}});
+    api.patch(&path, "merge-patch", valid).await;
+    assert_eq!(api.whoami(&token).await.0, StatusCode::CREATED);
+    // The account that it was made for is gone, whoever has its name now.
+    api.call(Method::DELETE, &format!("{accounts}/robot"), Value::Null)
+        .await;
+    api.post(accounts, json!({"metadata": {"name": "robot"}}))
+        .await;
+    assert_eq!(api.whoami(&token).await.0, StatusCode::UNAUTHORIZED);
 }

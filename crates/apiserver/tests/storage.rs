@@ -471,3 +471,89 @@ async fn a_server_starts_however_long_its_store_takes_to_load() {
         StatusCode::OK
     );
 }
+
+/// Every part of a list after the first, as names, with what each part says is left.
+async fn rest(api: &Api, path: &str, first: &Value) -> Vec<(Vec<String>, Value)> {
+    let mut parts = Vec::new();
+    let mut token = first["metadata"]["continue"].as_str().unwrap().to_owned();
+    while !token.is_empty() {
+        let (status, part) = api.get(&format!("{path}&continue={token}")).await;
+        assert_eq!(status, StatusCode::OK, "{part}");
+        let metadata = &part["metadata"];
+        assert_eq!(
+            metadata["resourceVersion"],
+            first["metadata"]["resourceVersion"]
+        );
+        let items = part["items"].as_array().unwrap().iter();
+        let names = items.map(|item| {
+            // As of the list's revision.
+            assert_eq!(item["data"]["k"], "v");
+            item["metadata"]["name"].as_str().unwrap().to_owned()
+        });
+        parts.push((names.collect(), metadata["remainingItemCount"].clone()));
+        token = metadata["continue"].as_str().unwrap_or_default().to_owned();
+    }
+    parts
+}
+
+#[tokio::test]
+async fn a_list_goes_on_as_it_began_though_the_cache_has_forgotten() {
+    let (store, _directory) = store();
+    let start =
+        async || Api::start_on(store.clone(), Storage::default(), Features::default()).await;
+    let api = start().await;
+    api.namespace().await;
+    let maps = "/api/v1/namespaces/n/configmaps";
+    for n in 10..35 {
+        let mut map = config_map(&format!("m{n}"));
+        map["metadata"]["labels"] = json!({"even": (n % 2 == 0).to_string()});
+        api.post(maps, map).await;
+    }
+    let (all, even) = (
+        format!("{maps}?limit=10"),
+        format!("{maps}?limit=5&labelSelector=even=true"),
+    );
+    let everywhere = "/api/v1/configmaps?limit=20&fieldSelector=metadata.namespace=n";
+    let (_, of_all) = api.get(&all).await;
+    let (_, of_even) = api.get(&even).await;
+    let (_, of_everywhere) = api.get(everywhere).await;
+    assert_eq!(of_all["metadata"]["remainingItemCount"], 15);
+    assert!(of_even["metadata"]["remainingItemCount"].is_null());
+    api.call(Method::DELETE, &format!("{maps}/m22"), Value::Null)
+        .await;
+    api.post(maps, config_map("m22a")).await;
+    api.patch(
+        &format!("{maps}/m30"),
+        "merge-patch",
+        json!({"data": {"k": "changed"}}),
+    )
+    .await;
+    let names = |range: std::ops::Range<usize>, step| -> Vec<String> {
+        range.step_by(step).map(|n| format!("m{n}")).collect()
+    };
+    // The same server undoes what has happened since; another one, which has not seen it, reads the store's history.
+    for server in [api, start().await] {
+        let parts = rest(&server, &all, &of_all).await;
+        assert_eq!(
+            parts,
+            [
+                (names(20..30, 1), json!(5)),
+                (names(30..35, 1), Value::Null)
+            ]
+        );
+        let parts = rest(&server, &even, &of_even).await;
+        assert_eq!(
+            parts,
+            [
+                (names(20..30, 2), Value::Null),
+                (names(30..35, 2), Value::Null)
+            ]
+        );
+        let parts = rest(&server, everywhere, &of_everywhere).await;
+        assert_eq!(parts, [(names(30..35, 1), Value::Null)]);
+        let revision = of_all["metadata"]["resourceVersion"].as_str().unwrap();
+        let exact = format!("{maps}?resourceVersion={revision}&resourceVersionMatch=Exact");
+        let (_, list) = server.get(&exact).await;
+        assert_eq!(list["items"].as_array().unwrap().len(), 25);
+    }
+}

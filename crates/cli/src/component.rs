@@ -19,19 +19,19 @@ pub enum Command {
     /// The agent of one node, in one process
     Node(fluyt_service::node::Args),
     /// The Kubernetes API server
-    KubeApiserver(fluyt_apiserver::Args),
+    KubeApiserver(Logged<fluyt_apiserver::Args>),
     /// The Kubernetes controllers
-    KubeControllerManager(fluyt_controller_manager::Args),
+    KubeControllerManager(Logged<fluyt_controller_manager::Args>),
     /// The Kubernetes scheduler
-    KubeScheduler(fluyt_scheduler::Args),
+    KubeScheduler(Logged<fluyt_scheduler::Args>),
     /// The Kubernetes node agent
-    Kubelet(fluyt_kubelet::Args),
+    Kubelet(Logged<fluyt_kubelet::Args>),
     /// A container runtime, served as CRI
     ContainerRuntime(fluyt_container_runtime::Args),
     /// The Kubernetes service proxy of a node
-    KubeProxy(fluyt_kube_proxy::Args),
+    KubeProxy(Logged<fluyt_kube_proxy::Args>),
     /// The controllers that know the cloud: load balancers, nodes
-    CloudControllerManager(fluyt_cloud_controller_manager::Args),
+    CloudControllerManager(Logged<fluyt_cloud_controller_manager::Args>),
     /// The cluster's DNS server
     Dns(fluyt_dns::Args),
     /// Resource metrics of nodes and pods
@@ -42,6 +42,31 @@ pub enum Command {
     SampleWeb(fluyt_sample::web::Args),
     /// The sample application's store
     SampleStore(fluyt_sample::store::Args),
+}
+
+/// The flags of a component, and upstream's of how much it logs.
+#[derive(clap::Args, Debug)]
+pub struct Logged<T: clap::Args> {
+    #[command(flatten)]
+    args: T,
+    /// Log level: 0 to 3 tell what happens, 4 and 5 more, higher ones everything.
+    #[arg(long, short, default_value_t = 0)]
+    v: u8,
+}
+
+impl Command {
+    /// The log level that was asked for.
+    fn verbosity(&self) -> u8 {
+        match self {
+            Self::KubeApiserver(of) => of.v,
+            Self::KubeControllerManager(of) => of.v,
+            Self::KubeScheduler(of) => of.v,
+            Self::Kubelet(of) => of.v,
+            Self::KubeProxy(of) => of.v,
+            Self::CloudControllerManager(of) => of.v,
+            _ => 0,
+        }
+    }
 }
 
 /// Names that the binary may be called by.
@@ -74,21 +99,23 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     let shutdown = tasks::shutdown_on_signals()?;
     // Those two have log files of their own.
     if !matches!(command, Command::Master(_) | Command::Node(_)) {
-        logs::init_foreground();
+        logs::init_foreground(command.verbosity());
     }
     tokio::spawn(crate::memory::keep_small());
     match command {
         Command::Serve(args) => fluyt_service::serve::run(args, shutdown).await,
         Command::Master(args) => fluyt_service::master::run(args, shutdown).await,
         Command::Node(args) => fluyt_service::node::run(args, shutdown).await,
-        Command::KubeApiserver(args) => fluyt_apiserver::run(args, shutdown).await,
-        Command::KubeControllerManager(args) => fluyt_controller_manager::run(args, shutdown).await,
-        Command::KubeScheduler(args) => fluyt_scheduler::run(args, shutdown).await,
-        Command::Kubelet(args) => fluyt_kubelet::run(args, shutdown).await,
+        Command::KubeApiserver(of) => fluyt_apiserver::run(of.args, shutdown).await,
+        Command::KubeControllerManager(of) => {
+            fluyt_controller_manager::run(of.args, shutdown).await
+        }
+        Command::KubeScheduler(of) => fluyt_scheduler::run(of.args, shutdown).await,
+        Command::Kubelet(of) => fluyt_kubelet::run(of.args, shutdown).await,
         Command::ContainerRuntime(args) => fluyt_container_runtime::run(args, shutdown).await,
-        Command::KubeProxy(args) => fluyt_kube_proxy::run(args, shutdown).await,
-        Command::CloudControllerManager(args) => {
-            fluyt_cloud_controller_manager::run(args, shutdown).await
+        Command::KubeProxy(of) => fluyt_kube_proxy::run(of.args, shutdown).await,
+        Command::CloudControllerManager(of) => {
+            fluyt_cloud_controller_manager::run(of.args, shutdown).await
         }
         Command::Dns(args) => fluyt_dns::run(args, shutdown).await,
         Command::MetricsServer(args) => fluyt_metrics_server::run(args, shutdown).await,

@@ -3,12 +3,10 @@
 
 use std::sync::Arc;
 
-use base64::Engine;
 use fluyt_client::{
     Action, Informer, ObjectKey, Selectors, WorkQueue, controller, is_conflict, is_not_found,
 };
-use fluyt_pki::{Claims, KubernetesClaims, NamedReference, TokenKeys};
-use jiff::{SignedDuration, Timestamp};
+use fluyt_pki::{NamedReference, SecretClaims, TokenKeys};
 use k8s_openapi::{
     ByteString,
     api::core::v1::{Secret, ServiceAccount},
@@ -27,9 +25,6 @@ use crate::{
 const TYPE: &str = "kubernetes.io/service-account-token";
 const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
-/// These tokens don't expire; the claim has to be there, so it is far away.
-const LIFE: SignedDuration = SignedDuration::from_hours(24 * 365 * 100);
-const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 struct Controller {
     context: Context,
@@ -154,34 +149,16 @@ impl Controller {
     }
 }
 
-fn claims(secret: &Secret, account: &ServiceAccount) -> Claims {
-    let at = Timestamp::now();
-    let account_namespace = namespace(&account.metadata);
-    let reference = |name: &str, uid: &str| NamedReference {
-        name: name.to_owned(),
-        uid: uid.to_owned(),
+fn claims(secret: &Secret, account: &ServiceAccount) -> SecretClaims {
+    let account_reference = NamedReference {
+        name: name(&account.metadata).to_owned(),
+        uid: uid(&account.metadata).to_owned(),
     };
-    Claims {
-        iss: ISSUER.to_owned(),
-        sub: format!(
-            "system:serviceaccount:{account_namespace}:{}",
-            name(&account.metadata)
-        ),
-        aud: vec![ISSUER.to_owned()],
-        exp: at.checked_add(LIFE).unwrap_or(Timestamp::MAX).as_second(),
-        iat: at.as_second(),
-        nbf: at.as_second(),
-        jti: Some(
-            base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>()),
-        ),
-        kubernetes: KubernetesClaims {
-            namespace: account_namespace.to_owned(),
-            serviceaccount: reference(name(&account.metadata), uid(&account.metadata)),
-            secret: Some(reference(name(&secret.metadata), uid(&secret.metadata))),
-            pod: None,
-            node: None,
-        },
-    }
+    SecretClaims::new(
+        namespace(&secret.metadata),
+        name(&secret.metadata),
+        &account_reference,
+    )
 }
 
 #[cfg(test)]
@@ -223,9 +200,10 @@ mod tests {
                 .is_some_and(|secret| secret.data.is_some())
         })
         .await;
-        let claims = keys.verify(&token(&fake).unwrap()).unwrap();
+        let claims = keys.verify_of_secret(&token(&fake).unwrap()).unwrap();
         assert_eq!(claims.sub, "system:serviceaccount:ns:robot");
-        assert_eq!(claims.kubernetes.serviceaccount.uid, uid(&account.metadata));
+        assert_eq!(claims.secret, "token");
+        assert_eq!(claims.account_uid, uid(&account.metadata));
         fake.until("the dangling one is gone", |fake| {
             fake.get::<Secret>("ns", "dangling").is_none()
         })

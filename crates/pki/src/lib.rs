@@ -6,7 +6,7 @@ mod tokens;
 
 pub use authority::{Authority, Identity, Issued, Usage};
 pub use public_key::PublicKey;
-pub use tokens::{Claims, KubernetesClaims, NamedReference, PodReference, TokenKeys};
+pub use tokens::{Claims, KubernetesClaims, NamedReference, PodReference, SecretClaims, TokenKeys};
 
 /// Why a key, certificate or token could not be made or read.
 #[derive(Debug, thiserror::Error)]

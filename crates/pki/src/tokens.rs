@@ -2,6 +2,7 @@
 
 use jsonwebtoken::{Algorithm, Header, Validation};
 use rcgen::KeyPair;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -21,6 +22,39 @@ pub struct Claims {
     pub jti: Option<String>,
     #[serde(rename = "kubernetes.io")]
     pub kubernetes: KubernetesClaims,
+}
+
+/// What the token of a Secret says: it is for no audience in particular and has no end of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretClaims {
+    pub iss: String,
+    pub sub: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/namespace")]
+    pub namespace: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/secret.name")]
+    pub secret: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.name")]
+    pub account: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.uid")]
+    pub account_uid: String,
+}
+
+impl SecretClaims {
+    /// Their issuer in every cluster.
+    pub const ISSUER: &str = "kubernetes/serviceaccount";
+
+    /// Those of an account's Secret.
+    #[must_use]
+    pub fn new(namespace: &str, secret: &str, account: &NamedReference) -> Self {
+        Self {
+            iss: Self::ISSUER.to_owned(),
+            sub: format!("system:serviceaccount:{namespace}:{}", account.name),
+            namespace: namespace.to_owned(),
+            secret: secret.to_owned(),
+            account: account.name.clone(),
+            account_uid: account.uid.clone(),
+        }
+    }
 }
 
 /// The objects that a token is bound to.
@@ -106,7 +140,7 @@ impl TokenKeys {
     ///
     /// # Errors
     /// When the claims cannot be serialised.
-    pub fn sign(&self, claims: &Claims) -> Result<String, Error> {
+    pub fn sign(&self, claims: &impl Serialize) -> Result<String, Error> {
         let mut header = Header::new(self.signing.public.algorithm);
         header.typ = None;
         header.kid = Some(self.signing.public.key_id.clone());
@@ -122,6 +156,25 @@ impl TokenKeys {
     /// # Errors
     /// When the token is malformed, expired, not yet valid, or signed by an unknown key.
     pub fn verify(&self, token: &str) -> Result<Claims, Error> {
+        self.verify_as(token, |validation| validation.validate_nbf = true)
+    }
+
+    /// Checks the signature of a Secret's token; whether the Secret still has it is the caller's to check.
+    ///
+    /// # Errors
+    /// When the token is malformed or signed by an unknown key.
+    pub fn verify_of_secret(&self, token: &str) -> Result<SecretClaims, Error> {
+        self.verify_as(token, |validation| {
+            validation.validate_exp = false;
+            validation.required_spec_claims.clear();
+        })
+    }
+
+    fn verify_as<T: DeserializeOwned + Clone>(
+        &self,
+        token: &str,
+        adjust: impl Fn(&mut Validation),
+    ) -> Result<T, Error> {
         if token.len() > MAX_TOKEN {
             return Err(Error::Pem("the token is too long".into()));
         }
@@ -131,9 +184,9 @@ impl TokenKeys {
         for key in self.verifying.iter().filter(named) {
             let mut validation = Validation::new(key.algorithm);
             validation.validate_aud = false;
-            validation.validate_nbf = true;
             validation.leeway = 5;
-            match jsonwebtoken::decode::<Claims>(token, &key.decoding, &validation) {
+            adjust(&mut validation);
+            match jsonwebtoken::decode::<T>(token, &key.decoding, &validation) {
                 Ok(decoded) => return Ok(decoded.claims),
                 Err(error) => failed = error.into(),
             }
@@ -211,5 +264,20 @@ mod tests {
         );
         assert!(again.verify(&keys.sign(&claims(-60)).unwrap()).is_err());
         assert_eq!(keys.jwks()["keys"][0]["crv"], "P-256");
+    }
+
+    #[test]
+    fn tokens_of_secrets_have_no_end() {
+        let keys = TokenKeys::create().unwrap();
+        let account = NamedReference {
+            name: "b".into(),
+            uid: "u".into(),
+        };
+        let claims = SecretClaims::new("a", "s", &account);
+        let token = keys.sign(&claims).unwrap();
+        assert_eq!(keys.verify_of_secret(&token).unwrap(), claims);
+        assert!(keys.verify(&token).is_err());
+        let other = TokenKeys::create().unwrap();
+        assert!(other.verify_of_secret(&token).is_err());
     }
 }

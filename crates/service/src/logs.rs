@@ -56,33 +56,38 @@ pub fn init(directory: &Path, process: &str) -> anyhow::Result<()> {
         .with_ansi(false)
         .with_writer(ComponentLogs::new(directory, process));
     let _ = tracing_subscriber::registry()
-        .with(levels())
+        .with(levels(tracing::Level::INFO))
         .with(layer)
         .try_init();
     Ok(())
 }
 
-/// Logs to standard error, for processes in the foreground.
-pub fn init_foreground() {
+/// Logs to standard error, for processes in the foreground, as much as upstream does at a level of verbosity.
+pub fn init_foreground(verbosity: u8) {
     use std::io::IsTerminal as _;
     let layer = tracing_subscriber::fmt::layer()
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         .with_target(false);
+    let level = match verbosity {
+        0..=3 => tracing::Level::INFO,
+        4..=5 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
     let _ = tracing_subscriber::registry()
-        .with(levels())
+        .with(levels(level))
         .with(layer)
         .try_init();
 }
 
 /// `FLUYT_LOG` in the form `info,fluyt_kubelet=debug`.
-fn levels() -> Targets {
+fn levels(default: tracing::Level) -> Targets {
     std::env::var("FLUYT_LOG")
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or_else(|| {
             Targets::new()
-                .with_default(tracing::Level::INFO)
+                .with_default(default)
                 .with_target("kube_client", tracing::Level::WARN)
         })
 }

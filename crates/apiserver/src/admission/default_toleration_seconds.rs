@@ -1,4 +1,4 @@
-//! Pods stay five minutes on a node that stopped answering, unless they say otherwise.
+//! Pods stay some minutes on a node that stopped answering, unless they say otherwise.
 
 use async_trait::async_trait;
 use fluyt_api::Error;
@@ -7,13 +7,27 @@ use serde_json::{Value, json};
 use super::{Attributes, Operation, Plugin};
 use crate::cache::Caches;
 
-const SECONDS: i64 = 300;
-const TAINTS: [&str; 2] = [
-    "node.kubernetes.io/not-ready",
-    "node.kubernetes.io/unreachable",
-];
+/// How many seconds pods stay on a node that is not ready, or cannot be reached, unless they say otherwise.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Tolerations {
+    /// Seconds that pods stay on a node that is not ready, unless they say otherwise.
+    #[arg(long, default_value_t = 300)]
+    default_not_ready_toleration_seconds: i64,
+    /// Seconds that pods stay on a node that cannot be reached, unless they say otherwise.
+    #[arg(long, default_value_t = 300)]
+    default_unreachable_toleration_seconds: i64,
+}
 
-pub(super) struct DefaultTolerationSeconds;
+impl Default for Tolerations {
+    fn default() -> Self {
+        Self {
+            default_not_ready_toleration_seconds: 300,
+            default_unreachable_toleration_seconds: 300,
+        }
+    }
+}
+
+pub(super) struct DefaultTolerationSeconds(pub Tolerations);
 
 #[async_trait]
 impl Plugin for DefaultTolerationSeconds {
@@ -38,7 +52,14 @@ impl Plugin for DefaultTolerationSeconds {
             .as_array()
             .cloned()
             .unwrap_or_default();
-        for taint in TAINTS {
+        let Tolerations {
+            default_not_ready_toleration_seconds: not_ready,
+            default_unreachable_toleration_seconds: unreachable,
+        } = self.0;
+        for (taint, seconds) in [
+            ("node.kubernetes.io/not-ready", not_ready),
+            ("node.kubernetes.io/unreachable", unreachable),
+        ] {
             let tolerated = tolerations.iter().any(|t| {
                 let key = t["key"].as_str().unwrap_or_default();
                 let effect = t["effect"].as_str().unwrap_or_default();
@@ -46,7 +67,7 @@ impl Plugin for DefaultTolerationSeconds {
             });
             if !tolerated {
                 tolerations.push(json!({
-                    "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS,
+                    "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds,
                 }));
             }
         }

@@ -40,6 +40,8 @@ use crate::custom::Converter;
 use crate::registry::{Location, WriteContext};
 
 pub use configuration::validate as validate_configuration;
+pub use default_toleration_seconds::Tolerations;
+pub use pod_security::template_path;
 pub use policy_status::run as watch_policies;
 
 use policy::type_check;
@@ -215,7 +217,7 @@ pub struct Chain {
 impl Chain {
     /// The plugins that are on: upstream's default ones but for those that are `disabled` by name.
     #[must_use]
-    pub fn new(shared: &Shared, disabled: &[String]) -> Self {
+    pub fn new(shared: &Shared, disabled: &[String], tolerations: Tolerations) -> Self {
         let plugins: Vec<Box<dyn Plugin>> = vec![
             Box::new(namespace_lifecycle::NamespaceLifecycle),
             Box::new(limit_ranger::LimitRanger),
@@ -223,7 +225,9 @@ impl Chain {
             Box::new(taint_nodes_by_condition::TaintNodesByCondition),
             Box::new(pod_security::PodSecurity),
             Box::new(priority::Priority),
-            Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+            Box::new(default_toleration_seconds::DefaultTolerationSeconds(
+                tolerations,
+            )),
             Box::new(default_storage_class::DefaultStorageClass),
             Box::new(storage_object_in_use_protection::StorageObjectInUseProtection),
             Box::new(persistent_volume_claim_resize::PersistentVolumeClaimResize),

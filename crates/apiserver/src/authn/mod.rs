@@ -7,6 +7,7 @@ mod bootstrap_token;
 mod impersonation;
 pub mod jwt;
 mod request_header;
+mod secret_token;
 mod service_account;
 mod settings;
 mod token_file;
@@ -29,6 +30,8 @@ use crate::user::{AUTHENTICATED, UNAUTHENTICATED, User};
 pub use anonymous::Anonymous;
 pub use impersonation::{Impersonated, impersonate};
 pub use request_header::FrontProxy;
+pub use secret_token::Uses;
+pub(crate) use secret_token::begin_tracking;
 pub use service_account::Authenticated;
 pub use settings::Settings;
 pub use token_file::TokenFile;
@@ -36,6 +39,7 @@ pub use webhook::TokenWebhookSettings;
 pub use x509::{ClientCertificates, PeerCertificates};
 
 use jwt::{AuthenticationConfiguration, Issuers};
+use secret_token::SecretTokens;
 use service_account::ServiceAccounts;
 use webhook::TokenWebhook;
 
@@ -46,6 +50,7 @@ pub struct Authenticator {
     front_proxy: FrontProxy,
     front_proxy_certificates: ClientCertificates,
     service_accounts: ServiceAccounts,
+    secret_tokens: SecretTokens,
     token_file: Option<TokenFile>,
     bootstrap_tokens: bool,
     issuers: Issuers,
@@ -62,6 +67,8 @@ pub struct Trusted {
 }
 
 impl Authenticator {
+    /// It tells which tokens of Secrets are used.
+    ///
     /// # Errors
     /// When an issuer or a webhook's kubeconfig cannot be used.
     pub fn new(
@@ -71,12 +78,15 @@ impl Authenticator {
         audiences: Vec<String>,
         settings: &Settings,
         shutdown: CancellationToken,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<(Self, Uses)> {
         let issuers = std::iter::once(issuer.to_owned())
             .chain(settings.service_account_issuers.iter().cloned())
             .collect();
-        Ok(Self {
-            service_accounts: ServiceAccounts::new(caches.clone(), trusted.tokens, issuers),
+        let keys = trusted.tokens;
+        let (secret_tokens, uses) = SecretTokens::new(caches.clone(), keys.clone());
+        let authenticator = Self {
+            service_accounts: ServiceAccounts::new(caches.clone(), keys, issuers),
+            secret_tokens,
             caches,
             certificates: trusted.clients,
             front_proxy: settings.front_proxy.clone(),
@@ -91,7 +101,8 @@ impl Authenticator {
                 .transpose()?,
             anonymous: RwLock::new(settings.anonymous.clone()),
             audiences,
-        })
+        };
+        Ok((authenticator, uses))
     }
 
     /// Takes over a configuration that has changed.
@@ -194,6 +205,13 @@ impl Authenticator {
             Some(Ok(found)) => return Ok(with_group(found)),
             Some(Err(why)) => errors.push(why),
             None => {}
+        }
+        if !ours.is_empty() {
+            match self.secret_tokens.authenticate(token).await {
+                Some(Ok(user)) => return Ok(with_group(local(user))),
+                Some(Err(why)) => errors.push(why),
+                None => {}
+            }
         }
         if self.bootstrap_tokens
             && !ours.is_empty()

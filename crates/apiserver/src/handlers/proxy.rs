@@ -134,6 +134,15 @@ fn container(call: &Call, pod: &Value) -> Result<String, Error> {
     }
 }
 
+/// The address that a text is, or the first that a name has.
+async fn resolved(text: &str) -> Option<IpAddr> {
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let mut found = tokio::net::lookup_host((text, 0)).await.ok()?;
+    Some(found.next()?.ip())
+}
+
 /// Address of the kubelet of a node.
 async fn kubelet(call: &Call, node: &str) -> Result<SocketAddr, Error> {
     let nodes = resources::find("", "v1", "nodes").ok_or_else(Error::no_route)?;
@@ -148,12 +157,17 @@ async fn kubelet(call: &Call, node: &str) -> Result<SocketAddr, Error> {
         .as_array()
         .cloned()
         .unwrap_or_default();
-    let address = ["InternalIP", "ExternalIP"].iter().find_map(|ty| {
-        addresses.iter().find(|a| a["type"] == *ty)?["address"]
-            .as_str()?
-            .parse::<IpAddr>()
-            .ok()
-    });
+    let types = &call.server.config.kubelet_address_types;
+    let preferred = types
+        .iter()
+        .flat_map(|ty| addresses.iter().filter(move |a| a["type"] == ty.as_str()));
+    let mut address = None;
+    for given in preferred.filter_map(|a| a["address"].as_str()) {
+        address = resolved(given).await;
+        if address.is_some() {
+            break;
+        }
+    }
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
         .as_u64()
         .and_then(|p| u16::try_from(p).ok());

@@ -7,10 +7,12 @@ mod empties;
 mod managed;
 mod names;
 mod owners;
+mod privileged;
 pub(crate) mod service;
 mod write;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fluyt_api::resources::Resource;
 use fluyt_api::strategy::{self, MetaCheck, Strategy};
@@ -20,6 +22,7 @@ use fluyt_etcd::{KeyValue, Keys, OpResult, Range};
 use futures::future::BoxFuture;
 use serde_json::Value;
 
+use crate::Config;
 use crate::admission::{self, Attributes, Operation};
 use crate::audit::Record;
 use crate::cache::{Caches, Entry, REGISTRY, storage_resource};
@@ -45,9 +48,6 @@ const COLLISIONS: usize = 1000;
 /// Names that are tried for an object that wants a generated one.
 const GENERATED_NAMES: usize = 8;
 
-/// Seconds an event is kept, upstream's `--event-ttl`.
-const EVENT_TTL: i64 = 3600;
-
 /// How often a new lease is made for events, in seconds.
 const EVENT_LEASE_REUSE: i64 = 60;
 
@@ -58,6 +58,8 @@ pub struct Registry {
     admission: admission::Chain,
     services: service::Allocator,
     event_lease: tokio::sync::Mutex<Option<(i64, std::time::Instant)>>,
+    event_ttl: Duration,
+    allow_privileged: bool,
 }
 
 /// What makes the new object of the present one. It may run several times.
@@ -150,18 +152,15 @@ impl<'a> Location<'a> {
 
 impl Registry {
     #[must_use]
-    pub fn new(
-        caches: Arc<Caches>,
-        network: &ServiceNetwork,
-        shared: &admission::Shared,
-        disabled_plugins: &[String],
-    ) -> Self {
+    pub fn new(config: &Config, shared: &admission::Shared, disabled_plugins: &[String]) -> Self {
         Self {
             converter: shared.converter.clone(),
-            admission: admission::Chain::new(shared, disabled_plugins),
-            services: service::Allocator::new(network),
-            caches,
+            admission: admission::Chain::new(shared, disabled_plugins, config.tolerations),
+            services: service::Allocator::new(&config.service_network),
+            caches: shared.caches.clone(),
             event_lease: tokio::sync::Mutex::default(),
+            event_ttl: config.event_ttl,
+            allow_privileged: config.allow_privileged,
         }
     }
 
@@ -319,6 +318,9 @@ impl Registry {
         }
         strategy.validate(&object, &mut errors);
         devices::selectors(resource, &object, None, &mut errors);
+        if !self.allow_privileged {
+            privileged::refuse(at, &object, None, &mut errors);
+        }
         custom::validate_definition(resource, &object, None, &mut errors);
         admission::validate_configuration(resource, &object, None, &mut errors);
         if errors.is_empty() {
@@ -489,6 +491,9 @@ impl Registry {
             }
             "status" => strategy.validate_status(&object, old, &mut errors),
             other => strategy.validate_subresource(other, &object, old, &mut errors),
+        }
+        if !self.allow_privileged {
+            privileged::refuse(at, &object, Some(old), &mut errors);
         }
         if errors.is_empty() && at.subresource.is_empty() {
             self.admission
@@ -685,16 +690,17 @@ impl Registry {
             return Ok(0);
         }
         let mut lease = self.event_lease.lock().await;
-        let reuse = std::time::Duration::from_secs(EVENT_LEASE_REUSE.unsigned_abs());
+        let reuse = Duration::from_secs(EVENT_LEASE_REUSE.unsigned_abs());
         if let Some((id, made)) = *lease
             && made.elapsed() < reuse
         {
             return Ok(id);
         }
+        let ttl = i64::try_from(self.event_ttl.as_secs()).unwrap_or(i64::MAX / 2);
         let (id, _) = self
             .caches
             .store()
-            .lease_grant(0, EVENT_TTL + EVENT_LEASE_REUSE)
+            .lease_grant(0, ttl + EVENT_LEASE_REUSE)
             .await
             .map_err(store_error)?;
         *lease = Some((id, std::time::Instant::now()));

@@ -122,9 +122,6 @@ pub struct Args {
     /// What `nodeInfo` tells as the version of kube-proxy and kubelet; ours by default.
     #[arg(long, hide = true)]
     pub emulated_version: Option<String>,
-    /// Log verbosity, as upstream's; taken for compatibility with upstream's command lines.
-    #[arg(long, short = 'v')]
-    pub v: Option<u8>,
 }
 
 /// What the kubelet works with: flags over `--config` over defaults.

@@ -14,6 +14,8 @@ use super::{Config, InNetwork, addons};
 use crate::routes;
 use crate::tasks::Components;
 
+const MANAGER: &str = "kube-controller-manager";
+
 /// Starts all of them.
 pub fn spawn_all(
     components: &Components,
@@ -21,17 +23,29 @@ pub fn spawn_all(
     config: &Arc<Config>,
     keys: &Arc<Keys>,
 ) {
-    let client = as_user(server, User::new("system:addon-manager", &[MASTERS]));
+    let client = as_user(
+        server,
+        User::new("system:addon-manager", &[MASTERS]),
+        "addon-manager",
+    );
     let of = config.clone();
     components.spawn("addon-manager", move |shutdown| {
         addons::run(of.clone(), client.clone(), shutdown)
     });
 
     // What the scheduler and the controllers both watch is held once. The informers outlive a restart of either.
-    let manager = as_user(server, User::new("system:kube-controller-manager", &[]));
+    let manager = as_user(
+        server,
+        User::new("system:kube-controller-manager", &[]),
+        MANAGER,
+    );
     let informers = Informers::new(manager.clone(), components.shutdown.clone());
 
-    let client = as_user(server, User::new("system:kube-scheduler", &[]));
+    let client = as_user(
+        server,
+        User::new("system:kube-scheduler", &[]),
+        "kube-scheduler",
+    );
     let shared = informers.clone();
     components.spawn("kube-scheduler", move |shutdown| {
         let settings = fluyt_scheduler::Config {
@@ -44,6 +58,7 @@ pub fn spawn_all(
     let client = as_user(
         server,
         User::service_account("kube-system", "cloud-controller-manager", ""),
+        "cloud-controller-manager",
     );
     let settings = cloud_controller_manager(config);
     components.spawn("cloud-controller-manager", move |shutdown| {
@@ -53,6 +68,7 @@ pub fn spawn_all(
     let client = as_user(
         server,
         User::service_account("kube-system", "route-controller", ""),
+        "route-controller",
     );
     let of = config.clone();
     components.spawn("route-controller", move |shutdown| {
@@ -62,15 +78,16 @@ pub fn spawn_all(
 
     let client = manager;
     let (server, config, keys) = (server.clone(), config.clone(), keys.clone());
-    components.spawn("kube-controller-manager", move |shutdown| {
+    components.spawn(MANAGER, move |shutdown| {
         let mut settings = controller_manager(&server, &config, &keys, client.clone());
         settings.informers = Some(informers.clone());
         fluyt_controller_manager::start(settings, client.clone(), shutdown)
     });
 }
 
-fn as_user(server: &Arc<Server>, user: User) -> Client {
-    Client::new(server.service(user), "default")
+/// A client that is known by its component's name, as the owner of what it writes, too.
+fn as_user(server: &Arc<Server>, user: User, component: &'static str) -> Client {
+    Client::new(server.service(user, component), "default")
 }
 
 fn controller_manager(
@@ -83,7 +100,11 @@ fn controller_manager(
     fluyt_controller_manager::Config {
         // The API server itself vouches for the controllers' identities: they need no tokens.
         client_for: Arc::new(move |account| {
-            as_user(&server, User::service_account("kube-system", account, ""))
+            as_user(
+                &server,
+                User::service_account("kube-system", account, ""),
+                MANAGER,
+            )
         }),
         cluster_cidrs: vec![IpNet::V4(config.pod_cidr)],
         allocate_node_cidrs: true,

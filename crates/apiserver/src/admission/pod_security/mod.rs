@@ -125,17 +125,21 @@ impl Standard {
     }
 }
 
-/// Where an object that makes pods has their template.
-fn template<'a>(group: &str, kind: &str, object: &'a Value) -> Option<&'a Value> {
-    let at = match (group, kind) {
-        ("", "PodTemplate") => "/template",
+/// Where objects of a kind that makes pods have their template.
+pub fn template_path(group: &str, kind: &str) -> Option<&'static [&'static str]> {
+    Some(match (group, kind) {
+        ("", "PodTemplate") => &["template"],
         ("", "ReplicationController")
         | ("apps", "ReplicaSet" | "Deployment" | "DaemonSet" | "StatefulSet")
-        | ("batch", "Job") => "/spec/template",
-        ("batch", "CronJob") => "/spec/jobTemplate/spec/template",
+        | ("batch", "Job") => &["spec", "template"],
+        ("batch", "CronJob") => &["spec", "jobTemplate", "spec", "template"],
         _ => return None,
-    };
-    object.pointer(at)
+    })
+}
+
+fn template<'a>(group: &str, kind: &str, object: &'a Value) -> Option<&'a Value> {
+    let mut path = template_path(group, kind)?.iter();
+    path.try_fold(object, |at, name| at.get(*name))
 }
 
 /// What the audit log learns: the standard that is enforced, and what one that is only audited objects to.
