@@ -86,18 +86,22 @@ impl Filter {
     /// Where to look for its objects.
     pub(super) fn scope(&self, layout: Layout) -> Scope {
         let required = |field: &str| self.fields.exact(field).filter(|value| !value.is_empty());
-        match required("metadata.name") {
-            Some(name) if !layout.namespaced => return Scope::Object(name.into()),
-            Some(name) if !self.namespace.is_empty() => {
-                return Scope::Object(format!("{}/{name}", self.namespace).into());
+        let namespace = match self.namespace.as_str() {
+            "" => required("metadata.namespace"),
+            namespace => Some(namespace),
+        };
+        match (required("metadata.name"), namespace) {
+            (Some(name), _) if !layout.namespaced => return Scope::Object(name.into()),
+            (Some(name), Some(namespace)) => {
+                return Scope::Object(format!("{namespace}/{name}").into());
             }
             _ => {}
         }
         if let Some(value) = layout.indexed.and_then(required) {
             return Scope::Field(value.into());
         }
-        if !self.namespace.is_empty() {
-            return Scope::Namespace(self.namespace.as_str().into());
+        if let Some(namespace) = namespace {
+            return Scope::Namespace(namespace.into());
         }
         Scope::Everything
     }
