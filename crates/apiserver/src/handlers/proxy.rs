@@ -158,11 +158,13 @@ async fn kubelet(call: &Call, node: &str) -> Result<SocketAddr, Error> {
         .cloned()
         .unwrap_or_default();
     let types = &call.server.config.kubelet_address_types;
-    let preferred = types
+    let preferred: Vec<&str> = types
         .iter()
-        .flat_map(|ty| addresses.iter().filter(move |a| a["type"] == ty.as_str()));
+        .flat_map(|ty| addresses.iter().filter(move |a| a["type"] == ty.as_str()))
+        .filter_map(|a| a["address"].as_str())
+        .collect();
     let mut address = None;
-    for given in preferred.filter_map(|a| a["address"].as_str()) {
+    for given in preferred {
         address = resolved(given).await;
         if address.is_some() {
             break;

@@ -188,21 +188,20 @@ fn server_config(
     advertise: SocketAddr,
     shutdown: &CancellationToken,
 ) -> fluyt_apiserver::Config {
+    let credentials = fluyt_apiserver::Credentials {
+        client_ca_pem: keys.ca.certificate_pem().to_owned(),
+        tls_certificate_pem: keys.apiserver.certificate_pem.clone(),
+        tls_key_pem: keys.apiserver.key_pem.clone(),
+        service_account_key_pem: keys.service_account_pem.clone(),
+    };
     fluyt_apiserver::Config {
-        store,
         storage,
-        shares_store: false,
-        served: fluyt_apiserver::Served::default(),
         dialer: Arc::new(InNetwork(config.network_namespace.clone())),
         advertise,
         service_network: ServiceNetwork {
             cluster_ips: vec![config.service_cidr.into()],
             node_ports: (30000, 32767),
         },
-        client_ca_pem: keys.ca.certificate_pem().to_owned(),
-        tls_certificate_pem: keys.apiserver.certificate_pem.clone(),
-        tls_key_pem: keys.apiserver.key_pem.clone(),
-        service_account_key_pem: keys.service_account_pem.clone(),
         service_account_issuer: ISSUER.to_owned(),
         api_audiences: vec![ISSUER.to_owned()],
         kubelet_client: Some((
@@ -216,14 +215,7 @@ fn server_config(
         )),
         requestheader_ca_pem: Some(keys.front_proxy_ca.certificate_pem().to_owned()),
         authentication: authentication(),
-        authorization: fluyt_apiserver::authz::Settings::default(),
-        audit: fluyt_apiserver::audit::Settings::default(),
-        flow_control: fluyt_apiserver::flowcontrol::Settings::default(),
-        features: fluyt_apiserver::Features::default(),
-        flags: std::collections::BTreeMap::new(),
-        limits: fluyt_apiserver::Limits::default(),
-        disable_admission_plugins: Vec::new(),
-        shutdown: shutdown.clone(),
+        ..fluyt_apiserver::Config::new(store, credentials, shutdown.clone())
     }
 }
 
