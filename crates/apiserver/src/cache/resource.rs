@@ -251,8 +251,11 @@ mod tests {
     #[tokio::test]
     async fn watches_start_in_the_past_as_far_as_history_reaches() {
         let cache = cache();
+        // Events of a moment ago are kept unless what they keep is too much.
+        let pods = resources::find("", "v1", "pods").unwrap();
+        let large = json!({"metadata": {"name": "a", "namespace": "d", "annotations": {"a": "x".repeat(20_000)}}});
         for revision in 1..=i64::try_from(LEAST).unwrap() + 10 {
-            cache.put(entry("a", revision, "x"));
+            cache.put(Entry::new(pods, "d/a", revision, Change::Modified, &large));
         }
         assert!(cache.subscribe(Filter::default(), 9).is_none());
         let mut watch = cache.subscribe(Filter::default(), 10).unwrap();

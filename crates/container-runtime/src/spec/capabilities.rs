@@ -1,5 +1,7 @@
 //! Linux capabilities of a container.
 
+use std::sync::OnceLock;
+
 use k8s_cri::v1::LinuxContainerSecurityContext;
 use serde_json::{Value, json};
 
@@ -23,50 +25,76 @@ const DEFAULT: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
-/// All that Linux knows.
+/// All that Linux knows, by their numbers.
 const ALL: [&str; 41] = [
-    "AUDIT_CONTROL",
-    "AUDIT_READ",
-    "AUDIT_WRITE",
-    "BLOCK_SUSPEND",
-    "BPF",
-    "CHECKPOINT_RESTORE",
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",
     "FOWNER",
     "FSETID",
-    "IPC_LOCK",
-    "IPC_OWNER",
     "KILL",
-    "LEASE",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
     "LINUX_IMMUTABLE",
-    "MAC_ADMIN",
-    "MAC_OVERRIDE",
-    "MKNOD",
-    "NET_ADMIN",
     "NET_BIND_SERVICE",
     "NET_BROADCAST",
+    "NET_ADMIN",
     "NET_RAW",
-    "PERFMON",
-    "SETFCAP",
-    "SETGID",
-    "SETPCAP",
-    "SETUID",
-    "SYSLOG",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
     "SYS_ADMIN",
     "SYS_BOOT",
-    "SYS_CHROOT",
-    "SYS_MODULE",
     "SYS_NICE",
-    "SYS_PACCT",
-    "SYS_PTRACE",
-    "SYS_RAWIO",
     "SYS_RESOURCE",
     "SYS_TIME",
     "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
     "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
 ];
+
+/// All that there are to give: nobody has what root on this machine has not.
+fn all() -> Vec<String> {
+    static HELD: OnceLock<u64> = OnceLock::new();
+    let held = *HELD.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        bounding(&status).unwrap_or(u64::MAX)
+    });
+    of_set(held)
+}
+
+/// The bounding set in a process's `status`.
+fn bounding(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapBnd:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+fn of_set(set: u64) -> Vec<String> {
+    let held = ALL
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| set >> number & 1 == 1);
+    held.map(|(_, name)| (*name).to_owned()).collect()
+}
 
 /// The `capabilities` of the spec's process.
 pub fn capabilities(security: &LinuxContainerSecurityContext) -> Result<Value> {
@@ -91,7 +119,7 @@ pub fn has(security: &LinuxContainerSecurityContext, capability: &str) -> bool {
 
 fn granted(security: &LinuxContainerSecurityContext) -> Result<Vec<String>> {
     if security.privileged {
-        return Ok(ALL.map(str::to_owned).to_vec());
+        return Ok(all());
     }
     let mut granted: Vec<String> = DEFAULT
         .into_iter()
@@ -105,7 +133,7 @@ fn granted(security: &LinuxContainerSecurityContext) -> Result<Vec<String>> {
     let add = normalized(&change.add_capabilities)?;
     let drop = normalized(&change.drop_capabilities)?;
     if add.iter().any(|name| name == "ALL") {
-        granted = ALL.map(str::to_owned).to_vec();
+        granted = all();
     }
     if drop.iter().any(|name| name == "ALL") {
         granted.clear();
@@ -160,6 +188,23 @@ mod tests {
     fn drop_all_then_add_leaves_just_that() {
         let granted = granted(&with(&["NET_BIND_SERVICE"], &["ALL"])).unwrap();
         assert_eq!(granted, ["NET_BIND_SERVICE"]);
+    }
+
+    #[test]
+    fn nobody_is_given_what_the_machine_has_not() {
+        let status = "CapEff:\t0000000000000001\nCapBnd:\t000001fffeffffff\nCapAmb:\t0\n";
+        let held = of_set(bounding(status).unwrap());
+        assert_eq!(held.len(), ALL.len() - 1);
+        assert!(!held.iter().any(|name| name == "SYS_RESOURCE"));
+        assert_eq!(bounding("CapEff: 1"), None);
+        let privileged = LinuxContainerSecurityContext {
+            privileged: true,
+            ..LinuxContainerSecurityContext::default()
+        };
+        assert_eq!(
+            granted(&privileged).unwrap(),
+            granted(&with(&["ALL"], &[])).unwrap()
+        );
     }
 
     #[test]
