@@ -21,7 +21,10 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::REGISTRY;
 use crate::dial::Direct;
 use crate::served;
-use crate::{Config, Encryption, Features, Limits, MediaType, Server, ServiceNetwork, Storage};
+use crate::{
+    Config, Encryption, Features, Limits, MediaType, Server, ServiceNetwork, Storage,
+    TracingConfiguration,
+};
 
 use audit::AuditArgs;
 use authentication::AuthenticationArgs;
@@ -159,6 +162,9 @@ struct ServerFlags {
     limits: Limits,
     #[command(flatten)]
     versions: served::Flags,
+    /// File with a TracingConfiguration: where the spans of requests are sent, and of how many.
+    #[arg(long)]
+    tracing_config_file: Option<PathBuf>,
     /// Features to turn on and off: Name=bool, comma separated.
     #[arg(long)]
     feature_gates: Vec<String>,
@@ -292,6 +298,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let features = Features::parse(&gates, args.versions.versions()?).context("--feature-gates")?;
     let mut disable_admission_plugins = args.disable_admission_plugins.clone();
     disable_admission_plugins.retain(|p| !args.enable_admission_plugins.contains(p));
+    let tracing = args.tracing_config_file.as_deref();
+    let tracing = tracing.map(TracingConfiguration::load);
     let flow_control = args.flow_control.settings()?;
     if flow_control.enabled {
         args.versions.check_flow_control()?;
@@ -340,6 +348,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         flags: given,
         limits: args.limits,
         served: args.versions.served(features)?,
+        tracing: tracing.transpose()?,
         shutdown,
     };
     let server = Server::start(config).await?;

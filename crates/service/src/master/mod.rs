@@ -192,6 +192,7 @@ fn server_config(
         store,
         storage,
         shares_store: false,
+        tracing: None,
         served: fluyt_apiserver::Served::default(),
         dialer: Arc::new(InNetwork(config.network_namespace.clone())),
         advertise,
