@@ -25,7 +25,10 @@ use crate::dial::Direct;
 use crate::limits;
 use crate::listen::TlsSettings;
 use crate::served;
-use crate::{Config, Encryption, Features, Limits, MediaType, Server, ServiceNetwork, Storage};
+use crate::{
+    Config, Encryption, Features, Limits, MediaType, Server, ServiceNetwork, Storage,
+    TracingConfiguration,
+};
 
 use audit::AuditArgs;
 use authentication::AuthenticationArgs;
@@ -187,6 +190,9 @@ struct ServerFlags {
     etcd_compaction_interval: Duration,
     #[command(flatten)]
     versions: served::Flags,
+    /// File with a TracingConfiguration: where the spans of requests are sent, and of how many.
+    #[arg(long)]
+    tracing_config_file: Option<PathBuf>,
     /// Features to turn on and off: Name=bool, comma separated.
     #[arg(long)]
     feature_gates: Vec<String>,
@@ -320,6 +326,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let features = Features::parse(&gates, args.versions.versions()?).context("--feature-gates")?;
     let mut disable_admission_plugins = args.disable_admission_plugins.clone();
     disable_admission_plugins.retain(|p| !args.enable_admission_plugins.contains(p));
+    let tracing = args.tracing_config_file.as_deref();
+    let tracing = tracing.map(TracingConfiguration::load);
     let flow_control = args.flow_control.settings()?;
     if flow_control.enabled {
         args.versions.check_flow_control()?;
@@ -374,6 +382,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         kubelet_address_types: args.kubelet_preferred_address_types,
         compaction_interval: args.etcd_compaction_interval,
         served: args.versions.served(features)?,
+        tracing: tracing.transpose()?,
         shutdown,
     };
     let server = Server::start(config).await?;

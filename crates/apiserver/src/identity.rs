@@ -37,6 +37,13 @@ pub fn name(host: &str) -> String {
     format!("apiserver-{}", base32(&hasher.finalize()[..16]))
 }
 
+/// The name of the machine.
+#[must_use]
+pub fn host() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    host.trim().to_owned()
+}
+
 /// RFC 4648, in lower case and without padding.
 fn base32(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
@@ -61,8 +68,7 @@ fn leases() -> Result<&'static Resource, Error> {
 
 /// Keeps this server's lease, and clears expired ones away, until shutdown.
 pub async fn run(server: Arc<Server>) {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = host.trim().to_owned();
+    let host = host();
     let name = name(&host);
     let holder = format!("{name}_{}", uuid::Uuid::new_v4());
     let renewal = if server.config.shares_store {

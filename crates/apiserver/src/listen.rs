@@ -71,6 +71,9 @@ impl Server {
         if finished.is_err() {
             tracing::warn!("connections are still open; leaving them");
         }
+        if let Some(tracer) = &self.tracer {
+            tracer.flush().await;
+        }
         Ok(())
     }
 

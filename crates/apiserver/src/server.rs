@@ -37,6 +37,7 @@ use crate::metrics::{Labels, Metrics};
 use crate::registry::{Registry, ServiceNetwork, Warnings};
 use crate::request::RequestInfo;
 use crate::served::{Served, Versions};
+use crate::spans::{self, Arrival, Held, Tracer, TracingConfiguration};
 use crate::storage::{Codec, Storage};
 use crate::user::User;
 use crate::{
@@ -78,6 +79,8 @@ pub struct Config {
     pub limits: Limits,
     /// The command line's flags with their values, for `/flagz`.
     pub flags: BTreeMap<String, String>,
+    /// Whom the spans of requests are sent to.
+    pub tracing: Option<TracingConfiguration>,
     /// Admission plugins that are on by default and shall not be, by upstream's names.
     pub disable_admission_plugins: Vec<String>,
     pub tolerations: Tolerations,
@@ -132,6 +135,7 @@ impl Config {
             features: Features::default(),
             limits: Limits::default(),
             flags: BTreeMap::new(),
+            tracing: None,
             disable_admission_plugins: Vec::new(),
             tolerations: Tolerations::default(),
             allow_privileged: true,
@@ -163,6 +167,8 @@ pub struct Server {
     /// For targets whose certificates nobody vouches for (`https:` proxies, `insecureSkipTLSVerify`).
     pub(crate) insecure_tls: Arc<ClientConfig>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Collects the spans of requests.
+    pub(crate) tracer: Option<Arc<Tracer>>,
     auditor: Arc<audit::Auditor>,
     pub(crate) flow_control: FlowControl,
     pub(crate) shutdown: CancellationToken,
@@ -225,6 +231,7 @@ impl Server {
             kubelet_tls,
             insecure_tls,
             metrics: caches.metrics.clone(),
+            tracer: tracer(&config)?,
             auditor: audit::Auditor::new(&config.audit, &config.shutdown)?,
             flow_control: FlowControl::new(caches.clone(), config.flow_control),
             shutdown: stopped_after(&config),
@@ -300,6 +307,10 @@ impl Server {
             let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
             request.extensions_mut().insert(audit::AuditId(text));
         }
+        let arrival = Arrival::of(self.tracer.as_ref(), request.headers(), &id, started);
+        if let Some(arrival) = &arrival {
+            request = arrival.accompany(request);
+        }
         if self.config.features != Features::default() {
             request.extensions_mut().insert(self.config.features);
         }
@@ -326,11 +337,15 @@ impl Server {
                 ))
             }
         };
+        let arrival = arrival.map(|arrival| (arrival.serialize(&response), arrival));
         if converts {
             response = wanted.convert(response).await;
         }
         if compresses {
             response = wanted.compress(response).await;
+        }
+        if let Some((serializing, arrival)) = arrival {
+            response = arrival.answer(response, serializing);
         }
         let headers = response.headers_mut();
         headers.insert("audit-id", id);
@@ -368,7 +383,10 @@ impl Server {
     ) -> Result<Response<Body>, Error> {
         let (mut parts, body) = request.into_parts();
         let question = Question::of(&info);
-        let user = match self.authenticator.authenticate(&mut parts).await {
+        let arrival = parts.extensions.get::<Arc<Arrival>>().cloned();
+        let authentication = arrival.as_ref().and_then(|a| a.authentication());
+        let authenticating = self.authenticator.authenticate(&mut parts);
+        let user = match spans::within(authentication, authenticating).await {
             Ok(user) => user,
             Err(error) => {
                 let refused = self.auditor.refused(&info, &parts, &question, &error);
@@ -376,12 +394,26 @@ impl Server {
                 return Err(error);
             }
         };
+        let serving = arrival.and_then(|arrival| arrival.serve(&info, &parts, &user));
+        let request = Request::from_parts(parts, body);
+        let recorded: BoxFuture<'_, _> = Box::pin(self.recorded(info, user, question, request));
+        spans::within(spans::filter(serving, "audit"), recorded).await
+    }
+
+    /// The steps whose outcome is put on record.
+    async fn recorded(
+        self: Arc<Self>,
+        info: RequestInfo,
+        user: User,
+        question: Question,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        let (mut parts, body) = request.into_parts();
         let exchange = self.auditor.begin(&info, &mut parts, &user, &question);
         exchange.received().await?;
         let request = Request::from_parts(parts, body);
-        let audited: BoxFuture<'_, _> =
-            Box::pin(self.audited(info, user, question, request, exchange.record().clone()));
-        let answer = audited.await;
+        let record = exchange.record().clone();
+        let answer = self.audited(info, user, question, request, record).await;
         exchange.finish(answer).await
     }
 
@@ -396,8 +428,9 @@ impl Server {
     ) -> Result<Response<Body>, Error> {
         let (mut parts, body) = request.into_parts();
         let headers = &mut parts.headers;
+        let step = spans::filter(spans::current(), "constrainedimpersonation");
         let impersonation = authn::impersonate(&self.authorizer, &user, headers, &question);
-        let user = match impersonation.await {
+        let user = match spans::within(step.clone(), impersonation).await {
             Ok(Some(impersonated)) => {
                 record.impersonated(&impersonated);
                 impersonated.user
@@ -405,15 +438,18 @@ impl Server {
             Ok(None) => user,
             Err(error) => return Ok(http::refusal(&error)),
         };
+        let step = spans::filter(step, "priorityandfairness");
         let arriving = self.flow_control.admit(&info, &user, &question, &parts.uri);
-        let admission = match arriving.await {
+        let admission = match spans::within(step.clone(), arriving).await {
             Ok(admission) => admission,
             Err(refusal) => return Ok(refusal),
         };
         let is_list = info.verb == "list";
         let request = Request::from_parts(parts, body);
-        let served = match self.authorize(&user, &question, &record).await {
-            Ok(()) => self.dispatch(info, user, request).await,
+        let step = spans::filter(step, "authorization");
+        let authorizing = self.authorize(&user, &question, &record);
+        let served = match spans::within(step.clone(), authorizing).await {
+            Ok(()) => spans::within(step, self.dispatch(info, user, request)).await,
             Err(error) => Ok(http::refusal(&error)),
         };
         let response = served.unwrap_or_else(|error| http::error(&error));
@@ -491,11 +527,16 @@ impl Server {
                 parts,
                 body: body.into(),
             };
+            let handling = spans::handling(&call.info, &call.parts);
+            let span = handling.as_ref().map(|held| held.span.clone());
             let handled: BoxFuture<'static, _> = Box::pin(handlers::handle(call));
-            let mut response = match handled.await {
+            let mut response = match spans::within(span, handled).await {
                 Ok(response) => response,
                 Err(error) => http::error(&error),
             };
+            if let Some(held) = handling.filter(|held| held.is_object) {
+                response.extensions_mut().insert::<Held>(held);
+            }
             handlers::warn(response.headers_mut(), &warnings.take());
             return Ok(response);
         }
@@ -587,6 +628,15 @@ impl Server {
             "id_token_signing_alg_values_supported": self.tokens.algorithms(),
         })
     }
+}
+
+fn tracer(config: &Config) -> anyhow::Result<Option<Arc<Tracer>>> {
+    let instance = || identity::name(&identity::host());
+    let tracer = config
+        .tracing
+        .as_ref()
+        .map(|tracing| Tracer::new(tracing, &instance(), config.shutdown.clone()));
+    tracer.transpose()
 }
 
 /// The id of a request whose sender has not chosen one.

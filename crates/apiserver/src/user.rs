@@ -16,6 +16,8 @@ pub struct User {
 pub const AUTHENTICATED: &str = "system:authenticated";
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 pub const MASTERS: &str = "system:masters";
+/// Those who look after the cluster's health.
+pub const MONITORING: &str = "system:monitoring";
 pub const NODES: &str = "system:nodes";
 pub const ANONYMOUS: &str = "system:anonymous";
 /// The extra attribute that names the credential itself.

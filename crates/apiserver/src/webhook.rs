@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{Request, StatusCode, header};
+use ::http::{Method, Request, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 use crate::aggregator;
 use crate::cache::Caches;
 use crate::dial::Dialer;
+use crate::spans;
 
 /// Larger answers are refused.
 const MAX_ANSWER: usize = 3 * 1024 * 1024;
@@ -166,17 +167,19 @@ impl Client {
             },
             None => self.connect(config, target).await.map_err(transport)?,
         };
-        let request = Request::post(&target.path)
+        let mut request = Request::post(&target.path)
             .header(header::HOST, &target.host)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json, */*")
             .body(Full::new(body))
             .map_err(|e| transport(e.to_string()))?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|e| transport(e.to_string()))?;
+        let calling = spans::call(&Method::POST, &target.url, request.headers_mut());
+        let response = sender.send_request(request).await.map_err(|e| {
+            calling.failed(&e.to_string());
+            transport(e.to_string())
+        })?;
         let status = response.status();
+        calling.answered(status);
         let content = Limited::new(response.into_body(), MAX_ANSWER);
         let collected: Result<_, _> = Box::pin(content.collect()).await;
         let bytes = collected.map_err(|e| transport(e.to_string()))?.to_bytes();

@@ -37,6 +37,7 @@ pub use selector::{
     SelectorOptions, has_invalid_selector, has_invalid_values, label_key, label_selector,
     label_selector_with, labels, selector_matches,
 };
+pub use url::Url;
 pub use webhook::{review_versions, webhook_client};
 
 /// A regular expression's error in one line, in Go's words for what goes wrong most.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ::http::header::UPGRADE;
 use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use fluyt_api::{Error, Reason};
 use serde_json::Value;
@@ -11,6 +12,7 @@ use crate::Server;
 use crate::dial::connect_tls;
 use crate::handlers::forward;
 use crate::http::Body;
+use crate::spans::{self, Held};
 use crate::user::User;
 
 /// Passes a request on, with the user's identity in the front-proxy headers.
@@ -58,7 +60,21 @@ pub async fn proxy(
     for name in spoofed {
         request.headers_mut().remove(name);
     }
-    forward(request, method, &path, &host, headers, stream).await
+    // Whoever switches protocols talks to the server itself.
+    if request.headers().contains_key(UPGRADE) {
+        return forward(request, method, &path, &host, headers, stream).await;
+    }
+    let url = format!("https://{host}{path}");
+    let passing = spans::call(&method, &url, request.headers_mut());
+    let mut response = forward(request, method, &path, &host, headers, stream)
+        .await
+        .inspect_err(|error| passing.failed(&error.message))?;
+    passing.answered(response.status());
+    if let Some(span) = passing.into_span() {
+        let is_object = false;
+        response.extensions_mut().insert(Held { span, is_object });
+    }
+    Ok(response)
 }
 
 /// A key of extra attributes as part of a header's name.

@@ -222,7 +222,8 @@ pub(super) fn micro_time() -> String {
         .to_string()
 }
 
-fn user_agent(headers: &HeaderMap) -> String {
+/// Who a client says it is.
+pub(crate) fn user_agent(headers: &HeaderMap) -> String {
     let agent = headers
         .get(USER_AGENT)
         .and_then(|v| v.to_str().ok())
@@ -234,7 +235,7 @@ fn user_agent(headers: &HeaderMap) -> String {
 }
 
 /// Where a request comes from, by what proxies on the way say, and the peer.
-fn source_ips(parts: &Parts) -> Vec<String> {
+pub(crate) fn source_ips(parts: &Parts) -> Vec<String> {
     let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok());
     let mut ips: Vec<IpAddr> = Vec::new();
     for part in header("x-forwarded-for").unwrap_or_default().split(',') {

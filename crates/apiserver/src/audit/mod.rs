@@ -24,6 +24,7 @@ use crate::user::User;
 pub use backend::{Delivery, Mode, Truncation};
 pub use batch::Batching;
 pub use event::AuditId;
+pub(crate) use event::{source_ips, user_agent};
 pub use exchange::Exchange;
 pub use log::{Format, LogSettings};
 pub use policy::Policy;

@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
 use crate::cache::Entry;
+use crate::spans;
 use crate::webhook::Client;
 
 /// How long a conversion webhook may take.
@@ -135,9 +136,19 @@ impl Converter {
             "kind": "ConversionReview", "apiVersion": format!("apiextensions.k8s.io/{version}"),
             "request": {"uid": uid, "desiredAPIVersion": wanted, "objects": sent},
         });
-        let answer = self
+        let span = spans::start("Call conversion webhook", |span| {
+            span.set(
+                "custom-resource-definition",
+                format!("{}.{}", to.plural, to.group),
+            );
+            span.set("desired-api-version", wanted);
+            span.set("object-count", sent.len() as u64);
+            span.set("UID", &*uid);
+        });
+        let asking = self
             .webhooks
-            .call(&webhook["clientConfig"], &review, TIMEOUT)
+            .call(&webhook["clientConfig"], &review, TIMEOUT);
+        let answer = spans::within(span, asking)
             .await
             .map_err(|e| failed(e.to_string()))?;
         let response = &answer["response"];

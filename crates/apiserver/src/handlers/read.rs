@@ -22,6 +22,7 @@ use crate::cache::{
 };
 use crate::http::{self as responses, Body, View};
 use crate::metrics::{Labels, LongRunning};
+use crate::spans::{self, KeyValue};
 
 /// How often an idle watch hears how far it has got.
 const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
@@ -29,18 +30,15 @@ const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
 pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
     let accepted = Shape::accepted(call)?;
     let at = call.location();
-    let cache = call.server.caches.of(storage_resource(&call.resource));
-    match call.info.query.get("resourceVersion") {
-        // "Any" version: whatever the cache has.
-        Some("0") => {}
-        Some(version) if !version.is_empty() => {
-            call.server.caches.wait_for(parse_version(version)?).await?
-        }
-        _ => {
-            call.server.caches.consistent().await?;
-        }
-    }
-    let entry = cache.get(&at.key()).ok_or_else(|| at.not_found())?;
+    let version = call.info.query.get("resourceVersion").unwrap_or_default();
+    let step = spans::start("cacher.Get", |span| {
+        let resource = storage_resource(&call.resource).storage;
+        span.set("audit-id", span.audit_id());
+        span.set("key", format!("/{resource}/{}", at.key()));
+        span.set("resource-version", version);
+    });
+    let entry = spans::within(step, cached(call, version)).await?;
+    let entry = entry.ok_or_else(|| at.not_found())?;
     let entry = in_version(call, vec![entry]).await?.remove(0);
     let shape = Shape::new(&call.resource, accepted, call);
     Ok(responses::bytes(
@@ -48,6 +46,21 @@ pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
         shape.content_type(),
         shape.single(&entry),
     ))
+}
+
+/// The entry as the cache has it, which is at least of a version.
+async fn cached(call: &Call, version: &str) -> Result<Option<Arc<Entry>>, Error> {
+    let caches = &call.server.caches;
+    match version {
+        // "Any" version: whatever the cache has.
+        "0" => {}
+        "" => {
+            caches.consistent().await?;
+        }
+        version => caches.wait_for(parse_version(version)?).await?,
+    }
+    let cache = caches.of(storage_resource(&call.resource));
+    Ok(cache.get(&call.location().key()))
 }
 
 /// Entries in the version that was asked for, of custom resources.
@@ -91,40 +104,13 @@ pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
     let accepted = Shape::accepted(call)?;
     let options = ListOptions::of_list(&call.info.query)?;
     let selection = Selection::of(call)?;
-    let cache = call.server.caches.of(storage_resource(&call.resource));
-    let (source, revision, token) = if options.continue_token.is_empty() {
-        let (source, revision) = first_page(call, &cache, &options).await?;
-        (source, revision, None)
-    } else {
-        if !["", "0"].contains(&&*options.resource_version) {
-            let why = "specifying resource version is not allowed when using continue";
-            return Err(Error::bad_request(why));
-        }
-        let token = Continue::decode(&options.continue_token)?;
-        let (source, revision) = following(call, &cache, &token).await?;
-        (source, revision, Some(token))
-    };
-    // Whoever takes what the cache has takes all of it.
-    let limit = match options.resource_version.as_str() {
-        "0" => 0,
-        _ => options.limit,
-    };
-    let part = Part {
-        selection: &selection,
-        start: token.as_ref().map_or("", |token| &token.start),
-        limit: if limit == 0 { usize::MAX } else { limit },
-        expected: token.as_ref().and_then(|token| token.remaining),
-    };
-    let page = match source {
-        Source::Cache(snapshot) => part.cut(call, snapshot).await?,
-        Source::Store => {
-            let read = part.read(call, &cache, revision).await;
-            read.map_err(|error| match &token {
-                Some(token) if error.reason == Reason::Expired => outdated(token),
-                _ => error,
-            })?
-        }
-    };
+    let step = spans::start("cacher.GetList", |span| {
+        let (group, plural) = (call.resource.group, call.resource.plural);
+        span.set("audit-id", span.audit_id());
+        span.set("type", [plural, group].join(".").trim_end_matches('.'));
+    });
+    let paging = page(call, &options, &selection);
+    let (page, revision) = spans::within(step, paging).await?;
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if call.resource.definition.is_some() && accepted.view == View::Object {
         // Lists of custom resources always have it.
@@ -153,6 +139,60 @@ pub(super) async fn list(call: &Call) -> Result<Response<Body>, Error> {
         http::HeaderValue::from_static(content_type),
     );
     Ok(response)
+}
+
+/// The part of a list that is asked for, and of which revision it is.
+async fn page(
+    call: &Call,
+    options: &ListOptions,
+    selection: &Selection,
+) -> Result<(Page, i64), Error> {
+    let cache = call.server.caches.of(storage_resource(&call.resource));
+    let (source, revision, token) = if options.continue_token.is_empty() {
+        let (source, revision) = first_page(call, &cache, options).await?;
+        (source, revision, None)
+    } else {
+        if !["", "0"].contains(&&*options.resource_version) {
+            let why = "specifying resource version is not allowed when using continue";
+            return Err(Error::bad_request(why));
+        }
+        let token = Continue::decode(&options.continue_token)?;
+        let (source, revision) = following(call, &cache, &token).await?;
+        (source, revision, Some(token))
+    };
+    // Whoever takes what the cache has takes all of it.
+    let limit = match options.resource_version.as_str() {
+        "0" => 0,
+        _ => options.limit,
+    };
+    let part = Part {
+        selection,
+        start: token.as_ref().map_or("", |token| &token.start),
+        limit: if limit == 0 { usize::MAX } else { limit },
+        expected: token.as_ref().and_then(|token| token.remaining),
+    };
+    let page = match source {
+        Source::Cache(snapshot) => part.cut(call, snapshot).await?,
+        Source::Store => {
+            let step = spans::start("List(recursive=true) etcd3", |span| {
+                span.set("audit-id", span.audit_id());
+                span.set("key", format!("/{}/", cache.resource().storage));
+                span.set("resourceVersion", revision.to_string());
+                span.set("limit", options.limit as u64);
+            });
+            let reading = part.read(call, &cache, revision);
+            let read = spans::within(step, reading).await;
+            read.map_err(|error| match &token {
+                Some(token) if error.reason == Reason::Expired => outdated(token),
+                _ => error,
+            })?
+        }
+    };
+    if let Some(span) = spans::current() {
+        let count = KeyValue::new("count", page.entries.len() as u64);
+        span.event("Filtered items", vec![count]);
+    }
+    Ok((page, revision))
 }
 
 /// The entries of one part of a list.

@@ -136,6 +136,14 @@ impl Labels {
         })
     }
 
+    pub(crate) fn verb(&self) -> &'static str {
+        self.verb
+    }
+
+    pub(crate) fn scope(&self) -> &'static str {
+        self.scope
+    }
+
     /// Whether the request lasts as long as its client wants.
     fn is_long_running(&self) -> bool {
         matches!(self.verb, "WATCH" | "CONNECT") || self.subresource == "log"

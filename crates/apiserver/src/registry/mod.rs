@@ -27,6 +27,7 @@ use crate::admission::{self, Attributes, Operation};
 use crate::audit::Record;
 use crate::cache::{Caches, Entry, REGISTRY, storage_resource};
 use crate::custom::{self, Converter};
+use crate::spans;
 use crate::user::User;
 
 pub use delete::{DeleteOptions, Deleted};
@@ -640,7 +641,15 @@ impl Registry {
             let of_ports = changed.as_ref().map(|c| &c.side);
             let txn = write.txn(at, revision, sides.iter().chain(of_ports));
             let operation = write.operation(revision);
-            let result = self.caches.commit(operation, at.resource, txn).await;
+            let step = storing(at, operation);
+            let committing = self.caches.commit(operation, at.resource, txn);
+            let result = spans::within(step.clone(), committing).await;
+            if let Some(step) = step {
+                match &result {
+                    Ok(_) => step.event("Txn call succeeded", Vec::new()),
+                    Err(error) => step.failing("Txn call failed", error),
+                }
+            }
             let result = result.map_err(store_error)?;
             if result.succeeded {
                 if let (Some((held, _)), Some(changed)) = (&mut ports, changed) {
@@ -720,6 +729,22 @@ enum Committed {
     Lost(Option<Arc<Entry>>),
     /// The object is as it was, but something that goes with it is not.
     Collided,
+}
+
+/// The step of a write that is the store's.
+fn storing(at: Location<'_>, operation: &str) -> Option<spans::Span> {
+    let name = match operation {
+        "create" => "Create etcd3",
+        "update" => "GuaranteedUpdate etcd3",
+        _ => return None,
+    };
+    spans::start(name, |span| {
+        span.set("audit-id", span.audit_id());
+        span.set("key", format!("/{}", at.store_path()));
+        span.set("type", at.resource.kind);
+        span.set("group", at.resource.group);
+        span.set("resource", at.resource.plural);
+    })
 }
 
 /// What there is under the one key that was asked for.

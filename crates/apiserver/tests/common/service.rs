@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use fluyt_pki::{Authority, Identity, Usage};
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -25,6 +25,8 @@ type Answer = dyn Fn(&str, &Value) -> (u16, Value) + Send + Sync;
 pub struct Service {
     pub address: SocketAddr,
     pub received: Arc<Mutex<Vec<(String, Value)>>>,
+    /// The headers that came with it.
+    pub headers: Arc<Mutex<Vec<HeaderMap>>>,
     pub ca_pem: String,
 }
 
@@ -52,16 +54,20 @@ impl Service {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let received: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
+        let headers: Arc<Mutex<Vec<HeaderMap>>> = Arc::default();
         let (log, answer): (_, Arc<Answer>) = (received.clone(), Arc::new(answer));
+        let headers_log = headers.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (acceptor, log, answer) = (acceptor.clone(), log.clone(), answer.clone());
+                let headers_log = headers_log.clone();
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else {
                         return;
                     };
                     let service = service_fn(move |request: Request<Incoming>| {
                         let (log, answer) = (log.clone(), answer.clone());
+                        headers_log.lock().push(request.headers().clone());
                         async move {
                             let path = request.uri().path().to_owned();
                             let body = request.into_body().collect().await?.to_bytes();
@@ -83,6 +89,7 @@ impl Service {
         Self {
             address,
             received,
+            headers,
             ca_pem: authority.certificate_pem().to_owned(),
         }
     }

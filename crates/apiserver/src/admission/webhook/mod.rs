@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::expressions::{self, Condition};
 use super::{Attributes, Shared, matching};
 use crate::cache::Entry;
+use crate::spans;
 
 pub use mutating::Mutating;
 pub use validating::Validating;
@@ -117,7 +118,8 @@ impl Webhook {
 }
 
 impl Matched {
-    /// Asks the webhook. `None`: it failed, and that is to be ignored. `place` is its key in the audit log.
+    /// Asks the webhook. `None`: it failed, and that is to be ignored. `step` is the call as traces
+    /// name it, `place` its key in the audit log.
     ///
     /// # Errors
     /// Its refusal, or its failure.
@@ -126,6 +128,7 @@ impl Matched {
         shared: &Shared,
         attributes: &Attributes<'_>,
         object: &Value,
+        step: &'static str,
         place: &str,
     ) -> Result<Option<Answer>, Error> {
         let (name, spec) = (&self.webhook.name, &self.webhook.spec);
@@ -135,7 +138,7 @@ impl Matched {
                 "admission webhook {name:?} does not support dry run"
             )));
         }
-        match self.call(shared, attributes, object).await {
+        match self.call(shared, attributes, object, step).await {
             Ok(answer) => self.judge(attributes, &answer).map(Some),
             Err(error) if self.webhook.ignores_failure() => {
                 tracing::warn!(webhook = name, %error, "a failing webhook is ignored");
@@ -153,6 +156,7 @@ impl Matched {
         shared: &Shared,
         attributes: &Attributes<'_>,
         object: &Value,
+        step: &'static str,
     ) -> Result<Value, Error> {
         let (name, spec) = (&self.webhook.name, &self.webhook.spec);
         let failed =
@@ -174,16 +178,30 @@ impl Matched {
             .filter_map(Value::as_str)
             .find(|v| matches!(*v, "v1" | "v1beta1"))
             .unwrap_or("v1");
+        let step = spans::start(step, |span| {
+            let resource = attributes.requested();
+            let (group, version, plural) = (resource.group, resource.version, resource.plural);
+            span.set("configuration", &*self.webhook.configuration);
+            span.set("webhook", &**name);
+            span.set("resource", format!("{group}/{version}, Resource={plural}"));
+            span.set("subresource", attributes.at.subresource);
+            let operation = request["operation"].as_str();
+            span.set("operation", operation.unwrap_or_default());
+            span.set("UID", &*uid);
+        });
         let review = json!({
             "kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{version}"), "request": request,
         });
         let timeout = Duration::from_secs(spec["timeoutSeconds"].as_u64().unwrap_or(TIMEOUT));
-        let answer = shared
+        let calling = shared
             .webhooks
-            .call(&spec["clientConfig"], &review, timeout)
+            .call(&spec["clientConfig"], &review, timeout);
+        let mut answer = spans::within(step.clone(), calling)
             .await
             .map_err(|e| failed(format!("failed to call webhook: {e}")))?;
-        let mut answer = answer;
+        if let Some(step) = step {
+            step.event("Request completed", Vec::new());
+        }
         let response = answer["response"].take();
         if !response.is_object() {
             return Err(failed("webhook response is missing".into()));

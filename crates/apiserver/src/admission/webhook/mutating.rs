@@ -9,6 +9,9 @@ use super::{Matched, Webhook};
 use crate::admission::{Attributes, Compiled, Plugin, Shared, matching};
 use crate::cache::Caches;
 
+/// A call of one, as traces name it.
+const CALL: &str = "Call mutating webhook";
+
 /// The plugin `MutatingAdmissionWebhook`.
 pub struct Mutating {
     shared: Shared,
@@ -32,7 +35,7 @@ impl Mutating {
         (round, index): (usize, usize),
     ) -> Result<(), Error> {
         let place = format!("mutation.webhook.admission.k8s.io/round_{round}_index_{index}");
-        let asked = matched.ask(&self.shared, attributes, object, &place);
+        let asked = matched.ask(&self.shared, attributes, object, CALL, &place);
         let Some(answer) = asked.await? else {
             return Ok(());
         };

@@ -9,6 +9,9 @@ use super::Webhook;
 use crate::admission::{Attributes, Compiled, Plugin, Shared, matching};
 use crate::cache::Caches;
 
+/// A call of one, as traces name it.
+const CALL: &str = "Call validating webhook";
+
 /// The plugin `ValidatingAdmissionWebhook`.
 pub struct Validating {
     shared: Shared,
@@ -55,7 +58,7 @@ impl Plugin for Validating {
         let asked = matched
             .iter()
             .zip(&places)
-            .map(|(m, place)| m.ask(&self.shared, attributes, object, place));
+            .map(|(m, place)| m.ask(&self.shared, attributes, object, CALL, place));
         for answer in join_all(asked).await {
             answer?;
         }
