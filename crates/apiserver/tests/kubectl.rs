@@ -158,7 +158,11 @@ async fn kubectl_works_on_custom_resources() {
 async fn a_kube_rs_controller_reconciles_custom_resources() {
     let api = Api::start().await;
     api.namespace().await;
-    let client = kube::Client::new(api.server.service(User::new("controller", &[MASTERS]), "controller"), "n");
+    let client = kube::Client::new(
+        api.server
+            .service(User::new("controller", &[MASTERS]), "controller"),
+        "n",
+    );
     let definitions: kube::Api<DynamicObject> = kube::Api::all_with(
         client.clone(),
         &ApiResource {

@@ -61,7 +61,9 @@ impl Cluster {
             .unwrap();
         let as_user = {
             let server = Arc::clone(&server);
-            move |user: User| Client::new(server.service(user, "kube-controller-manager"), "default")
+            move |user: User| {
+                Client::new(server.service(user, "kube-controller-manager"), "default")
+            }
         };
         let scheduler = as_user(User::new("system:kube-scheduler", &[]));
         tokio::spawn(fluyt_scheduler::start(
