@@ -405,7 +405,7 @@ fn set_of(object: &Value, owner: &str) -> Set {
 fn leaves(object: &Value) -> Set {
     let schema = Schema::builtin();
     let ty = schema.find("io.k8s.api.apps.v1.Deployment");
-    to_set(Shape::root(schema, ty), object).difference(&stripped())
+    to_set(Shape::root(schema, ty), object).difference(stripped())
 }
 
 proptest! {
