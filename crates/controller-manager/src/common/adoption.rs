@@ -60,19 +60,36 @@ where
     O: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
+    claim_with(owner, owners, api, selector, candidates, may_adopt, None).await
+}
+
+/// The same of objects that carry a finalizer while they are managed: it comes with adoption and goes with release.
+pub async fn claim_with<O, K>(
+    owner: &O,
+    owners: &Api<O>,
+    api: &Api<K>,
+    selector: &LabelSelector,
+    candidates: impl IntoIterator<Item = Arc<K>>,
+    may_adopt: impl Fn(&K) -> bool,
+    finalizer: Option<&str>,
+) -> kube::Result<Vec<Arc<K>>>
+where
+    O: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
     let mut claimed = Vec::new();
     let mut owner_lives = None;
     for object in candidates {
         match judge(owner.meta(), selector, object.meta(), may_adopt(&object)) {
             Claim::Keep => claimed.push(object),
             Claim::Ignore => {}
-            Claim::Release => release(owner, api, object.meta()).await?,
+            Claim::Release => release(owner, api, object.meta(), finalizer).await?,
             Claim::Adopt => {
                 if owner_lives.is_none() {
                     owner_lives = Some(lives(owner, owners).await?);
                 }
                 if owner_lives == Some(true)
-                    && let Some(adopted) = adopt(owner, api, object.meta()).await?
+                    && let Some(adopted) = adopt(owner, api, object.meta(), finalizer).await?
                 {
                     claimed.push(Arc::new(adopted));
                 }
@@ -92,40 +109,69 @@ where
     }))
 }
 
-async fn adopt<O, K>(owner: &O, api: &Api<K>, object: &ObjectMeta) -> kube::Result<Option<K>>
+async fn adopt<O, K>(
+    owner: &O,
+    api: &Api<K>,
+    object: &ObjectMeta,
+    finalizer: Option<&str>,
+) -> kube::Result<Option<K>>
 where
     O: Resource<DynamicType = ()>,
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
     let mut owners: Vec<OwnerReference> = object.owner_references.clone().unwrap_or_default();
     owners.push(controller_ref(owner));
-    patch_owners(api, object, owners).await
+    let finalizers = finalizer.map(|finalizer| {
+        let mut finalizers = object.finalizers.clone().unwrap_or_default();
+        if !finalizers.iter().any(|present| present == finalizer) {
+            finalizers.push(finalizer.to_owned());
+        }
+        finalizers
+    });
+    patch_owners(api, object, owners, finalizers).await
 }
 
-async fn release<O, K>(owner: &O, api: &Api<K>, object: &ObjectMeta) -> kube::Result<()>
+async fn release<O, K>(
+    owner: &O,
+    api: &Api<K>,
+    object: &ObjectMeta,
+    finalizer: Option<&str>,
+) -> kube::Result<()>
 where
     O: Resource<DynamicType = ()>,
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
     let mut owners: Vec<OwnerReference> = object.owner_references.clone().unwrap_or_default();
     owners.retain(|reference| reference.uid != uid(owner.meta()));
-    patch_owners(api, object, owners).await.map(drop)
+    let finalizers = finalizer.map(|finalizer| {
+        let mut finalizers = object.finalizers.clone().unwrap_or_default();
+        finalizers.retain(|present| present != finalizer);
+        finalizers
+    });
+    patch_owners(api, object, owners, finalizers)
+        .await
+        .map(drop)
 }
 
-/// Replace the owner references of exactly this version of this object; `None` if it is gone.
+/// Replace the owner references, and the finalizers if there are others, of exactly this version of this object; `None` if
+/// it is gone.
 async fn patch_owners<K>(
     api: &Api<K>,
     object: &ObjectMeta,
     owners: Vec<OwnerReference>,
+    finalizers: Option<Vec<String>>,
 ) -> kube::Result<Option<K>>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    let patch = json!({"metadata": {
+    let mut patch = json!({"metadata": {
         "uid": object.uid,
         "resourceVersion": object.resource_version,
         "ownerReferences": owners,
     }});
+    if let Some(finalizers) = finalizers {
+        patch["metadata"]["finalizers"] = json!(finalizers);
+    }
     let params = PatchParams::default();
     match api.patch(name(object), &params, &Patch::Merge(patch)).await {
         Ok(patched) => Ok(Some(patched)),

@@ -210,7 +210,17 @@ impl Controller {
             .and_then(|spec| spec.selector.clone())
             .unwrap_or_else(by_uid);
         let candidates = self.pods.list_namespace(&key.namespace);
-        Ok(adoption::claim(job, &owners, &api, &selector, candidates, |_| true).await?)
+        let finalizer = Some(FINALIZER);
+        let claimed = adoption::claim_with(
+            job,
+            &owners,
+            &api,
+            &selector,
+            candidates,
+            |_| true,
+            finalizer,
+        );
+        Ok(claimed.await?)
     }
 
     /// Create and delete pods; corrects the status by what could not be done.

@@ -5,6 +5,7 @@ use k8s_openapi::api::{
 };
 
 use super::*;
+use crate::common::controller_of;
 use crate::common::test_support::{context, labelled, named};
 
 fn job(completions: Option<i32>, parallelism: i32) -> Job {
@@ -321,4 +322,28 @@ fn the_number_of_pods_follows_parallelism() {
         (1, 0)
     );
     assert_eq!(created(&job(Some(5), 0), &[]), (0, 0));
+}
+
+#[tokio::test]
+async fn a_pod_carries_the_finalizer_while_it_is_managed() {
+    let (fake, context) = context();
+    fake.insert(job(Some(1), 1));
+    tokio::spawn(run(context));
+    fake.until("a pod runs", |fake| active(fake).len() == 1)
+        .await;
+    let mut pod = active(&fake).remove(0);
+    let name = pod.metadata.name.clone().unwrap();
+    let labels = pod.metadata.labels.replace([].into());
+    fake.update(&pod);
+    let managed = |fake: &FakeApi| {
+        let pod = fake.get::<Pod>("ns", &name).unwrap();
+        (controller_of(&pod.metadata).is_some(), is_tracked(&pod))
+    };
+    fake.until("released", |fake| managed(fake) == (false, false))
+        .await;
+    pod = fake.get::<Pod>("ns", &name).unwrap();
+    pod.metadata.labels = labels;
+    fake.update(&pod);
+    fake.until("adopted", |fake| managed(fake) == (true, true))
+        .await;
 }
