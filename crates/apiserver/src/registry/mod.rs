@@ -387,7 +387,7 @@ impl Registry {
         at: Location<'a>,
         change: Change<'a>,
     ) -> BoxFuture<'a, Result<Value, Error>> {
-        Box::pin(async move {
+        let updating = async move {
             let mut current = self.get(at).await?;
             for _ in 0..ATTEMPTS {
                 let old = current.object();
@@ -414,7 +414,9 @@ impl Registry {
                 at.resource.plural,
                 at.name,
             ))
-        })
+        };
+        let step = storing(at, "GuaranteedUpdate etcd3");
+        Box::pin(spans::within(step, updating))
     }
 
     async fn update_once(
@@ -641,10 +643,11 @@ impl Registry {
             let of_ports = changed.as_ref().map(|c| &c.side);
             let txn = write.txn(at, revision, sides.iter().chain(of_ports));
             let operation = write.operation(revision);
-            let step = storing(at, operation);
+            let creates = operation == "create";
+            let step = creates.then(|| storing(at, "Create etcd3")).flatten();
             let committing = self.caches.commit(operation, at.resource, txn);
             let result = spans::within(step.clone(), committing).await;
-            if let Some(step) = step {
+            if let Some(step) = step.or_else(spans::current) {
                 match &result {
                     Ok(_) => step.event("Txn call succeeded", Vec::new()),
                     Err(error) => step.failing("Txn call failed", error),
@@ -732,12 +735,7 @@ enum Committed {
 }
 
 /// The step of a write that is the store's.
-fn storing(at: Location<'_>, operation: &str) -> Option<spans::Span> {
-    let name = match operation {
-        "create" => "Create etcd3",
-        "update" => "GuaranteedUpdate etcd3",
-        _ => return None,
-    };
+fn storing(at: Location<'_>, name: &str) -> Option<spans::Span> {
     spans::start(name, |span| {
         span.set("audit-id", span.audit_id());
         span.set("key", format!("/{}", at.store_path()));

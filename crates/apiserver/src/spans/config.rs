@@ -71,9 +71,11 @@ impl TracingConfiguration {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let document: Value = serde_saphyr::from_str(text).context("strict decoding error")?;
-        let Value::Object(document) = document else {
-            bail!("couldn't get version/kind; json parse error: it is no object");
+        let document = match serde_saphyr::from_str(text).context("strict decoding error")? {
+            Value::Object(document) => document,
+            // Nothing but comments.
+            Value::Null => return Ok(Self::default()),
+            _ => bail!("couldn't get version/kind; json parse error: it is no object"),
         };
         let text = |field: &str| document.get(field).and_then(Value::as_str);
         let (version, kind) = (text("apiVersion"), text("kind"));
@@ -96,6 +98,7 @@ impl TracingConfiguration {
                 other => unknown.push(format!("unknown field {other:?}")),
             }
         }
+        unknown.sort_unstable();
         ensure!(
             unknown.is_empty(),
             "strict decoding error: {}",
@@ -216,7 +219,7 @@ mod tests {
             assert_eq!(TracingConfiguration::parse(&text).unwrap(), expected);
         }
         let json = r#"{"kind": "TracingConfiguration", "endpoint": null}"#;
-        for nothing in ["", "  \n", "kind: TracingConfiguration", json] {
+        for nothing in ["", "  \n", "# no\n", "kind: TracingConfiguration", json] {
             let config = TracingConfiguration::parse(nothing).unwrap();
             assert_eq!(config, TracingConfiguration::default(), "{nothing}");
         }
