@@ -328,22 +328,21 @@ fn the_number_of_pods_follows_parallelism() {
 async fn a_pod_carries_the_finalizer_while_it_is_managed() {
     let (fake, context) = context();
     fake.insert(job(Some(1), 1));
+    fake.insert(Pod {
+        metadata: labelled("ns", "orphan", "job=work"),
+        ..Pod::default()
+    });
     tokio::spawn(run(context));
-    fake.until("a pod runs", |fake| active(fake).len() == 1)
-        .await;
-    let mut pod = active(&fake).remove(0);
-    let name = pod.metadata.name.clone().unwrap();
-    let labels = pod.metadata.labels.replace([].into());
-    fake.update(&pod);
+    let orphan = |fake: &FakeApi| fake.get::<Pod>("ns", "orphan").unwrap();
     let managed = |fake: &FakeApi| {
-        let pod = fake.get::<Pod>("ns", &name).unwrap();
+        let pod = orphan(fake);
         (controller_of(&pod.metadata).is_some(), is_tracked(&pod))
     };
-    fake.until("released", |fake| managed(fake) == (false, false))
-        .await;
-    pod = fake.get::<Pod>("ns", &name).unwrap();
-    pod.metadata.labels = labels;
-    fake.update(&pod);
     fake.until("adopted", |fake| managed(fake) == (true, true))
+        .await;
+    let mut pod = orphan(&fake);
+    pod.metadata.labels = None;
+    fake.update(&pod);
+    fake.until("released", |fake| managed(fake) == (false, false))
         .await;
 }
