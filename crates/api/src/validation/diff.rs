@@ -72,8 +72,52 @@ enum Edit {
     Add(usize),
 }
 
-/// The shortest edit script, by the longest common subsequence.
+impl Edit {
+    /// The same so many lines further down.
+    fn later(self, lines: usize) -> Self {
+        match self {
+            Self::Keep(i, j) => Self::Keep(i + lines, j + lines),
+            Self::Remove(i) => Self::Remove(i + lines),
+            Self::Add(j) => Self::Add(j + lines),
+        }
+    }
+}
+
+/// How many pairs of lines are compared to find the shortest script; beyond that what differs is replaced as a whole. An
+/// object may have a hundred thousand lines.
+const MOST_PAIRS: usize = 1 << 22;
+
+/// From so many pairs on the end that both have in common is set aside first.
+const MANY_PAIRS: usize = 1 << 18;
+
+/// An edit script: the shortest one, unless that takes too long to find.
 fn edits(old: &[String], new: &[String]) -> Vec<Edit> {
+    let same = |(a, b): &(&String, &String)| a == b;
+    let start = old.iter().zip(new).take_while(same).count();
+    let (before, now) = (&old[start..], &new[start..]);
+    let end = if before.len().saturating_mul(now.len()) < MANY_PAIRS {
+        0
+    } else {
+        let backwards = before.iter().rev().zip(now.iter().rev());
+        backwards.take_while(same).count()
+    };
+    let (before, now) = (&before[..before.len() - end], &now[..now.len() - end]);
+    let middle = if before.len().saturating_mul(now.len()) > MOST_PAIRS {
+        let removed = (0..before.len()).map(Edit::Remove);
+        removed.chain((0..now.len()).map(Edit::Add)).collect()
+    } else {
+        shortest(before, now)
+    };
+    let after = |length: usize, i: usize| length - end + i;
+    (0..start)
+        .map(|i| Edit::Keep(i, i))
+        .chain(middle.into_iter().map(|edit| edit.later(start)))
+        .chain((0..end).map(|i| Edit::Keep(after(old.len(), i), after(new.len(), i))))
+        .collect()
+}
+
+/// The shortest edit script, by the longest common subsequence.
+fn shortest(old: &[String], new: &[String]) -> Vec<Edit> {
     let width = new.len() + 1;
     let mut longest = vec![0_u32; (old.len() + 1) * width];
     for i in (0..old.len()).rev() {
@@ -166,5 +210,42 @@ mod tests {
             "@@ -2,7 +2,7 @@\n  \"A\": 1,\n  \"B\": [],\n  \"C\": {\n-  \"D\": \"x, y\"\n+  \"D\": \"z\"\n  },\n  \"E\": 2,\n  \"F\": 3\n"
         );
         assert_eq!(unified(&old, &old), "");
+    }
+
+    /// Both sides, as a script has them.
+    fn sides(script: &[Edit]) -> (Vec<usize>, Vec<usize>) {
+        let old = script.iter().filter_map(|edit| match edit {
+            Edit::Keep(i, _) | Edit::Remove(i) => Some(*i),
+            Edit::Add(_) => None,
+        });
+        let new = script.iter().filter_map(|edit| match edit {
+            Edit::Keep(_, j) | Edit::Add(j) => Some(*j),
+            Edit::Remove(_) => None,
+        });
+        (old.collect(), new.collect())
+    }
+
+    #[test]
+    fn objects_of_any_size_are_compared() {
+        let lines = |numbers: std::ops::Range<usize>, step| -> Vec<String> {
+            numbers.step_by(step).map(|n| n.to_string()).collect()
+        };
+        let large = lines(0..100_000, 1);
+        let mut changed = large.clone();
+        changed[70_000] = "x".into();
+        let script = edits(&large, &changed);
+        let differ = |edit: &&Edit| !matches!(edit, Edit::Keep(..));
+        assert_eq!(script.iter().filter(differ).count(), 2);
+        for (old, new) in [
+            (large.clone(), changed),
+            (large, lines(0..100_000, 2)),
+            (lines(0..600, 1), lines(0..600, 3)),
+        ] {
+            let script = edits(&old, &new);
+            let (i, j) = sides(&script);
+            assert!(i.into_iter().eq(0..old.len()) && j.into_iter().eq(0..new.len()));
+            let kept = |edit: &Edit| !matches!(edit, Edit::Keep(i, j) if old[*i] != new[*j]);
+            assert!(script.iter().all(kept));
+        }
     }
 }
