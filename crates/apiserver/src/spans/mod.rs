@@ -5,6 +5,7 @@
 
 mod config;
 mod context;
+mod describe;
 mod export;
 mod otlp;
 mod outgoing;
@@ -14,8 +15,9 @@ mod span;
 mod tracer;
 
 pub use config::TracingConfiguration;
+pub(crate) use describe::handling;
 pub(crate) use otlp::KeyValue;
 pub(crate) use outgoing::call;
-pub(crate) use request::{Arrival, Held, handling};
+pub(crate) use request::{Arrival, Held};
 pub(crate) use span::{Span, current, filter, start, within};
 pub(crate) use tracer::Tracer;
