@@ -123,7 +123,7 @@ fn today() -> Date {
         .date()
 }
 
-/// Whether the day that a Secret tells is more than a day ago.
+/// Whether the day that a Secret tells is not today, or it tells none.
 fn is_due(secret: &Value, today: Date) -> bool {
     let told = label(secret, LAST_USED).and_then(|day| day.parse::<Date>().ok());
     told.is_none_or(|day| day < today)
