@@ -32,7 +32,7 @@ use crate::pod::PodExt;
 use crate::pod_workers::PodWorkers;
 use crate::prober::ProbeManager;
 use crate::runtime_state::{self, RuntimeState};
-use crate::status::{self, Health, Inputs, termination_message};
+use crate::status::{self, Health, Inputs, Stage, termination_message};
 use crate::status_manager::StatusManager;
 use crate::volume_manager::VolumeManager;
 use crate::{admission, pleg};
@@ -414,7 +414,7 @@ impl Kubelet {
         pod: &Arc<Pod>,
         runtime: &RuntimePod,
         waiting: &HashMap<String, StartError>,
-        ending: bool,
+        stage: Stage,
         verdict: Option<&(String, String)>,
     ) -> PodStatus {
         let mut old = self.status.current(pod);
@@ -451,7 +451,7 @@ impl Kubelet {
             ips: &ips,
             now: jiff::Timestamp::now(),
             resize: &self.allocations.resize(pod.uid()),
-            ending,
+            stage,
             verdict,
         });
         let mirror = self.pods.lock().mirrors.get(&full_name(pod)).cloned();

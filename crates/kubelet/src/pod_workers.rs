@@ -20,6 +20,7 @@ use crate::kuberuntime::runtime_pod::RuntimePod;
 use crate::kuberuntime::{self, kill, resize};
 use crate::object_cache::RETRY;
 use crate::pod::PodExt;
+use crate::status::Stage;
 
 /// How long until a resize that failed is tried again.
 const RESIZE_RETRY: Duration = Duration::from_secs(5);
@@ -248,7 +249,7 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
             .and_then(|s| s.ips.first())
             .or(kubelet.host_ip(pod).as_ref()),
     );
-    let status = kubelet.update_status(pod, &runtime, &state.waiting, false, None);
+    let status = kubelet.update_status(pod, &runtime, &state.waiting, Stage::Active, None);
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return Next::Ended(Termination::default());
     }
@@ -355,7 +356,7 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
             kubelet
                 .probes
                 .sync(pod, &runtime, ip.or(kubelet.host_ip(pod)).as_ref());
-            let status = kubelet.update_status(pod, &runtime, &state.waiting, false, None);
+            let status = kubelet.update_status(pod, &runtime, &state.waiting, Stage::Active, None);
             if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
                 return Next::Ended(Termination::default());
             }
@@ -406,7 +407,7 @@ async fn resize_containers(
         let reference = pod.object_reference();
         kubelet.recorder.event(&reference, kind, reason, message);
     }
-    kubelet.update_status(pod, &now, &state.waiting, false, None);
+    kubelet.update_status(pod, &now, &state.waiting, Stage::Active, None);
     error.is_some().then_some(RESIZE_RETRY)
 }
 
@@ -445,7 +446,7 @@ async fn end(
         let stop = async {
             let runtime = kubelet.inspect(&uid).await?;
             if !pod.is_terminal() {
-                kubelet.update_status(&pod, &runtime, &state.waiting, false, None);
+                kubelet.update_status(&pod, &runtime, &state.waiting, Stage::Active, None);
             }
             kill::pod(kubelet, &pod, &runtime, grace).await?;
             kubelet.inspect(&uid).await
@@ -466,7 +467,12 @@ async fn end(
     let pod = mailbox.pod();
     kubelet.probes.remove(&uid);
     let verdict = termination.verdict.as_ref();
-    kubelet.update_status(&pod, &runtime, &state.waiting, true, verdict);
+    let stage = if verdict.is_some() && !state.admitted {
+        Stage::Rejected
+    } else {
+        Stage::Over
+    };
+    kubelet.update_status(&pod, &runtime, &state.waiting, stage, verdict);
     clean_up(kubelet, &pod, &runtime, mailbox).await;
 }
 

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::Inputs;
+use super::{Inputs, Stage, end};
 use crate::kuberuntime::resize;
 use crate::kuberuntime::runtime_pod::{RuntimeContainer, State, timestamp};
 use crate::pod::{PodExt, is_sidecar};
@@ -160,7 +160,7 @@ fn status(
             Some(error) => wait(&error.reason, Some(error.message.clone())),
             None => wait(default_waiting, None),
         },
-        State::Exited => match waiting.filter(|_| !inputs.ending) {
+        State::Exited => match waiting.filter(|_| inputs.stage == Stage::Active) {
             Some(error) => {
                 last_state = Some(ended(latest));
                 wait(&error.reason, Some(error.message.clone()))
@@ -235,21 +235,10 @@ fn unknown_to_runtime(
         Some(was)
     } else if was.running.is_some() {
         // It ran when it was last seen and nobody can say what became of it.
-        let lost = ContainerState {
-            terminated: Some(ContainerStateTerminated {
-                exit_code: 137,
-                reason: Some("ContainerStatusUnknown".into()),
-                message: Some(
-                    "The container could not be located when the pod was terminated".into(),
-                ),
-                ..ContainerStateTerminated::default()
-            }),
-            ..ContainerState::default()
-        };
-        if inputs.ending {
-            Some(lost)
+        if inputs.stage == Stage::Over {
+            Some(end::lost())
         } else {
-            kept.last_state = Some(lost);
+            kept.last_state = Some(end::lost());
             None
         }
     } else {

@@ -3,6 +3,7 @@
 
 mod conditions;
 mod container_status;
+mod end;
 mod phase;
 pub mod termination_message;
 
@@ -25,6 +26,17 @@ pub trait Health {
     fn started(&self, container: &Container, id: &str) -> bool;
 }
 
+/// Where a pod is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Containers may still be started.
+    Active,
+    /// Nothing of it will be started again.
+    Over,
+    /// It was rejected: nothing of it has ever been here.
+    Rejected,
+}
+
 /// Everything a status is made of.
 pub struct Inputs<'a> {
     pub pod: &'a Pod,
@@ -40,8 +52,7 @@ pub struct Inputs<'a> {
     pub now: Timestamp,
     /// How far a change of its resources is.
     pub resize: &'a Resize,
-    /// Nothing of the pod will be started again.
-    pub ending: bool,
+    pub stage: Stage,
     /// Ended by a decision (eviction, deadline, rejection), with its reason and message.
     pub verdict: Option<&'a (String, String)>,
 }
@@ -49,14 +60,20 @@ pub struct Inputs<'a> {
 /// The pod's status now.
 pub fn generate(inputs: &Inputs<'_>) -> PodStatus {
     let pod = inputs.pod;
-    let init = container_status::init_statuses(inputs);
-    let main = container_status::main_statuses(inputs);
-    let ephemeral = container_status::ephemeral_statuses(inputs);
+    let (mut init, mut main, mut ephemeral) = (Vec::new(), Vec::new(), Vec::new());
+    if inputs.stage != Stage::Rejected {
+        init = container_status::init_statuses(inputs);
+        main = container_status::main_statuses(inputs);
+        ephemeral = container_status::ephemeral_statuses(inputs);
+    }
+    if inputs.stage == Stage::Over {
+        end::conclude(pod, &mut init, &mut main);
+    }
     let phase = match (inputs.verdict, inputs.old.phase.as_deref()) {
         // What has ended stays ended.
         (Some(_), _) | (None, Some("Failed")) => Phase::Failed,
         (None, Some("Succeeded")) => Phase::Succeeded,
-        _ => phase::compute(pod, &init, &main, inputs.ending),
+        _ => phase::compute(pod, &init, &main, inputs.stage),
     };
     let conditions = conditions::generate(inputs, phase, &init, &main);
     let (reason, message) = match inputs.verdict {

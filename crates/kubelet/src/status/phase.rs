@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
+use super::Stage;
 use crate::kuberuntime::actions::should_restart;
 use crate::pod::{PodExt, RestartPolicy, is_sidecar};
 
@@ -28,7 +29,7 @@ pub fn compute(
     pod: &Pod,
     init: &[ContainerStatus],
     main: &[ContainerStatus],
-    ending: bool,
+    stage: Stage,
 ) -> Phase {
     let policy = pod.restart_policy();
     let find =
@@ -83,7 +84,10 @@ pub fn compute(
     if failed_init > 0 && policy == RestartPolicy::Never && !any_main_started {
         return Phase::Failed;
     }
-    if ending && running == 0 && (any_main_started || pending_init + failed_init > 0) {
+    if stage != Stage::Active
+        && running == 0
+        && (any_main_started || pending_init + failed_init > 0)
+    {
         let all = stopped > 0 && stopped == succeeded && unknown + waiting == 0;
         return if all { Phase::Succeeded } else { Phase::Failed };
     }

@@ -86,7 +86,7 @@ fn make(
         ips: &["10.244.0.2".into()],
         now: Timestamp::UNIX_EPOCH,
         resize: &Resize::default(),
-        ending,
+        stage: if ending { Stage::Over } else { Stage::Active },
         verdict: None,
     })
 }
@@ -137,6 +137,9 @@ fn phases() {
         ("OnFailure", false, &["a:0", "b:0"], &[], false, "Succeeded"),
         ("Always", false, &["a:0", "b:0"], &[], true, "Succeeded"),
         ("Always", false, &["a:0", "b:137"], &[], true, "Failed"),
+        ("Always", false, &[], &[], true, "Failed"),
+        ("Always", true, &[], &[], true, "Failed"),
+        ("OnFailure", false, &["a:0"], &["b"], true, "Failed"),
         ("Always", true, &[], &[], false, "Pending"),
         ("Always", true, &["first:1"], &["first"], false, "Pending"),
         ("Never", true, &["first:1"], &[], false, "Failed"),
@@ -216,4 +219,58 @@ fn container_states() {
     let main = status.container_statuses.unwrap();
     let waiting = main[0].state.as_ref().unwrap().waiting.as_ref().unwrap();
     assert_eq!(waiting.reason.as_deref(), Some("PodInitializing"));
+}
+
+/// Name, then exit code or reason of waiting, of each container.
+fn ends(status: &PodStatus) -> String {
+    let all = status.init_container_statuses.iter().flatten();
+    let all = all.chain(status.container_statuses.iter().flatten());
+    let texts = all.map(|container| {
+        let state = container.state.clone().unwrap_or_default();
+        let ended = state
+            .terminated
+            .map(|end| format!("{} {}", end.exit_code, end.reason.unwrap_or_default()));
+        let waiting = state.waiting.and_then(|waiting| waiting.reason);
+        format!(
+            "{}: {}",
+            container.name,
+            ended.or(waiting).unwrap_or_default()
+        )
+    });
+    texts.collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn what_never_ran_has_an_end_when_its_pod_has() {
+    for (init, containers, expected) in [
+        (
+            false,
+            &[][..],
+            "a: 137 ContainerStatusUnknown, b: 137 ContainerStatusUnknown",
+        ),
+        (
+            false,
+            &["a:0"],
+            "a: 0 Completed, b: 137 ContainerStatusUnknown",
+        ),
+        // Those after an init container that never succeeded could not start.
+        (
+            true,
+            &[],
+            "first: 137 ContainerStatusUnknown, a: PodInitializing, b: PodInitializing",
+        ),
+        (
+            true,
+            &["first:1"],
+            "first: 1 Error, a: PodInitializing, b: PodInitializing",
+        ),
+        (
+            true,
+            &["first:0"],
+            "first: 0 Completed, a: 137 ContainerStatusUnknown, b: 137 ContainerStatusUnknown",
+        ),
+    ] {
+        let status = make("Never", init, containers, &[], true);
+        assert_eq!(ends(&status), expected, "{init} {containers:?}");
+    }
 }
