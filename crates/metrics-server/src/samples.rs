@@ -1,4 +1,5 @@
-//! What the kubelets said, twice: a rate needs two samples.
+//! What the kubelets said, twice: a rate needs two samples. A kubelet may repeat itself when it is asked more often than it
+//! looks, so that two samples are two only if they say that they were taken at different times.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -6,29 +7,41 @@ use std::time::Duration;
 use jiff::Timestamp;
 use parking_lot::RwLock;
 
-/// The last two samples of every node.
+/// Namespace and name of a pod.
+type PodName = (String, String);
+
+/// The last two samples of every node, and of what runs there.
 #[derive(Default)]
 pub struct Store {
-    nodes: RwLock<HashMap<String, Pair>>,
+    nodes: RwLock<HashMap<String, Node>>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Pair {
-    last: Option<Sample>,
-    before: Option<Sample>,
+#[derive(Default)]
+struct Node {
+    own: Option<Track>,
+    /// By container.
+    pods: BTreeMap<PodName, BTreeMap<String, Track>>,
+}
+
+/// The last sample of one thing, and the one before.
+#[derive(Clone, Copy)]
+struct Track {
+    last: Counters,
+    before: Option<Counters>,
 }
 
 /// One scrape of one kubelet.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
-    pub at: Timestamp,
-    pub node: Counters,
-    /// By namespace and pod, then container.
-    pub pods: BTreeMap<(String, String), BTreeMap<String, Counters>>,
+    pub node: Option<Counters>,
+    /// By container.
+    pub pods: BTreeMap<PodName, BTreeMap<String, Counters>>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Counters {
+    /// When the kubelet looked.
+    pub at: Timestamp,
     /// Total since the start.
     pub cpu_seconds: f64,
     pub memory_bytes: f64,
@@ -50,10 +63,23 @@ pub struct Measured<T> {
 }
 
 impl Store {
-    pub fn push(&self, node: &str, sample: Sample) {
+    /// Takes in what a node says; what it does not name any more is gone.
+    pub fn push(&self, name: &str, sample: Sample) {
         let mut nodes = self.nodes.write();
-        let pair = nodes.entry(node.to_owned()).or_default();
-        pair.before = pair.last.replace(sample);
+        let node = nodes.entry(name.to_owned()).or_default();
+        if let Some(own) = sample.node {
+            node.own = Some(Track::next(node.own, own));
+        }
+        let mut known = std::mem::take(&mut node.pods);
+        for (pod, containers) in sample.pods {
+            let earlier = known.remove(&pod).unwrap_or_default();
+            let next = |(container, counters): (String, Counters)| {
+                let track = Track::next(earlier.get(&container).copied(), counters);
+                (container, track)
+            };
+            let tracks = containers.into_iter().map(next).collect();
+            node.pods.insert(pod, tracks);
+        }
     }
 
     /// Forgets nodes that are not in `names`.
@@ -62,179 +88,221 @@ impl Store {
     }
 
     pub fn has_any(&self) -> bool {
-        self.nodes.read().values().any(|pair| pair.before.is_some())
+        let nodes = self.nodes.read();
+        nodes
+            .values()
+            .any(|node| node.own.is_some_and(|own| own.before.is_some()))
     }
 
     pub fn node(&self, name: &str) -> Option<Measured<Usage>> {
-        let nodes = self.nodes.read();
-        let (before, last) = nodes.get(name)?.both()?;
-        Some(measured(
-            before,
-            last,
-            usage(&before.node, &last.node, before, last)?,
-        ))
+        self.nodes.read().get(name)?.own?.usage()
     }
 
-    /// Use of every container of a pod.
+    /// Use of every container of a pod; nothing until it is known of all of them.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<Measured<BTreeMap<String, Usage>>> {
         let key = (namespace.to_owned(), name.to_owned());
         let nodes = self.nodes.read();
-        let (before, last) = nodes
-            .values()
-            .filter_map(Pair::both)
-            .find(|(_, last)| last.pods.contains_key(&key))?;
-        let earlier = before.pods.get(&key)?;
-        let usages: BTreeMap<String, Usage> = last
-            .pods
-            .get(&key)?
-            .iter()
-            .filter_map(|(container, now)| {
-                Some((
-                    container.clone(),
-                    usage(earlier.get(container)?, now, before, last)?,
-                ))
-            })
-            .collect();
-        (!usages.is_empty()).then(|| measured(before, last, usages))
+        let containers = nodes.values().find_map(|node| node.pods.get(&key))?;
+        let mut usages = BTreeMap::new();
+        let mut earliest: Option<(Timestamp, Duration)> = None;
+        for (container, track) in containers {
+            let measured = track.usage()?;
+            if earliest.is_none_or(|(at, _)| measured.at < at) {
+                earliest = Some((measured.at, measured.window));
+            }
+            usages.insert(container.clone(), measured.usage);
+        }
+        let (at, window) = earliest?;
+        Some(Measured {
+            at,
+            window,
+            usage: usages,
+        })
     }
 }
 
-impl Pair {
-    fn both(&self) -> Option<(&Sample, &Sample)> {
-        Some((self.before.as_ref()?, self.last.as_ref()?))
+impl Track {
+    /// What is known after one more sample, which may be the last one again.
+    fn next(known: Option<Self>, last: Counters) -> Self {
+        match known {
+            Some(known) if last.at <= known.last.at => known,
+            // Counters start again with their container.
+            Some(known) if last.cpu_seconds < known.last.cpu_seconds => Self { last, before: None },
+            known => Self {
+                last,
+                before: known.map(|known| known.last),
+            },
+        }
     }
-}
 
-fn measured<T>(before: &Sample, last: &Sample, usage: T) -> Measured<T> {
-    Measured {
-        at: last.at,
-        window: last.at.duration_since(before.at).unsigned_abs(),
-        usage,
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    fn usage(&self) -> Option<Measured<Usage>> {
+        let (before, last) = (self.before?, self.last);
+        let window = last.at.duration_since(before.at).unsigned_abs();
+        let used = last.cpu_seconds - before.cpu_seconds;
+        Some(Measured {
+            at: last.at,
+            window,
+            usage: Usage {
+                cpu_nanocores: (used / window.as_secs_f64() * 1e9) as u64,
+                memory_bytes: last.memory_bytes.max(0.0) as u64,
+            },
+        })
     }
-}
-
-/// None when a counter went back: the container has been restarted in between.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn usage(before: &Counters, now: &Counters, earlier: &Sample, later: &Sample) -> Option<Usage> {
-    let seconds = later.at.duration_since(earlier.at).as_secs_f64();
-    let used = now.cpu_seconds - before.cpu_seconds;
-    (seconds > 0.0 && used >= 0.0).then(|| Usage {
-        cpu_nanocores: (used / seconds * 1e9) as u64,
-        memory_bytes: now.memory_bytes.max(0.0) as u64,
-    })
 }
 
 impl Sample {
-    /// From the Prometheus text of a kubelet's `/metrics/resource`.
-    pub fn parse(at: Timestamp, text: &str) -> Self {
-        let mut sample = Self {
-            at,
-            node: Counters::default(),
-            pods: BTreeMap::new(),
-        };
+    /// From the Prometheus text of a kubelet's `/metrics/resource`, which was read at a time.
+    pub fn parse(read: Timestamp, text: &str) -> Self {
+        let mut sample = Self::default();
         for line in text.lines().filter(|l| !l.starts_with('#')) {
-            let Some((name, labels, value)) = split(line) else {
+            let Some(line) = Line::parse(line) else {
                 continue;
             };
-            let label = |wanted: &str| {
-                labels
-                    .iter()
-                    .find(|(k, _)| *k == wanted)
-                    .map(|(_, v)| v.clone())
-                    .unwrap_or_default()
+            let Some((of, what)) = line.name.split_once('_') else {
+                continue;
             };
-            let key = (label("namespace"), label("pod"));
-            match name {
-                "node_cpu_usage_seconds_total" => sample.node.cpu_seconds = value,
-                "node_memory_working_set_bytes" => sample.node.memory_bytes = value,
-                "container_cpu_usage_seconds_total" => {
-                    sample.container(key, label("container")).cpu_seconds = value
+            let none = Counters {
+                at: read,
+                cpu_seconds: 0.0,
+                memory_bytes: 0.0,
+            };
+            let counters = match of {
+                "node" if matches!(what, CPU | MEMORY) => sample.node.get_or_insert(none),
+                "container" if matches!(what, CPU | MEMORY) => {
+                    let pod = (line.label("namespace"), line.label("pod"));
+                    let containers = sample.pods.entry(pod).or_default();
+                    containers.entry(line.label("container")).or_insert(none)
                 }
-                "container_memory_working_set_bytes" => {
-                    sample.container(key, label("container")).memory_bytes = value
-                }
-                _ => {}
+                _ => continue,
+            };
+            if what == MEMORY {
+                counters.memory_bytes = line.value;
+                continue;
             }
+            counters.cpu_seconds = line.value;
+            // What a rate is of says when it was so.
+            counters.at = line.at.unwrap_or(read);
         }
         sample
     }
 }
 
-impl Sample {
-    fn container(&mut self, pod: (String, String), container: String) -> &mut Counters {
-        self.pods
-            .entry(pod)
-            .or_default()
-            .entry(container)
-            .or_default()
-    }
+const CPU: &str = "cpu_usage_seconds_total";
+const MEMORY: &str = "memory_working_set_bytes";
+
+/// `name{a="b",…} value [milliseconds]`
+struct Line<'a> {
+    name: &'a str,
+    labels: Vec<(&'a str, &'a str)>,
+    value: f64,
+    at: Option<Timestamp>,
 }
 
-/// Name, labels and value of a metric.
-type Line<'a> = (&'a str, Vec<(&'a str, String)>, f64);
+impl<'a> Line<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (name, labels, rest) = match line.find('{') {
+            Some(open) => {
+                let close = line.rfind('}')?;
+                (&line[..open], &line[open + 1..close], &line[close + 1..])
+            }
+            None => {
+                let (name, rest) = line.split_once(' ')?;
+                (name, "", rest)
+            }
+        };
+        let mut rest = rest.split_whitespace();
+        let value = rest.next()?.parse().ok()?;
+        let milliseconds = rest.next().and_then(|at| at.parse().ok());
+        let labels = labels
+            .split("\",")
+            .filter_map(|pair| pair.trim().split_once('='))
+            .map(|(key, value)| (key.trim(), value.trim_matches('"')));
+        Some(Self {
+            name,
+            labels: labels.collect(),
+            value,
+            at: milliseconds.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
+        })
+    }
 
-/// `name{a="b",…} value [timestamp]`
-fn split(line: &str) -> Option<Line<'_>> {
-    let (head, rest) = match line.find('{') {
-        Some(open) => {
-            let close = line.rfind('}')?;
-            (&line[..open], (&line[open + 1..close], &line[close + 1..]))
-        }
-        None => {
-            let space = line.find(' ')?;
-            (&line[..space], ("", &line[space..]))
-        }
-    };
-    let value = rest.1.split_whitespace().next()?.parse().ok()?;
-    let labels = rest
-        .0
-        .split("\",")
-        .filter_map(|pair| pair.trim().split_once('='))
-        .map(|(key, value)| (key.trim(), value.trim_matches('"').to_owned()))
-        .collect();
-    Some((head, labels, value))
+    fn label(&self, wanted: &str) -> String {
+        let found = self.labels.iter().find(|(key, _)| *key == wanted);
+        found.map_or_else(String::new, |(_, value)| (*value).to_owned())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sample(second: i64, node: f64, container: f64) -> Sample {
-        let text = format!(
-            "# HELP x\nnode_cpu_usage_seconds_total {node} 1700\nnode_memory_working_set_bytes 1.5e+08\n\
-             container_cpu_usage_seconds_total{{container=\"c\",namespace=\"n\",pod=\"p\"}} {container}\n\
-             container_memory_working_set_bytes{{container=\"c\",namespace=\"n\",pod=\"p\"}} 1024\n"
+    /// The node looks at itself when it is asked, at the container at `second` of its own.
+    fn sample(now: i64, second: i64, node: f64, containers: &[(&str, f64)]) -> Sample {
+        let mut text = format!(
+            "# HELP x\nnode_cpu_usage_seconds_total {node}\nnode_memory_working_set_bytes 1.5e+08\n"
         );
-        Sample::parse(Timestamp::from_second(second).unwrap(), &text)
+        for (name, used) in containers {
+            let labels = format!("{{container=\"{name}\",namespace=\"n\",pod=\"p\"}}");
+            text += &format!(
+                "container_cpu_usage_seconds_total{labels} {used} {at}\ncontainer_memory_working_set_bytes{labels} 1024 {at}\n",
+                at = second * 1000
+            );
+        }
+        Sample::parse(Timestamp::from_second(now).unwrap(), &text)
+    }
+
+    const BYTES: u64 = 1024;
+
+    fn nanocores(store: &Store, container: &str) -> Option<u64> {
+        let pod = store.pod("n", "p")?;
+        assert_eq!(pod.usage[container].memory_bytes, BYTES);
+        Some(pod.usage[container].cpu_nanocores)
     }
 
     #[test]
     fn rates_need_two_samples() {
         let store = Store::default();
-        store.push("a", sample(0, 10.0, 1.0));
+        store.push("a", sample(0, 0, 10.0, &[("c", 1.0)]));
         assert!(store.node("a").is_none() && !store.has_any());
-        store.push("a", sample(10, 15.0, 2.0));
+        store.push("a", sample(10, 10, 15.0, &[("c", 2.0)]));
         let node = store.node("a").unwrap();
-        assert_eq!(
-            node.usage,
-            Usage {
-                cpu_nanocores: 500_000_000,
-                memory_bytes: 150_000_000
-            }
-        );
+        assert_eq!(node.usage.cpu_nanocores, 500_000_000);
+        assert_eq!(node.usage.memory_bytes, 150_000_000);
         assert_eq!(node.window, Duration::from_secs(10));
-        let pod = store.pod("n", "p").unwrap();
-        assert_eq!(
-            pod.usage["c"],
-            Usage {
-                cpu_nanocores: 100_000_000,
-                memory_bytes: 1024
-            }
-        );
+        assert_eq!(nanocores(&store, "c"), Some(100_000_000));
         // Restarted: no rate until the next sample.
-        store.push("a", sample(20, 20.0, 0.5));
+        store.push("a", sample(20, 20, 20.0, &[("c", 0.5)]));
+        assert_eq!(nanocores(&store, "c"), None);
+        store.push("a", sample(30, 30, 20.0, &[("c", 2.5)]));
+        assert_eq!(nanocores(&store, "c"), Some(200_000_000));
+        store.push("a", sample(40, 40, 20.0, &[]));
         assert!(store.pod("n", "p").is_none());
         store.retain(&[]);
         assert!(store.node("a").is_none());
+    }
+
+    #[test]
+    fn a_rate_is_over_the_time_between_looks_not_between_questions() {
+        let store = Store::default();
+        store.push("a", sample(100, 90, 10.0, &[("c", 1.0)]));
+        store.push("a", sample(115, 90, 10.0, &[("c", 1.0)]));
+        assert_eq!(nanocores(&store, "c"), None, "it has not looked again");
+        store.push("a", sample(130, 110, 10.0, &[("c", 5.0)]));
+        assert_eq!(nanocores(&store, "c"), Some(200_000_000));
+        store.push("a", sample(145, 110, 10.0, &[("c", 5.0)]));
+        assert_eq!(nanocores(&store, "c"), Some(200_000_000));
+        let pod = store.pod("n", "p").unwrap();
+        assert_eq!(pod.at, Timestamp::from_second(110).unwrap());
+        assert_eq!(pod.window, Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_pod_is_measured_when_all_of_it_is() {
+        let store = Store::default();
+        store.push("a", sample(0, 0, 0.0, &[("c", 1.0)]));
+        store.push("a", sample(10, 10, 0.0, &[("c", 2.0), ("d", 1.0)]));
+        assert!(store.pod("n", "p").is_none());
+        store.push("a", sample(20, 20, 0.0, &[("c", 3.0), ("d", 4.0)]));
+        assert_eq!(nanocores(&store, "d"), Some(300_000_000));
     }
 }
