@@ -33,6 +33,16 @@ impl Keys {
         Self::Range(start, end)
     }
 
+    /// Those of these keys that are not below `start`.
+    #[must_use]
+    pub fn starting_at(self, start: Bytes) -> Self {
+        match self {
+            Self::One(key) if key >= start => Self::One(key),
+            Self::One(_) => Self::Range(start.clone(), start),
+            Self::Range(first, end) => Self::Range(first.max(start), end),
+        }
+    }
+
     /// An interval that ends before it starts, and so has no key.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -72,6 +82,8 @@ pub struct Range {
     pub limit: usize,
     pub keys_only: bool,
     pub count_only: bool,
+    /// Nobody asks how many keys there are beyond the limit: what is read stops there.
+    pub uncounted: bool,
 }
 
 impl Range {
@@ -83,6 +95,7 @@ impl Range {
             limit: 0,
             keys_only: false,
             count_only: false,
+            uncounted: false,
         }
     }
 }
@@ -93,7 +106,7 @@ pub struct RangeResult {
     /// The store's revision when the read was served.
     pub revision: i64,
     pub kvs: Vec<KeyValue>,
-    /// Keys in the whole interval, regardless of `limit`.
+    /// Keys in the whole interval, regardless of `limit`; nothing to rely on when the range is `uncounted`.
     pub count: i64,
     pub more: bool,
 }

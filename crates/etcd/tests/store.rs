@@ -272,6 +272,22 @@ async fn ranges_count_limit_and_order(store: DynStore) {
         .await
         .unwrap();
     assert_eq!((old.kvs.len(), old.more, old.revision), (5, false, 12));
+    // Now and in the past, with a limit that cuts something off and one that does not.
+    for (revision, there) in [(0, 10), (6, 5)] {
+        for limit in [3, 20] {
+            let uncounted = Range {
+                revision,
+                limit,
+                uncounted: true,
+                ..under()
+            };
+            let part = store.range(uncounted).await.unwrap();
+            let names: Vec<_> = part.kvs.iter().map(|kv| kv.key.clone()).collect();
+            let expected: Vec<_> = (0..there.min(limit)).map(|i| format!("t/k/{i}")).collect();
+            assert_eq!(names, expected);
+            assert_eq!(part.more, limit < there);
+        }
+    }
     let counted = store
         .range(Range {
             count_only: true,

@@ -7,10 +7,12 @@ mod handover;
 mod history;
 mod objects;
 mod pairs;
+mod parts;
 mod resource;
 mod watchers;
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,10 +20,11 @@ use bytes::Bytes;
 use fluyt_api::custom;
 use fluyt_api::resources::{self, Handle, Hidden, Resource};
 use fluyt_api::{Error, meta};
-use fluyt_etcd::{DynStore, KeyValue, Keys, Range, Txn, TxnResult, Watch, WatchUpdate};
+use fluyt_etcd::{DynStore, KeyValue, Keys, Txn, TxnResult, Watch, WatchUpdate};
 use parking_lot::RwLock;
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -32,11 +35,15 @@ pub use event::{Change, WatchEvent};
 pub use handover::Handed;
 pub use objects::Objects;
 pub use pairs::Pairs;
+pub use parts::Parts;
 pub use resource::{ResourceCache, Snapshot};
 pub use watchers::{Filter, Subscription};
 
 /// Prefix of all keys, upstream's default.
 pub const REGISTRY: &str = "/registry/";
+
+/// Keys that are loaded at once.
+const PART: usize = 500;
 
 /// How long a consistent read waits for the cache to catch up.
 const CATCH_UP: Duration = Duration::from_secs(3);
@@ -185,28 +192,90 @@ impl Caches {
     /// Fills the cache of a custom resource, as of a revision that the feed has reached.
     async fn load(&self, cache: &ResourceCache, revision: i64) -> Result<(), fluyt_etcd::Error> {
         let resource = cache.resource();
-        let prefix = format!("{REGISTRY}{}/", resource.storage);
-        let range = Range {
-            revision,
-            ..Range::new(Keys::prefix(prefix.clone()))
-        };
-        let loaded = self.store.range(range).await?;
+        let keys = Keys::prefix(format!("{REGISTRY}{}/", resource.storage));
+        let mut parts = Parts::new(self.store.clone(), keys, revision, PART);
         let mut entries = Vec::new();
-        for kv in loaded.kvs {
-            let Some(key) = kv
-                .key
-                .get(prefix.len()..)
-                .and_then(|k| std::str::from_utf8(k).ok())
-            else {
-                continue;
-            };
-            match self.entry(&resource, key, &kv).await {
-                Ok(entry) => entries.push(entry),
-                Err(error) => tracing::error!(key, %error, "an object cannot be decoded"),
-            }
+        while let Some(part) = parts.next().await? {
+            entries.extend(self.entries(&part.kvs).await.into_iter().map(|(_, e)| e));
         }
         cache.replace(entries, revision);
         Ok(())
+    }
+
+    /// Fills all caches. Answers with the revision they are as of.
+    async fn load_all(self: &Arc<Self>) -> Result<i64, fluyt_etcd::Error> {
+        let revision = self.load_definitions().await?;
+        let keys = Keys::prefix(REGISTRY);
+        let mut parts = Parts::new(self.store.clone(), keys, revision, PART);
+        let mut by_cache: HashMap<&str, Vec<Entry>> = HashMap::new();
+        let mut take = |decoded: Result<Vec<(&'static str, Entry)>, JoinError>| {
+            for (storage, entry) in decoded.map_err(|_| fluyt_etcd::Error::Stopped)? {
+                by_cache.entry(storage).or_default().push(entry);
+            }
+            Ok(())
+        };
+        // The next part is read while others are decoded.
+        let at_once = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let mut decoding = JoinSet::new();
+        while let Some(part) = parts.next().await? {
+            if decoding.len() == at_once
+                && let Some(decoded) = decoding.join_next().await
+            {
+                take(decoded)?;
+            }
+            let caches = self.clone();
+            decoding.spawn(async move { caches.entries(&part.kvs).await });
+        }
+        while let Some(decoded) = decoding.join_next().await {
+            take(decoded)?;
+        }
+        let custom = self.custom.read().caches.clone();
+        for (storage, cache) in self.builtin.iter().chain(&custom) {
+            let entries = by_cache.remove(storage).unwrap_or_default();
+            cache.replace(entries, revision);
+        }
+        Ok(revision)
+    }
+
+    /// Takes over which custom resources there are: that decides which other keys are objects.
+    async fn load_definitions(&self) -> Result<i64, fluyt_etcd::Error> {
+        let keys = Keys::prefix(format!("{REGISTRY}{DEFINITIONS}/"));
+        let mut parts = Parts::new(self.store.clone(), keys, 0, PART);
+        let mut names: HashSet<String> = HashSet::new();
+        while let Some(part) = parts.next().await? {
+            for kv in &part.kvs {
+                if let Some((cache, _)) = self.locate(&kv.key)
+                    && let Ok(crd) = self.object(&cache.resource(), kv).await
+                {
+                    names.insert(meta::name(&crd).to_owned());
+                    self.define(meta::name(&crd), Some(&crd));
+                }
+            }
+        }
+        let known: Vec<Box<str>> = self.custom.read().definitions.keys().cloned().collect();
+        for gone in known.iter().filter(|name| !names.contains(&***name)) {
+            self.define(gone, None);
+        }
+        Ok(parts.revision())
+    }
+
+    /// The entries of stored objects, each with the place of its resource in the store.
+    async fn entries(&self, kvs: &[KeyValue]) -> Vec<(&'static str, Entry)> {
+        let mut entries = Vec::with_capacity(kvs.len());
+        for kv in kvs {
+            let Some((cache, key)) = self.locate(&kv.key) else {
+                continue;
+            };
+            let resource = cache.resource();
+            match self.entry(&resource, key, kv).await {
+                Ok(entry) => entries.push((resource.storage, entry)),
+                Err(error) => {
+                    let key = String::from_utf8_lossy(&kv.key);
+                    tracing::error!(%key, %error, "an object cannot be decoded");
+                }
+            }
+        }
+        entries
     }
 
     #[must_use]
@@ -299,7 +368,7 @@ impl Caches {
     }
 
     /// Fills the caches and follows the store until shutdown. After a break it loads everything again.
-    pub async fn run(&self, shutdown: CancellationToken) {
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let mut delay = Duration::from_millis(10);
         loop {
             let followed = tokio::select! {
@@ -316,57 +385,14 @@ impl Caches {
         }
     }
 
-    async fn follow(&self) -> Result<(), fluyt_etcd::Error> {
-        let keys = Keys::prefix(REGISTRY);
-        let loaded = self.store.range(Range::new(keys.clone())).await?;
-        // What is defined decides which other keys are objects.
-        let prefix = format!("{REGISTRY}{DEFINITIONS}/");
-        let defined = loaded
-            .kvs
-            .iter()
-            .filter(|kv| kv.key.starts_with(prefix.as_bytes()));
-        let mut names: HashSet<String> = HashSet::new();
-        for kv in defined {
-            if let Some((cache, _)) = self.locate(&kv.key)
-                && let Ok(crd) = self.object(&cache.resource(), kv).await
-            {
-                names.insert(meta::name(&crd).to_owned());
-                self.define(meta::name(&crd), Some(&crd));
-            }
-        }
-        let known: Vec<Box<str>> = self.custom.read().definitions.keys().cloned().collect();
-        for gone in known.iter().filter(|name| !names.contains(&***name)) {
-            self.define(gone, None);
-        }
-        let mut by_cache: HashMap<&str, Vec<Entry>> = HashMap::new();
-        for kv in loaded.kvs {
-            let Some((cache, key)) = self.locate(&kv.key) else {
-                continue;
-            };
-            match self.entry(&cache.resource(), key, &kv).await {
-                Ok(entry) => by_cache
-                    .entry(cache.resource().storage)
-                    .or_default()
-                    .push(entry),
-                Err(error) => {
-                    tracing::error!(key = %String::from_utf8_lossy(&kv.key), %error, "an object cannot be decoded")
-                }
-            }
-        }
-        let custom = self.custom.read().caches.clone();
-        for (storage, cache) in self.builtin.iter().chain(&custom) {
-            cache.replace(
-                by_cache.remove(storage).unwrap_or_default(),
-                loaded.revision,
-            );
-        }
-        self.applied.send_replace(loaded.revision);
-        let start_revision = loaded.revision + 1;
+    async fn follow(self: &Arc<Self>) -> Result<(), fluyt_etcd::Error> {
+        let loaded = self.load_all().await?;
+        self.applied.send_replace(loaded);
         let mut stream = self
             .store
             .watch(Watch {
-                keys,
-                start_revision,
+                keys: Keys::prefix(REGISTRY),
+                start_revision: loaded + 1,
                 prev_kv: false,
             })
             .await?;

@@ -14,6 +14,8 @@ pub struct Objects {
     pub entries: OrdMap<Arc<str>, Arc<Entry>>,
     /// Those that have the indexed field, by its value and their key.
     by_field: OrdMap<(Arc<str>, Arc<str>), Arc<Entry>>,
+    /// How many there are in each namespace that has any.
+    in_namespace: OrdMap<Box<str>, usize>,
     layout: Layout,
 }
 
@@ -23,6 +25,7 @@ impl Objects {
         let mut objects = Self {
             entries: OrdMap::new(),
             by_field: OrdMap::new(),
+            in_namespace: OrdMap::new(),
             layout: Layout::of(resource),
         };
         for entry in entries {
@@ -38,6 +41,12 @@ impl Objects {
         if let Some(before) = before.filter(|before| Some(before) != place.as_ref()) {
             self.by_field.remove(&before);
         }
+        if previous.is_none() {
+            match self.in_namespace.get_mut(entry.namespace()) {
+                Some(count) => *count += 1,
+                None => drop(self.in_namespace.insert(entry.namespace().into(), 1)),
+            }
+        }
         if let Some(place) = place {
             self.by_field.insert(place, entry);
         }
@@ -49,7 +58,24 @@ impl Objects {
         if let Some(place) = self.place(&removed) {
             self.by_field.remove(&place);
         }
+        let namespace = removed.namespace();
+        match self.in_namespace.get_mut(namespace) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(self.in_namespace.remove(namespace)),
+        }
         Some(removed)
+    }
+
+    /// How many objects there are in a namespace, or in all of them.
+    pub fn count(&self, namespace: &str) -> usize {
+        match namespace {
+            "" => self.entries.len(),
+            namespace => self
+                .in_namespace
+                .get(namespace)
+                .copied()
+                .unwrap_or_default(),
+        }
     }
 
     fn place(&self, entry: &Entry) -> Option<(Arc<str>, Arc<str>)> {
@@ -161,6 +187,11 @@ mod tests {
             let all = objects.entries.values().filter(|e| *e.key >= *start && filter.matches(e));
             let all: Vec<_> = all.map(|e| e.key.clone()).collect();
             prop_assert_eq!(found, all);
+            for namespace in (0..3).map(|n| format!("d{n}")) {
+                let there = objects.entries.values().filter(|e| e.namespace() == namespace);
+                prop_assert_eq!(objects.count(&namespace), there.count());
+            }
+            prop_assert_eq!(objects.count(""), objects.entries.len());
         }
     }
 }

@@ -17,7 +17,7 @@ use super::options::ListOptions;
 use super::selection::Selection;
 use super::shape::Shape;
 use crate::cache::{
-    Change, Entry, Objects, REGISTRY, ResourceCache, Snapshot, Subscription, WatchEvent,
+    Change, Entry, Objects, Parts, REGISTRY, ResourceCache, Snapshot, Subscription, WatchEvent,
     storage_resource,
 };
 use crate::http::{self as responses, Body, View};
@@ -227,10 +227,10 @@ impl Part<'_> {
         let entries: Vec<Arc<Entry>> = matching.by_ref().take(self.limit).cloned().collect();
         let next = matching.next().map(|entry| entry.key.to_string());
         let remaining = (next.is_some() && self.selection.selects_all()).then(|| {
-            let all = self.expected.or_else(|| {
-                let whole = self.start.is_empty() && filter.namespace.is_empty();
-                whole.then(|| objects.entries.len())
-            });
+            let first = self.start.is_empty();
+            let all = self
+                .expected
+                .or_else(|| first.then(|| objects.count(&filter.namespace)));
             match all {
                 Some(all) => all.saturating_sub(entries.len()),
                 None => 1 + matching.count(),
@@ -254,26 +254,18 @@ impl Part<'_> {
             prefix.push_str(&filter.namespace);
             prefix.push('/');
         }
-        let Keys::Range(first, end) = Keys::prefix(prefix.clone()) else {
-            return Err(Error::internal("a prefix is no range"));
-        };
-        let mut from = first.max(Bytes::from(format!("{root}{}", self.start)));
         let batch = match self.selection.selects_all() {
             true => BATCH.min(self.limit.saturating_add(1)),
             false => BATCH,
         };
+        let start = format!("{root}{}", self.start).into();
+        let keys = Keys::prefix(prefix).starting_at(start);
+        let mut parts = Parts::new(caches.store().clone(), keys, revision, batch);
         let (mut page, mut total) = (Page::default(), None);
-        loop {
-            let range = Range {
-                revision,
-                limit: batch,
-                ..Range::new(Keys::Range(from, end.clone()))
-            };
-            let read = caches.store().range(range).await.map_err(too_old)?;
-            total.get_or_insert(read.count);
-            let mut entries = Vec::with_capacity(read.kvs.len());
-            let last = read.kvs.last().map(|kv| kv.key.clone());
-            for kv in read.kvs {
+        while let Some(part) = parts.next().await.map_err(too_old)? {
+            total.get_or_insert(part.count);
+            let mut entries = Vec::with_capacity(part.kvs.len());
+            for kv in part.kvs {
                 let key = kv.key.get(root.len()..);
                 let Some(key) = key.and_then(|k| std::str::from_utf8(k).ok()) else {
                     continue;
@@ -290,11 +282,8 @@ impl Part<'_> {
                 }
                 page.entries.push(entry.clone());
             }
-            match last {
-                Some(last) if read.more && page.next.is_none() => {
-                    from = [&*last, &[0]].concat().into();
-                }
-                _ => break,
+            if page.next.is_some() {
+                break;
             }
         }
         if page.next.is_some() && self.selection.selects_all() {

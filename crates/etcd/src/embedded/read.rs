@@ -64,6 +64,8 @@ impl Shared {
                 collected.result.count += 1;
                 if collected.takes(heads.len()) {
                     heads.push((key, Head::decode(&head).ok_or_else(damaged)?));
+                } else if range.uncounted {
+                    break;
                 }
             }
             collected.result.kvs = if range.keys_only {
@@ -124,6 +126,9 @@ impl Shared {
             let (_, record) = codec::decode_log(&bytes).ok_or_else(damaged)?;
             if !record.is_deletion() {
                 collected.add(Bytes::from(key.clone()), record);
+                if collected.result.more && collected.range.uncounted {
+                    break;
+                }
             }
             done = Some(key);
         }

@@ -101,6 +101,7 @@ pub(super) fn range(request: &PbRangeRequest) -> Range {
         limit,
         keys_only: request.keys_only && request.sort_target != TARGET_VALUE,
         count_only: request.count_only,
+        uncounted: false,
     }
 }
 
