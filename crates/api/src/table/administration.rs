@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{AGE, Column, NAME, column, items, or, selector, string};
+use super::{AGE, Column, NAME, column, items, number, or, selector, string};
 
 pub(super) static CLUSTER_TRUST_BUNDLE: &[Column] = &[
     NAME,
@@ -163,22 +163,34 @@ pub(super) static VOLUME_ATTRIBUTES_CLASS: &[Column] = &[
     AGE,
 ];
 
+const PARAM_KIND: Column = column("ParamKind", "string", |o| {
+    let kind = &o["spec"]["paramKind"];
+    if kind.is_null() {
+        return "<unset>".into();
+    }
+    format!("{}/{}", string(kind, "/apiVersion"), string(kind, "/kind")).into()
+});
+
 pub(super) static MUTATING_ADMISSION_POLICY: &[Column] = &[
     NAME,
     column("Mutations", "integer", |o| {
         items(o, "/spec/mutations").count().into()
     }),
-    column("ParamKind", "string", |o| {
-        let kind = &o["spec"]["paramKind"];
-        if kind.is_null() {
-            return "<unset>".into();
-        }
-        format!("{}/{}", string(kind, "/apiVersion"), string(kind, "/kind")).into()
-    }),
+    PARAM_KIND,
     AGE,
 ];
 
-pub(super) static MUTATING_ADMISSION_POLICY_BINDING: &[Column] = &[
+pub(super) static VALIDATING_ADMISSION_POLICY: &[Column] = &[
+    NAME,
+    column("Validations", "integer", |o| {
+        items(o, "/spec/validations").count().into()
+    }),
+    PARAM_KIND,
+    AGE,
+];
+
+/// Of both kinds of policies.
+pub(super) static ADMISSION_POLICY_BINDING: &[Column] = &[
     NAME,
     column("PolicyName", "string", |o| {
         string(o, "/spec/policyName").into()
@@ -193,6 +205,64 @@ pub(super) static MUTATING_ADMISSION_POLICY_BINDING: &[Column] = &[
             _ => selector(reference, "/selector"),
         }
     }),
+    AGE,
+];
+
+pub(super) static WEBHOOK_CONFIGURATION: &[Column] = &[
+    NAME,
+    column("Webhooks", "integer", |o| {
+        items(o, "/webhooks").count().into()
+    }),
+    AGE,
+];
+
+pub(super) static FLOW_SCHEMA: &[Column] = &[
+    NAME,
+    column("PriorityLevel", "string", |o| {
+        string(o, "/spec/priorityLevelConfiguration/name").into()
+    }),
+    column("MatchingPrecedence", "string", |o| precedence(o).into()),
+    column("DistinguisherMethod", "string", |o| {
+        or(string(o, "/spec/distinguisherMethod/type"), "<none>")
+    }),
+    AGE,
+    column("MissingPL", "string", |o| {
+        let dangling = items(o, "/status/conditions").find(|c| c["type"] == "Dangling");
+        dangling.map_or("?".into(), |c| c["status"].clone())
+    }),
+];
+
+/// The flow schemas that are asked first come first.
+pub(super) fn precedence(schema: &Value) -> i64 {
+    number(schema, "/spec/matchingPrecedence")
+}
+
+pub(super) static PRIORITY_LEVEL_CONFIGURATION: &[Column] = &[
+    NAME,
+    column("Type", "string", |o| string(o, "/spec/type").into()),
+    column("NominalConcurrencyShares", "string", |o| {
+        limited(o, "nominalConcurrencyShares")
+    }),
+    column("Queues", "string", |o| {
+        limited(o, "limitResponse/queuing/queues")
+    }),
+    column("HandSize", "string", |o| {
+        limited(o, "limitResponse/queuing/handSize")
+    }),
+    column("QueueLengthLimit", "string", |o| {
+        limited(o, "limitResponse/queuing/queueLengthLimit")
+    }),
+    AGE,
+];
+
+fn limited(level: &Value, path: &str) -> Value {
+    let found = level.pointer(&format!("/spec/limited/{path}"));
+    found.cloned().unwrap_or_else(|| "<none>".into())
+}
+
+pub(super) static RUNTIME_CLASS: &[Column] = &[
+    NAME,
+    column("Handler", "string", |o| string(o, "/handler").into()),
     AGE,
 ];
 

@@ -225,12 +225,6 @@ pub(super) static SECRET: &[Column] = &[
     AGE,
 ];
 
-pub(super) static SERVICE_ACCOUNT: &[Column] = &[
-    NAME,
-    column("Secrets", "string", |o| items(o, "/secrets").count().into()),
-    AGE,
-];
-
 fn access_modes(object: &Value, pointer: &str) -> Value {
     let short = |mode: &Value| match mode.as_str() {
         Some("ReadWriteOnce") => "RWO",
@@ -458,7 +452,7 @@ pub(super) static PRIORITY_CLASS: &[Column] = &[
         (o["globalDefault"] == true).into()
     }),
     AGE,
-    wide("PreemptionPolicy", "string", |o| {
+    column("PreemptionPolicy", "string", |o| {
         string(o, "/preemptionPolicy").into()
     }),
 ];

@@ -8,8 +8,6 @@ use crate::meta;
 pub(super) static RESOURCE_CLAIM: &[Column] =
     &[NAME, column("State", "string", |o| state(o).into()), AGE];
 
-pub(super) static NAME_AND_AGE: &[Column] = &[NAME, AGE];
-
 pub(super) static RESOURCE_SLICE: &[Column] = &[
     NAME,
     column("Node", "string", |o| string(o, "/spec/nodeName").into()),

@@ -2,8 +2,10 @@
 
 mod administration;
 mod cluster;
+mod descriptions;
 mod devices;
 mod pods;
+mod storage;
 mod workloads;
 
 use serde_json::{Value, json};
@@ -52,6 +54,15 @@ static PLAIN: &[Column] = &[
     }),
 ];
 
+static NAME_AND_AGE: &[Column] = &[NAME, AGE];
+
+/// In which order a table shows objects of a kind, if not in that of their names.
+#[must_use]
+pub fn precedence(group: &str, kind: &str) -> Option<fn(&Value) -> i64> {
+    let is_schema = (group, kind) == ("flowcontrol.apiserver.k8s.io", "FlowSchema");
+    is_schema.then_some(administration::precedence)
+}
+
 /// The columns of a kind.
 #[must_use]
 pub fn columns(group: &str, kind: &str) -> &'static [Column] {
@@ -76,7 +87,6 @@ pub fn columns(group: &str, kind: &str) -> &'static [Column] {
         ("", "Event") => cluster::EVENT,
         ("", "ConfigMap") => cluster::CONFIG_MAP,
         ("", "Secret") => cluster::SECRET,
-        ("", "ServiceAccount") => cluster::SERVICE_ACCOUNT,
         ("", "PersistentVolume") => cluster::PERSISTENT_VOLUME,
         ("", "PersistentVolumeClaim") => cluster::PERSISTENT_VOLUME_CLAIM,
         ("storage.k8s.io", "StorageClass") => cluster::STORAGE_CLASS,
@@ -94,8 +104,9 @@ pub fn columns(group: &str, kind: &str) -> &'static [Column] {
         ("apiregistration.k8s.io", "APIService") => cluster::API_SERVICE,
         ("", "ResourceQuota") => cluster::RESOURCE_QUOTA,
         ("resource.k8s.io", "ResourceClaim") => devices::RESOURCE_CLAIM,
-        ("resource.k8s.io", "ResourceClaimTemplate" | "DeviceClass")
-        | ("scheduling.k8s.io", "Workload") => devices::NAME_AND_AGE,
+        ("", "ServiceAccount")
+        | ("resource.k8s.io", "ResourceClaimTemplate" | "DeviceClass")
+        | ("scheduling.k8s.io", "Workload") => NAME_AND_AGE,
         ("resource.k8s.io", "ResourceSlice") => devices::RESOURCE_SLICE,
         ("resource.k8s.io", "DeviceTaintRule") => devices::DEVICE_TAINT_RULE,
         ("resource.k8s.io", "ResourcePoolStatusRequest") => devices::RESOURCE_POOL_STATUS_REQUEST,
@@ -110,12 +121,22 @@ pub fn columns(group: &str, kind: &str) -> &'static [Column] {
         ("networking.k8s.io", "IPAddress") => administration::IP_ADDRESS,
         ("networking.k8s.io", "ServiceCIDR") => administration::SERVICE_CIDR,
         ("storage.k8s.io", "VolumeAttributesClass") => administration::VOLUME_ATTRIBUTES_CLASS,
-        ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => {
-            administration::MUTATING_ADMISSION_POLICY
+        ("admissionregistration.k8s.io", kind) => match kind {
+            "MutatingAdmissionPolicy" => administration::MUTATING_ADMISSION_POLICY,
+            "ValidatingAdmissionPolicy" => administration::VALIDATING_ADMISSION_POLICY,
+            "MutatingAdmissionPolicyBinding" | "ValidatingAdmissionPolicyBinding" => {
+                administration::ADMISSION_POLICY_BINDING
+            }
+            _ => administration::WEBHOOK_CONFIGURATION,
+        },
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => administration::FLOW_SCHEMA,
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => {
+            administration::PRIORITY_LEVEL_CONFIGURATION
         }
-        ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding") => {
-            administration::MUTATING_ADMISSION_POLICY_BINDING
-        }
+        ("node.k8s.io", "RuntimeClass") => administration::RUNTIME_CLASS,
+        ("storage.k8s.io", "CSIDriver") => storage::CSI_DRIVER,
+        ("storage.k8s.io", "CSINode") => storage::CSI_NODE,
+        ("storage.k8s.io", "VolumeAttachment") => storage::VOLUME_ATTACHMENT,
         _ => PLAIN,
     }
 }
@@ -125,7 +146,7 @@ pub fn columns(group: &str, kind: &str) -> &'static [Column] {
 pub fn definitions_of(resource: &Resource) -> Value {
     match &resource.definition {
         Some(definition) => PrinterColumn::definitions(&definition.columns),
-        None => definitions(columns(resource.group, resource.kind)),
+        None => definitions(resource.group, resource.kind),
     }
 }
 
@@ -138,16 +159,15 @@ pub fn cells_of(resource: &Resource, object: &Value) -> Value {
     }
 }
 
-/// The `columnDefinitions` of a table.
-#[must_use]
-pub fn definitions(columns: &[Column]) -> Value {
-    columns
-        .iter()
-        .map(|c| {
-            let format = if c.name == "Name" { "name" } else { "" };
-            json!({"name": c.name, "type": c.ty, "format": format, "description": "", "priority": c.priority})
-        })
-        .collect()
+/// The `columnDefinitions` of a built-in kind.
+fn definitions(group: &str, kind: &str) -> Value {
+    let columns = columns(group, kind).iter();
+    let definitions = columns.map(|c| {
+        let format = if c.name == "Name" { "name" } else { "" };
+        let description = descriptions::of(group, kind, c.name);
+        json!({"name": c.name, "type": c.ty, "format": format, "description": description, "priority": c.priority})
+    });
+    definitions.collect()
 }
 
 /// The cells of one object.

@@ -112,7 +112,7 @@ pub(super) static CONTROLLER_REVISION: &[Column] = &[
             format!("{kind}.{group}/{}", r["name"].as_str().unwrap_or_default()).into()
         })
     }),
-    column("Revision", "integer", |o| number(o, "/revision").into()),
+    column("Revision", "string", |o| number(o, "/revision").into()),
     AGE,
 ];
 
@@ -186,7 +186,7 @@ pub(super) static CRON_JOB: &[Column] = &[
     column("Timezone", "string", |o| {
         or(string(o, "/spec/timeZone"), "<none>")
     }),
-    column("Suspend", "string", |o| {
+    column("Suspend", "boolean", |o| {
         if o["spec"]["suspend"] == true {
             "True".into()
         } else {
@@ -234,10 +234,10 @@ pub(super) static HORIZONTAL_POD_AUTOSCALER: &[Column] = &[
     column("MinPods", "string", |o| {
         or(string(o, "/spec/minReplicas"), "<unset>")
     }),
-    column("MaxPods", "integer", |o| {
+    column("MaxPods", "string", |o| {
         number(o, "/spec/maxReplicas").into()
     }),
-    column("Replicas", "integer", |o| {
+    column("Replicas", "string", |o| {
         number(o, "/status/currentReplicas").into()
     }),
     AGE,

@@ -197,8 +197,14 @@ impl Shape {
     pub(super) fn list(
         self,
         metadata: &Value,
-        entries: Vec<Arc<Entry>>,
+        mut entries: Vec<Arc<Entry>>,
     ) -> Box<dyn Iterator<Item = Bytes> + Send> {
+        let stored = working_resource(&self.resource);
+        if self.view == View::Table
+            && let Some(precedence) = table::precedence(stored.group, stored.kind)
+        {
+            entries.sort_by_cached_key(|entry| precedence(&entry.object()));
+        }
         match self.message_type() {
             Some(ty) => Box::new(self.list_of_messages(ty, metadata, entries)),
             None => Box::new(self.list_of_json(metadata, entries)),
