@@ -40,6 +40,7 @@ mod spans;
 mod storage;
 mod user;
 mod validation;
+mod warnings;
 mod webhook;
 mod zpages;
 

@@ -34,12 +34,13 @@ use crate::http::{self, Body, BoxError, Wanted};
 use crate::limits::{self, Limits};
 use crate::listen::TlsSettings;
 use crate::metrics::{Labels, Metrics};
-use crate::registry::{Registry, ServiceNetwork, Warnings};
+use crate::registry::{Registry, ServiceNetwork};
 use crate::request::RequestInfo;
 use crate::served::{Served, Versions};
 use crate::spans::{self, Arrival, Held, Tracer, TracingConfiguration};
 use crate::storage::{Codec, Storage};
 use crate::user::User;
+use crate::warnings::Warnings;
 use crate::{
     admission, aggregator, audit, bootstrap, compactor, custom, discovery, endpoint_reconciler,
     health, identity, openapi, reload, webhook, zpages,
@@ -537,7 +538,7 @@ impl Server {
             if let Some(held) = handling.filter(|held| held.is_object) {
                 response.extensions_mut().insert::<Held>(held);
             }
-            handlers::warn(response.headers_mut(), &warnings.take());
+            warnings.tell(response.headers_mut());
             return Ok(response);
         }
         match aggregator::find(&self.caches, &target.group, &target.version) {

@@ -18,7 +18,6 @@ pub(super) struct Apply {
     config: Value,
     manager: String,
     force: bool,
-    warnings: Vec<String>,
 }
 
 impl Apply {
@@ -47,7 +46,6 @@ impl Apply {
         });
         let config =
             config.map_err(|why| Error::bad_request(format!("error decoding YAML: {why}")))?;
-        let mut warnings = Vec::new();
         if !duplicates.is_empty() {
             let text = String::from_utf8_lossy(&body);
             let lines: Vec<String> = duplicates.iter().map(|d| duplicate(&text, d)).collect();
@@ -61,7 +59,7 @@ impl Apply {
                         "error strict decoding YAML: {message}"
                     )));
                 }
-                FieldValidation::Warn => warnings = lines,
+                FieldValidation::Warn => call.warnings.extend(lines),
                 FieldValidation::Ignore => {}
             }
         }
@@ -70,7 +68,6 @@ impl Apply {
             config,
             manager: query.get("fieldManager").unwrap_or_default().to_owned(),
             force: query.flag("force"),
-            warnings,
         })
     }
 
@@ -157,12 +154,7 @@ pub(super) async fn apply(call: &mut Call, format: write::Format) -> Result<Resp
         match call.server.registry.update(&cx, at, change).await {
             Err(error) if error.reason == Reason::NotFound && at.subresource.is_empty() => {}
             updated => {
-                return Ok(write::respond(
-                    call,
-                    StatusCode::OK,
-                    updated?,
-                    &apply.warnings,
-                ));
+                return Ok(write::respond(call, StatusCode::OK, updated?));
             }
         }
         let object = apply.merge(call, &Value::Null)?;
@@ -184,12 +176,7 @@ pub(super) async fn apply(call: &mut Call, format: write::Format) -> Result<Resp
         match call.server.registry.create(&cx, at, object).await {
             Err(error) if error.reason == Reason::AlreadyExists => {}
             created => {
-                return Ok(write::respond(
-                    call,
-                    StatusCode::CREATED,
-                    created?,
-                    &apply.warnings,
-                ));
+                return Ok(write::respond(call, StatusCode::CREATED, created?));
             }
         }
     }

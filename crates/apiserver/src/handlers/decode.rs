@@ -8,7 +8,6 @@ use fluyt_api::schema::{Schema, TypeId};
 use fluyt_api::validation::Errors;
 use fluyt_api::{Error, Reason, meta, protobuf};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 
 use crate::audit::Record;
@@ -115,6 +114,12 @@ pub fn parse<'a>(
     }
 }
 
+/// How deep YAML may be nested: as deep as JSON.
+const MOST_LEVELS: usize = 128;
+
+/// Values that aliases may make of a small document.
+const MOST_NODES: usize = 250_000;
+
 /// Parses YAML, and tells which keys are there twice.
 ///
 /// # Errors
@@ -124,6 +129,12 @@ pub(super) fn yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
     let options = serde_saphyr::options! {
         duplicate_keys: serde_saphyr::DuplicateKeyPolicy::PassThrough,
         with_snippet: false,
+        budget: serde_saphyr::budget! {
+            max_depth: MOST_LEVELS,
+            // What a document has by itself, without what its aliases stand for.
+            max_nodes: MOST_NODES.max(text.len()),
+            max_events: (4 * MOST_NODES).max(4 * text.len()),
+        },
     };
     let parsed: Parsed =
         serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string())?;
@@ -308,6 +319,9 @@ pub fn typed<'a>(
     }
 }
 
+/// So many problems of a document are told.
+const MOST_PROBLEMS: usize = 100;
+
 /// What a strict decoder objects to, in upstream's order: a schema of custom resources is looked at after the document.
 fn problems(sent: Sent<'_>, unknown: Vec<String>, is_custom: bool) -> Vec<Problem> {
     let mut duplicates: Vec<Problem> = sent
@@ -318,11 +332,13 @@ fn problems(sent: Sent<'_>, unknown: Vec<String>, is_custom: bool) -> Vec<Proble
     let mut unknown: Vec<Problem> = unknown.into_iter().map(Problem::Unknown).collect();
     if is_custom {
         in_order(sent.document, &mut duplicates);
+        duplicates.truncate(MOST_PROBLEMS);
         duplicates.append(&mut unknown);
         return duplicates;
     }
     unknown.append(&mut duplicates);
     in_order(sent.document, &mut unknown);
+    unknown.truncate(MOST_PROBLEMS);
     unknown
 }
 
@@ -366,16 +382,6 @@ pub(super) fn field_validation(query: &Query) -> FieldValidation {
         Some("Ignore") => FieldValidation::Ignore,
         Some("Strict") => FieldValidation::Strict,
         _ => FieldValidation::Warn,
-    }
-}
-
-/// Adds `Warning: 299` headers.
-pub fn warn(headers: &mut HeaderMap, warnings: &[String]) {
-    for warning in warnings {
-        let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
-        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
-            headers.append(http::header::WARNING, value);
-        }
     }
 }
 

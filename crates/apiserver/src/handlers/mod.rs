@@ -28,12 +28,12 @@ use parking_lot::Mutex;
 use crate::Server;
 use crate::audit::Record;
 use crate::http::Body;
-use crate::registry::{Location, Warnings, WriteContext, Writer};
+use crate::registry::{Location, WriteContext, Writer};
 use crate::request::{RequestInfo, Target};
 use crate::served::MINOR;
 use crate::user::User;
+use crate::warnings::Warnings;
 
-pub(crate) use decode::warn;
 pub(crate) use proxy::forward;
 pub(crate) use route::page_not_found;
 

@@ -43,13 +43,8 @@ pub(super) fn stored<'a>(at: Location<'a>) -> Location<'a> {
     }
 }
 
-pub(super) fn respond(
-    call: &Call,
-    status: StatusCode,
-    object: Value,
-    warnings: &[String],
-) -> Response<Body> {
-    let mut response = match another_view(call) {
+pub(super) fn respond(call: &Call, status: StatusCode, object: Value) -> Response<Body> {
+    match another_view(call) {
         Some(shape) => {
             let revision = meta::resource_version(&object).parse().unwrap_or_default();
             let at = call.location();
@@ -63,9 +58,7 @@ pub(super) fn respond(
             responses::bytes(status, shape.content_type(), shape.single(&entry))
         }
         None => responses::json(status, &from_storage(&call.resource, object)),
-    };
-    decode::warn(response.headers_mut(), warnings);
-    response
+    }
 }
 
 /// How to show what was written to somebody who does not want to see all of it.
@@ -89,6 +82,7 @@ pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
     let body = responses::collect(call.take_body()).await?;
     let Decoded { object, warnings } =
         decode::object(&call.parts, &body, &call.info.query, &*call.resource)?;
+    call.warnings.extend(warnings);
     let mut object = to_storage(&call.resource, object);
     stamp_requester(call, &mut object);
     check_escalation(call, &object, None)?;
@@ -97,7 +91,7 @@ pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
         .registry
         .create(&cx, stored(call.location()), object)
         .await?;
-    Ok(respond(call, StatusCode::CREATED, created, &warnings))
+    Ok(respond(call, StatusCode::CREATED, created))
 }
 
 pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
@@ -105,6 +99,7 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
     let body = responses::collect(call.take_body()).await?;
     let Decoded { object, warnings } =
         decode::object(&call.parts, &body, &call.info.query, &*call.resource)?;
+    call.warnings.extend(warnings);
     check_name(call, &object)?;
     let at = call.location();
     let object = to_storage(&call.resource, object);
@@ -121,9 +116,9 @@ pub(super) async fn update(call: &mut Call) -> Result<Response<Body>, Error> {
             apply::may_create(call).await?;
             check_escalation(call, &object, None)?;
             let created = call.server.registry.create(&cx, stored(at), object).await?;
-            Ok(respond(call, StatusCode::CREATED, created, &warnings))
+            Ok(respond(call, StatusCode::CREATED, created))
         }
-        updated => Ok(respond(call, StatusCode::OK, updated?, &warnings)),
+        updated => Ok(respond(call, StatusCode::OK, updated?)),
     }
 }
 
@@ -140,7 +135,6 @@ pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
     let cx = call.write_context()?;
     let body = responses::collect(call.take_body()).await?;
     cx.record.request_patch(&body);
-    let warnings = parking_lot::Mutex::new(Vec::new());
     let apply: Change<'_> = Box::new(|current: &Value| {
         let mut object = from_storage(&call.resource, current.clone());
         format.apply(&call.resource, &mut object, &body)?;
@@ -151,7 +145,7 @@ pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
             wrong_patch(call, error, &patched.map_or(Value::Null, |()| again))
         })?;
         own_metadata(call, &decoded.object, current)?;
-        *warnings.lock() = decoded.warnings;
+        call.warnings.extend(decoded.warnings);
         let object = to_storage(&call.resource, decoded.object);
         check_escalation(call, &object, Some(current))?;
         Ok(object)
@@ -161,8 +155,7 @@ pub(super) async fn patch(call: &mut Call) -> Result<Response<Body>, Error> {
         .registry
         .update(&cx, stored(call.location()), apply)
         .await?;
-    let warnings = warnings.into_inner();
-    Ok(respond(call, StatusCode::OK, updated, &warnings))
+    Ok(respond(call, StatusCode::OK, updated))
 }
 
 /// An object must have the name that it is sent to.
@@ -321,9 +314,9 @@ pub(super) async fn delete(call: &mut Call) -> Result<Response<Body>, Error> {
     let at = stored(call.location());
     Ok(
         match call.server.registry.delete(&cx, at, &options).await? {
-            Deleted::Pending(object) => respond(call, StatusCode::OK, object, &[]),
+            Deleted::Pending(object) => respond(call, StatusCode::OK, object),
             Deleted::Gone(object) if call.resource.returns_deleted() => {
-                respond(call, StatusCode::OK, object, &[])
+                respond(call, StatusCode::OK, object)
             }
             Deleted::Gone(object) => responses::json(
                 StatusCode::OK,

@@ -29,6 +29,7 @@ use crate::cache::{Caches, Entry, REGISTRY, storage_resource};
 use crate::custom::{self, Converter};
 use crate::spans;
 use crate::user::User;
+use crate::warnings::Warnings;
 
 pub use delete::{DeleteOptions, Deleted};
 use empties::Empties;
@@ -88,27 +89,6 @@ impl WriteContext {
             Some(group) => strategy::of(group, at.resource.kind),
             None => at.strategy(),
         }
-    }
-}
-
-/// What the author of a request should know; shared by everything that works on the request.
-#[derive(Clone, Debug, Default)]
-pub struct Warnings(Arc<parking_lot::Mutex<Vec<String>>>);
-
-impl Warnings {
-    /// Adds a warning once.
-    pub fn add(&self, text: impl Into<String>) {
-        let text = text.into();
-        let mut all = self.0.lock();
-        if !all.contains(&text) {
-            all.push(text);
-        }
-    }
-
-    /// Everything so far.
-    #[must_use]
-    pub fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock())
     }
 }
 
@@ -338,9 +318,7 @@ impl Registry {
                 errors.0,
             ));
         }
-        for warning in strategy.warnings(&object, None) {
-            cx.warnings.add(warning);
-        }
+        cx.warnings.extend(strategy.warnings(&object, None));
         if is_first {
             self.admission.validate(attributes, &object).await?;
         }
@@ -517,9 +495,7 @@ impl Registry {
             "status" => strategy.status_warnings(&object),
             _ => Vec::new(),
         };
-        for warning in warnings {
-            cx.warnings.add(warning);
-        }
+        cx.warnings.extend(warnings);
         self.admission.validate(&attributes, &object).await?;
         meta::set(
             &mut object,
