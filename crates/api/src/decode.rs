@@ -1,6 +1,8 @@
 //! From request bytes to a typed-checked object: duplicate keys are noticed, fields that the schema does not know are
 //! removed and reported, values of the wrong type are errors.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -242,11 +244,21 @@ pub fn in_order(document: &[u8], problems: &mut Vec<Problem>) {
     if walk.deserialize(&mut deserializer).is_err() {
         return;
     }
+    let mut places: HashMap<&str, [usize; 2]> = HashMap::new();
+    for (i, field) in fields.iter().enumerate() {
+        match places.entry(field) {
+            Entry::Vacant(first) => drop(first.insert([i, usize::MAX])),
+            Entry::Occupied(mut known) => {
+                let [_, second] = known.get_mut();
+                *second = i.min(*second);
+            }
+        }
+    }
     let place = |problem: &Problem| {
         let nth = usize::from(matches!(problem, Problem::Duplicate(_)));
-        let mut places =
-            (0..fields.len()).filter(|i| fields.get(*i).is_some_and(|f| f == problem.path()));
-        places.nth(nth).unwrap_or(fields.len())
+        places
+            .get(problem.path())
+            .map_or(usize::MAX, |places| places[nth])
     };
     problems.sort_by_cached_key(place);
     problems.dedup();

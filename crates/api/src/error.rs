@@ -1,5 +1,7 @@
 //! API errors: what becomes a `Status` object on the wire, with upstream's reasons, codes, messages and causes.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 /// A failed request.
@@ -250,14 +252,15 @@ impl Error {
     /// `causes` must not be empty.
     #[must_use]
     pub fn invalid(group: &str, kind: &str, name: &str, causes: Vec<Cause>) -> Self {
-        let mut described: Vec<String> = Vec::with_capacity(causes.len());
-        for cause in &causes {
-            let text = format!("{}: {}", cause.field, cause.message);
-            if !described.contains(&text) {
-                described.push(text);
-            }
-        }
-        let list = match described.as_slice() {
+        let texts: Vec<String> = {
+            let mut told = HashSet::new();
+            let once = causes
+                .iter()
+                .filter(|c| told.insert((&c.field, &c.message)));
+            once.map(|c| format!("{}: {}", c.field, c.message))
+                .collect()
+        };
+        let list = match texts.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
         };

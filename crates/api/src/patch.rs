@@ -1,5 +1,7 @@
 //! The three client-side patch formats: JSON patch ([`crate::json_patch`]), merge patch (RFC 7386) and strategic merge patch.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use crate::decode::{json_error, kind_of};
@@ -130,8 +132,9 @@ fn merge_object(
         return Ok(());
     };
     if let Some(keys) = patch.remove(RETAIN_KEYS) {
-        let keys = keys.as_array().ok_or("$retainKeys must be a list")?.clone();
-        map.retain(|k, _| keys.iter().any(|kept| kept == k));
+        let keys = keys.as_array().ok_or("$retainKeys must be a list")?;
+        let kept: HashSet<&str> = keys.iter().filter_map(Value::as_str).collect();
+        map.retain(|key, _| kept.contains(key.as_str()));
     }
     let mut orders = Vec::new();
     for (name, value) in patch {
@@ -143,8 +146,9 @@ fn merge_object(
             let removed = value
                 .as_array()
                 .ok_or("$deleteFromPrimitiveList must be a list")?;
+            let removed: HashSet<&Value> = removed.iter().collect();
             if let Some(Value::Array(items)) = map.get_mut(list) {
-                items.retain(|i| !removed.contains(i));
+                items.retain(|item| !removed.contains(item));
             }
             continue;
         }
@@ -200,11 +204,8 @@ fn merge_field(
                 Some(field) => merge_keyed_list(schema, field, items, patch),
                 None => {
                     let before = items.clone();
-                    for item in &patch {
-                        if !items.contains(item) {
-                            items.push(item.clone());
-                        }
-                    }
+                    let mut known: HashSet<&Value> = before.iter().collect();
+                    items.extend(patch.iter().filter(|item| known.insert(item)).cloned());
                     merged_order(items, &before, &patch, None);
                     Ok(())
                 }
@@ -276,6 +277,14 @@ fn merge_keyed_list(
         return Ok(());
     }
     let (before, named) = (items.clone(), patch.clone());
+    let mut places: HashMap<Value, Vec<usize>> = HashMap::new();
+    for (i, item) in before.iter().enumerate() {
+        if let Some(identity) = item.get(key) {
+            places.entry(identity.clone()).or_default().push(i);
+        }
+    }
+    // What is deleted leaves its place empty until the end.
+    let mut merged: Vec<Option<Value>> = std::mem::take(items).into_iter().map(Some).collect();
     for item in patch {
         let Value::Object(mut item) = item else {
             return Err(format!("list {} must hold objects", field.name));
@@ -286,21 +295,25 @@ fn merge_keyed_list(
                 Value::Object(item.clone())
             )
         })?;
-        let present = items.iter().position(|i| i.get(key) == Some(&identity));
         if item.get(DIRECTIVE).is_some_and(|d| d == "delete") {
-            items.retain(|i| i.get(key) != Some(&identity));
+            for place in places.remove(&identity).into_iter().flatten() {
+                merged[place] = None;
+            }
             continue;
         }
-        match present {
-            Some(index) => merge_object(schema, item_type, &mut items[index], item)?,
+        let present = places.get(&identity).and_then(|places| places.first());
+        match present.and_then(|place| merged[*place].as_mut()) {
+            Some(present) => merge_object(schema, item_type, present, item)?,
             None => {
                 item.remove(DIRECTIVE);
                 let mut fresh = Value::Object(Map::new());
                 merge_object(schema, item_type, &mut fresh, item)?;
-                items.push(fresh);
+                places.insert(identity, vec![merged.len()]);
+                merged.push(Some(fresh));
             }
         }
     }
+    items.extend(merged.into_iter().flatten());
     merged_order(items, &before, &named, Some(key));
     Ok(())
 }
@@ -313,21 +326,23 @@ fn identity(item: &Value, key: Option<&str>) -> Value {
     }
 }
 
+/// Where in a list the first item of each identity is.
+fn places(list: &[Value], key: Option<&str>) -> HashMap<Value, usize> {
+    let places = list.iter().enumerate().rev();
+    places.map(|(i, item)| (identity(item, key), i)).collect()
+}
+
 /// The order of a merged list: the items that the patch names in the patch's order, each of the others before the next
 /// of these that it was before already, and what is left at the end.
 fn merged_order(items: &mut Vec<Value>, before: &[Value], patch: &[Value], key: Option<&str>) {
-    let identities =
-        |list: &[Value]| -> Vec<Value> { list.iter().map(|item| identity(item, key)).collect() };
-    let (before, patch) = (identities(before), identities(patch));
-    let place = |list: &[Value], item: &Value| {
-        let identity = identity(item, key);
-        list.iter().position(|other| *other == identity)
-    };
+    let (before, patch) = (places(before, key), places(patch, key));
+    let place =
+        |list: &HashMap<Value, usize>, item: &Value| list.get(&identity(item, key)).copied();
     let all = std::mem::take(items);
     let (mut named, others): (Vec<Value>, Vec<Value>) = all
         .into_iter()
         .partition(|item| place(&patch, item).is_some());
-    named.sort_by_key(|item| place(&patch, item));
+    named.sort_by_cached_key(|item| place(&patch, item));
     let mut named = named.into_iter().peekable();
     for other in others {
         let own = place(&before, &other);
@@ -344,15 +359,14 @@ fn merged_order(items: &mut Vec<Value>, before: &[Value], patch: &[Value], key: 
 
 /// Puts the items that `order` names into that order; others keep their place relative to their predecessor.
 fn apply_order(items: &mut [Value], order: &[Value], key: Option<&str>) {
-    let identity = |v: &Value| identity(v, key);
-    let wanted: Vec<Value> = order.iter().map(identity).collect();
-    let rank = |item: &Value| wanted.iter().position(|w| *w == identity(item));
+    let wanted = places(order, key);
+    let rank = |item: &Value| wanted.get(&identity(item, key));
     let mut named: Vec<Value> = items
         .iter()
         .filter(|i| rank(i).is_some())
         .cloned()
         .collect();
-    named.sort_by_key(|i| rank(i));
+    named.sort_by_cached_key(|i| rank(i));
     let mut named = named.into_iter();
     for item in items.iter_mut().filter(|i| rank(i).is_some()) {
         if let Some(next) = named.next() {

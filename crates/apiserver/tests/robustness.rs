@@ -14,7 +14,7 @@ use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -188,6 +188,93 @@ async fn no_request_makes_a_handler_panic() {
             !answer.contains("caused apiserver to panic"),
             "{method} {path} {content} {:?}",
             String::from_utf8_lossy(&body)
+        );
+    }
+}
+
+/// What takes long in proportion to its size, and not to the square of it.
+const LONG: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn what_is_huge_takes_its_size_and_no_more() {
+    let api = Api::start().await;
+    api.namespace().await;
+    let many =
+        |count: usize, one: &dyn Fn(usize) -> Value| -> Value { (0..count).map(one).collect() };
+    let spec = |field: &str, value: Value| {
+        let mut pod = pod("a");
+        pod["spec"][field] = value;
+        pod
+    };
+    let mut unknown = json!({"metadata": {"name": "a"}});
+    for n in 0..50_000 {
+        unknown[format!("u{n}")] = 1.into();
+    }
+    let twice: String = (0..50_000)
+        .map(|n| format!(r#","k{n}":"","k{n}":"""#))
+        .collect();
+    let twice = format!(r#"{{"metadata":{{"name":"b"}},"data":{{"a":""{twice}}}}}"#);
+    let container = |n: usize| json!({"name": format!("c{n}"), "image": "i"});
+    let owner =
+        |n: usize| json!({"apiVersion": "v1", "kind": "X", "name": "x", "uid": format!("u{n}")});
+    let gate = |n: usize| json!({"name": format!("example.com/g{n}")});
+    let variable = |_| json!({"name": "E", "value": "x"});
+    let port = |n: usize| json!({"name": format!("p{n}"), "port": n + 1});
+    let (pods, maps) = (
+        "/api/v1/namespaces/n/pods",
+        "/api/v1/namespaces/n/configmaps",
+    );
+    for (what, path, body, code) in [
+        ("unknown fields", maps, unknown.to_string(), 201),
+        ("repeated fields", maps, twice, 201),
+        (
+            "owners",
+            maps,
+            json!({"metadata": {"name": "o", "ownerReferences": many(20_000, &owner)}}).to_string(),
+            201,
+        ),
+        (
+            "gates",
+            pods,
+            spec("schedulingGates", many(40_000, &gate)).to_string(),
+            201,
+        ),
+        (
+            "names that are there already",
+            pods,
+            spec("containers", many(40_000, &|_| container(0))).to_string(),
+            422,
+        ),
+        (
+            "warnings",
+            pods,
+            spec(
+                "containers",
+                json!([{"name": "c", "image": "i", "env": many(40_000, &variable)}]),
+            )
+            .to_string(),
+            409,
+        ),
+        (
+            "ports",
+            "/api/v1/namespaces/n/services",
+            json!({"metadata": {"name": "s"}, "spec": {"ports": many(20_000, &port)}}).to_string(),
+            201,
+        ),
+    ] {
+        let begin = Instant::now();
+        let mut request = Request::post(path)
+            .header("content-type", "application/json")
+            .body(Full::new(bytes::Bytes::from(body)))
+            .unwrap();
+        request.extensions_mut().insert(api.user.clone());
+        let response = api.server.handle(request).await;
+        assert_eq!(response.status(), code, "{what}");
+        assert!(begin.elapsed() < LONG, "{what}: {:?}", begin.elapsed());
+        let warnings = response.headers().get_all("warning").iter();
+        assert!(
+            warnings.map(http::HeaderValue::len).sum::<usize>() < 16 << 10,
+            "{what}"
         );
     }
 }

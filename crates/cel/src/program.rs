@@ -1,6 +1,7 @@
 //! Compiling an expression and running it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::ast::Expr;
 use crate::cost::{self, Estimate};
@@ -26,6 +27,14 @@ impl Environment {
     /// A variable of a type.
     pub fn declare(&mut self, name: &str, ty: Type) {
         self.variables.insert(name.to_owned(), ty);
+    }
+
+    /// One more field of a variable that is an object.
+    pub fn extend(&mut self, variable: &str, field: &str, ty: Type) {
+        if let Some(Type::Object(object)) = self.variables.get_mut(variable) {
+            let fields = &mut Arc::make_mut(object).fields;
+            fields.insert(field.to_owned(), Field::unlimited(field, ty));
+        }
     }
 
     /// A variable whose value is data that a schema describes.

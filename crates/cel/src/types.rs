@@ -34,7 +34,7 @@ pub enum Type {
 }
 
 /// An object with known fields, and how large its parts can get.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ObjectType {
     pub name: String,
     /// By their names in CEL, which are escaped.
@@ -55,6 +55,21 @@ pub struct Field {
     pub key: Option<Arc<Field>>,
     /// The fewest bytes a value takes in JSON.
     pub min_size: u64,
+}
+
+impl Field {
+    /// A field of which nothing but its type is known.
+    #[must_use]
+    pub fn unlimited(name: &str, ty: Type) -> Self {
+        Self {
+            ty,
+            name: name.to_owned(),
+            max_elements: u64::MAX,
+            element: None,
+            key: None,
+            min_size: 2,
+        }
+    }
 }
 
 impl PartialEq for ObjectType {
@@ -82,17 +97,8 @@ impl Type {
     /// An object of nothing but typed fields.
     #[must_use]
     pub fn object(name: &str, fields: &BTreeMap<String, Self>) -> Self {
-        let fields = fields.iter().map(|(name, ty)| {
-            let field = Field {
-                ty: ty.clone(),
-                name: name.clone(),
-                max_elements: u64::MAX,
-                element: None,
-                key: None,
-                min_size: 2,
-            };
-            (name.clone(), field)
-        });
+        let fields = fields.iter();
+        let fields = fields.map(|(name, ty)| (name.clone(), Field::unlimited(name, ty.clone())));
         Self::Object(Arc::new(ObjectType {
             name: name.to_owned(),
             fields: fields.collect(),

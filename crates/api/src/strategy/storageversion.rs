@@ -1,5 +1,7 @@
 //! Which versions API servers store a resource in. Only its status says anything.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::{Strategy, copy_field, keep_metadata};
@@ -131,13 +133,11 @@ fn validate(object: &Value, errors: &mut Errors) {
     let root = At::root(object);
     let status = root.field("status");
     let servers = status.field("storageVersions");
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for server in servers.items() {
         let id = server.field("apiServerID");
-        if seen.contains(&id.str()) {
+        if !seen.insert(id.str()) {
             errors.duplicate(id, id.value());
-        } else {
-            seen.push(id.str());
         }
         validate_server(&server, errors);
     }

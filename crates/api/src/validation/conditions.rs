@@ -1,5 +1,7 @@
 //! `metav1.Condition`s.
 
+use std::collections::HashSet;
+
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -16,13 +18,11 @@ const MAX_MESSAGE: usize = 32 * 1024;
 
 /// A list of conditions, one of each type.
 pub fn conditions(errors: &mut Errors, at: &At<'_, '_>) {
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for condition in at.items() {
         let ty = condition.field("type");
-        if seen.contains(&ty.str()) {
+        if !seen.insert(ty.str()) {
             errors.duplicate(ty, ty.value());
-        } else {
-            seen.push(ty.str());
         }
         label_key(errors, &ty);
         errors.member(&condition.field("status"), &["False", "True", "Unknown"]);

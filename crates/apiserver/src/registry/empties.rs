@@ -1,6 +1,8 @@
 //! Empty lists and maps that a request gives. They mean what none means and are not kept, but a message that shows a value
 //! shows the one that was given.
 
+use std::collections::HashMap;
+
 use fluyt_api::resources::Resource;
 use fluyt_api::schema::{Kind, Schema};
 use fluyt_api::validation::Errors;
@@ -71,9 +73,15 @@ impl Empties {
 
     /// Puts what was given where messages show nothing.
     pub(super) fn tell(&self, errors: &mut Errors) {
+        let given: HashMap<&str, _> = self
+            .0
+            .iter()
+            .map(|(place, given)| (&**place, given))
+            .collect();
         for cause in &mut errors.0 {
-            let given = self.0.iter().find(|(place, _)| *place == cause.field);
-            let Some((_, given)) = given else { continue };
+            let Some(given) = given.get(&*cause.field) else {
+                continue;
+            };
             for kind in ["Invalid value: ", "Unsupported value: "] {
                 let rest = cause.message.strip_prefix(kind);
                 if let Some(rest) = rest.and_then(|r| r.strip_prefix("null")) {

@@ -1,5 +1,7 @@
 //! Owner references that an object has twice: old clients made them, so all but the first are dropped with a warning.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::WriteContext;
@@ -20,13 +22,14 @@ pub(super) fn drop_repeated(cx: &WriteContext, stage: Stage, object: &mut Value)
     let Some(references) = references.and_then(Value::as_array_mut) else {
         return;
     };
-    let mut kept: Vec<Value> = Vec::with_capacity(references.len());
-    let mut repeated = Vec::new();
-    for reference in std::mem::take(references) {
-        if kept.contains(&reference) {
-            repeated.push(reference["uid"].as_str().unwrap_or_default().to_owned());
-        } else {
+    let mut known = HashSet::new();
+    let is_first: Vec<bool> = references.iter().map(|r| known.insert(r)).collect();
+    let (mut kept, mut repeated) = (Vec::with_capacity(references.len()), Vec::new());
+    for (reference, is_first) in std::mem::take(references).into_iter().zip(is_first) {
+        if is_first {
             kept.push(reference);
+        } else {
+            repeated.push(reference["uid"].as_str().unwrap_or_default().to_owned());
         }
     }
     *references = kept;

@@ -3,6 +3,7 @@
 mod pem;
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -135,12 +136,8 @@ fn stamp(object: &mut Value, old: &Value) {
 }
 
 fn has_duplicates<'v>(values: impl Iterator<Item = &'v Value>) -> bool {
-    let mut seen: Vec<&Value> = Vec::new();
-    values.into_iter().any(|value| {
-        let known = seen.contains(&value);
-        seen.push(value);
-        known
-    })
+    let mut seen: HashSet<&Value> = HashSet::new();
+    values.into_iter().any(|value| !seen.insert(value))
 }
 
 fn validate_usages(usages: &At<'_, '_>, old: Option<&Value>, errors: &mut Errors) {

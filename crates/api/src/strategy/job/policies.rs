@@ -1,5 +1,7 @@
 //! What a job makes of failed pods, and when it has succeeded.
 
+use std::collections::HashSet;
+
 use crate::strategy::template::options::list;
 use crate::validation::{At, Errors, qualified_name, quote};
 
@@ -88,18 +90,18 @@ fn validate_exit_codes(codes: &At<'_, '_>, spec: &At<'_, '_>, errors: &mut Error
     } else if count > MAX_EXIT_CODES {
         errors.too_many(values, count, MAX_EXIT_CODES);
     }
-    let mut seen = Vec::new();
+    let (mut codes, mut seen) = (Vec::new(), HashSet::new());
     for value in values.items() {
         let code = value.int().unwrap_or_default();
         if operator.str() == "In" && code == 0 {
             errors.bad(&value, "must not be 0 for the In operator");
         }
-        if seen.contains(&code) {
+        if !seen.insert(code) {
             errors.duplicate(value, value.value());
         }
-        seen.push(code);
+        codes.push(code);
     }
-    if !seen.is_sorted() {
+    if !codes.is_sorted() {
         errors.bad(&values, "must be ordered");
     }
 }

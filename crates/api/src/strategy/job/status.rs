@@ -1,5 +1,7 @@
 //! What a job's controller may say of it, and in which order.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::policies::{parse_indexes, parse_interval};
@@ -76,15 +78,13 @@ pub(super) fn validate(object: &Value, old: &Value, errors: &mut Errors) {
 }
 
 fn validate_uncounted(pods: &At<'_, '_>, errors: &mut Errors) {
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for kind in ["succeeded", "failed"] {
         for uid in pods.field(kind).items() {
             if uid.is_empty() {
                 errors.bad(&uid, "must not be empty");
-            } else if seen.contains(&uid.str()) {
+            } else if !seen.insert(uid.str()) {
                 errors.duplicate(uid, uid.value());
-            } else {
-                seen.push(uid.str());
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Endpoints and endpoint slices.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use crate::meta;
@@ -124,14 +126,12 @@ fn validate_slice_ports(ports: &At<'_, '_>, errors: &mut Errors) {
         errors.too_many(ports, ports.list().len(), MAX_PORTS);
         return;
     }
-    let mut names = Vec::new();
+    let mut names = HashSet::new();
     for port in ports.items() {
         let name = port.field("name");
         errors.optional_name(&name, dns_label);
-        if names.contains(&name.str()) {
+        if !names.insert(name.str()) {
             errors.duplicate(name, &name.str().into());
-        } else {
-            names.push(name.str());
         }
         let protocol = port.field("protocol");
         if protocol.is_set() {
@@ -220,13 +220,11 @@ fn validate_hints(hints: &At<'_, '_>, rule: fn(&str) -> Vec<String>, errors: &mu
         errors.too_many(hints, count, MAX_HINTS);
         return false;
     }
-    let mut names = Vec::new();
+    let mut names = HashSet::new();
     for hint in hints.items() {
         let name = hint.field("name");
-        if names.contains(&name.str()) {
+        if !names.insert(name.str()) {
             errors.duplicate(name, &name.str().into());
-        } else {
-            names.push(name.str());
         }
         errors.problems(&name, rule(name.str()));
     }

@@ -1,5 +1,7 @@
 //! What may change of a pod: by an update of it, of its status, of its ephemeral containers, and by a resize.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use super::qos_class;
@@ -591,17 +593,17 @@ fn validate_transitions(
 }
 
 fn validate_claim_statuses(status: &At<'_, '_>, spec: &At<'_, '_>, errors: &mut Errors) {
-    let mut seen = Vec::new();
+    let claims = list(spec.get("resourceClaims")).filter_map(|c| c["name"].as_str());
+    let claims: HashSet<&str> = claims.collect();
+    let mut seen = HashSet::new();
     for entry in status.field("resourceClaimStatuses").items() {
         let name = entry.field("name");
-        if !list(spec.get("resourceClaims")).any(|c| c["name"] == name.str()) {
+        if !claims.contains(name.str()) {
             let detail = "must match the name of an entry in `spec.resourceClaims`";
             errors.bad(&name, detail);
         }
-        if seen.contains(&name.str()) {
+        if !seen.insert(name.str()) {
             errors.duplicate(name, &name.str().into());
-        } else {
-            seen.push(name.str());
         }
         let claim = entry.field("resourceClaimName");
         if claim.is_set() {
@@ -618,7 +620,7 @@ fn validate_extended_claim(status: &At<'_, '_>, spec: &At<'_, '_>, errors: &mut 
     if mappings.is_empty() {
         errors.required(mappings, "at least one request mapping is required");
     }
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for mapping in mappings.items() {
         let (container, name) = (
             mapping.field("containerName"),
@@ -634,12 +636,11 @@ fn validate_extended_claim(status: &At<'_, '_>, spec: &At<'_, '_>, errors: &mut 
         let misplaced = status.place("requestName", request.value());
         errors.problems(&misplaced, dns_label(request.str()));
         let key = (container.str(), name.str(), request.str());
-        if seen.contains(&key) {
+        if !seen.insert(key) {
             for at in [&container, &name, &request] {
                 errors.duplicate(at, &at.str().into());
             }
         }
-        seen.push(key);
     }
     errors.required_name(&status.field("resourceClaimName"), dns_subdomain);
 }

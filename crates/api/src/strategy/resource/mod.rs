@@ -8,6 +8,8 @@ mod names;
 mod slice;
 mod status;
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use crate::validation::{At, Errors, quote};
@@ -38,13 +40,13 @@ fn is_within(at: &At<'_, '_>, max: usize, errors: &mut Errors) -> bool {
 
 /// Tells the items of a list whose text others before them had.
 fn unique<'k>(at: &At<'_, '_>, key: impl Fn(&Value) -> &str + 'k, errors: &mut Errors) {
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for item in at.items() {
-        let key = key(item.value()).to_owned();
-        if seen.contains(&key) {
-            errors.duplicate_as(item, &quote(&key));
+        let key = key(item.value());
+        if seen.contains(key) {
+            errors.duplicate_as(item, &quote(key));
         } else {
-            seen.push(key);
+            seen.insert(key.to_owned());
         }
     }
 }

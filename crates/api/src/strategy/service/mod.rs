@@ -5,6 +5,7 @@ mod families;
 mod update;
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use serde_json::Value;
 
@@ -273,7 +274,7 @@ fn validate_external_name(spec: &At<'_, '_>, errors: &mut Errors) {
 
 fn validate_ports(ports: &At<'_, '_>, errors: &mut Errors) {
     let needs_names = ports.list().len() > 1;
-    let mut names = Vec::new();
+    let mut names = HashSet::new();
     for port in ports.items() {
         let name = port.field("name");
         if name.is_empty() {
@@ -282,10 +283,8 @@ fn validate_ports(ports: &At<'_, '_>, errors: &mut Errors) {
             }
         } else {
             errors.problems(&name, dns_label(name.str()));
-            if names.contains(&name.str()) {
+            if !names.insert(name.str()) {
                 errors.duplicate(name, name.value());
-            } else {
-                names.push(name.str());
             }
         }
         port_number(errors, &port.field("port"));
@@ -322,7 +321,7 @@ fn validate_affinity(spec: &At<'_, '_>, errors: &mut Errors) {
 
 fn validate_node_ports(ports: &At<'_, '_>, ty: &str, errors: &mut Errors) {
     let number = |port: &Value, field: &str| port[field].as_i64().unwrap_or_default();
-    let mut seen: Vec<(&Value, i64)> = Vec::new();
+    let mut seen: HashSet<(&Value, i64)> = HashSet::new();
     if ty == "ClusterIP" {
         for port in ports.items() {
             if number(port.value(), "nodePort") != 0 {
@@ -333,22 +332,20 @@ fn validate_node_ports(ports: &At<'_, '_>, ty: &str, errors: &mut Errors) {
     }
     for port in ports.items() {
         let key = (port.get("protocol"), number(port.value(), "nodePort"));
-        if key.1 != 0 && seen.contains(&key) {
+        if !seen.insert(key) && key.1 != 0 {
             errors.duplicate(port.field("nodePort"), &key.1.into());
         }
-        seen.push(key);
     }
     seen.clear();
     for port in ports.items() {
         let key = (port.get("protocol"), number(port.value(), "port"));
-        if seen.contains(&key) {
+        if !seen.insert(key) {
             let shown = format!(
                 "{{\"Name\":\"\",\"Protocol\":{},\"AppProtocol\":null,\"Port\":{},\"TargetPort\":0,\"NodePort\":0}}",
                 key.0, key.1
             );
             errors.duplicate_as(port, &shown);
         }
-        seen.push(key);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Updates of services: what they keep, what they lose with their type, and what may not change.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::Value;
 
 use super::{addresses, is_external, is_headless, needs_health_check, strings};
@@ -32,23 +34,22 @@ pub(super) fn keep_allocated(spec: &mut Value, old: &Value) {
         }
     }
     if has_node_ports(old) && has_node_ports(spec) {
-        let kept: Vec<i64> = node_ports(spec)
-            .filter(|p| node_ports(old).any(|o| o == *p))
-            .collect();
-        let mut used = kept;
+        let before: HashSet<i64> = node_ports(old).collect();
+        let mut used: HashSet<i64> = node_ports(spec).filter(|p| before.contains(p)).collect();
+        let name = |port: &Value| port["name"].as_str().unwrap_or_default().to_owned();
+        let ports = old["ports"].as_array().into_iter().flatten();
+        // The last of a name counts.
+        let by_name: HashMap<String, &Value> = ports.map(|port| (name(port), port)).collect();
         for port in spec["ports"].as_array_mut().into_iter().flatten() {
             if port["nodePort"].as_i64().unwrap_or_default() != 0 {
                 continue;
             }
-            let name = |p: &Value| p["name"].as_str().unwrap_or_default().to_owned();
-            let mut before = old["ports"].as_array().into_iter().flatten();
-            let same = before.rfind(|o| name(o) == name(port));
-            let number = same
+            let number = by_name
+                .get(&name(port))
                 .and_then(|o| o["nodePort"].as_i64())
                 .unwrap_or_default();
-            if number != 0 && !used.contains(&number) {
+            if number != 0 && used.insert(number) {
                 port["nodePort"] = number.into();
-                used.push(number);
             }
         }
     }
@@ -77,7 +78,7 @@ pub(super) fn drop_what_the_type_has_not(object: &mut Value, old: &Value) {
         );
     }
     if has_node_ports(before) && !has_node_ports(spec) {
-        let known: Vec<i64> = node_ports(before).collect();
+        let known: HashSet<i64> = node_ports(before).collect();
         if node_ports(spec).all(|p| known.contains(&p)) {
             for port in spec["ports"].as_array_mut().into_iter().flatten() {
                 copy_field(port, &Value::Null, "nodePort");

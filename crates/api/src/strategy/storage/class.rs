@@ -1,5 +1,7 @@
 //! Classes of storage and of attributes of volumes.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
 use serde_json::Value;
 
 use crate::strategy::template::warnings::deprecated_node_label;
@@ -41,46 +43,45 @@ fn validate_parameters(at: &At<'_, '_>, allow_empty: bool, errors: &mut Errors) 
     }
 }
 
+/// Every term is told for every equal one; of many that would be more than anybody has memory for.
+const MOST_REPEATED: usize = 10_000;
+
 /// Where volumes of a class may be: no two terms say the same.
 fn validate_topologies(at: &At<'_, '_>, errors: &mut Errors) {
-    let mut seen: Vec<Vec<(&str, Vec<&str>)>> = Vec::new();
+    let mut left = MOST_REPEATED;
+    let mut seen: HashMap<BTreeMap<&str, Vec<&str>>, usize> = HashMap::new();
     for term in at.items() {
-        let mut selected: Vec<(&str, Vec<&str>)> = Vec::new();
+        let mut selected: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for requirement in term.field("matchLabelExpressions").items() {
             let (key, values) = (requirement.field("key"), requirement.field("values"));
             if values.is_empty() {
                 errors.required(values, "");
             }
-            let mut distinct = Vec::new();
+            let mut distinct = BTreeSet::new();
             for value in values.items() {
-                if distinct.contains(&value.str()) {
+                if !distinct.insert(value.str()) {
                     errors.duplicate(value, value.value());
-                } else {
-                    distinct.push(value.str());
                 }
             }
-            distinct.sort_unstable();
             label_key(errors, &key);
-            match selected.iter_mut().find(|(k, _)| *k == key.str()) {
-                Some(known) => {
-                    errors.duplicate(key, &key.str().into());
-                    known.1 = distinct;
-                }
-                None => selected.push((key.str(), distinct)),
+            let distinct = distinct.into_iter().collect();
+            if selected.insert(key.str(), distinct).is_some() {
+                errors.duplicate(key, &key.str().into());
             }
         }
-        selected.sort_unstable();
         // Upstream starts from as many empty terms as there are.
         let before_first = if selected.is_empty() {
             at.list().len()
         } else {
             0
         };
-        let same = seen.iter().filter(|s| **s == selected).count() + before_first;
+        let others = seen.entry(selected).or_default();
+        let same = (*others + before_first).min(left);
         for _ in 0..same {
             errors.duplicate(term.field("matchLabelExpressions"), &"".into());
         }
-        seen.push(selected);
+        *others += 1;
+        left -= same;
     }
 }
 

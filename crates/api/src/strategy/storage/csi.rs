@@ -1,5 +1,7 @@
 //! What CSI drivers say of themselves, their nodes and their capacity.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use crate::strategy::template::volume::csi_driver_name;
@@ -144,7 +146,7 @@ impl Strategy for CsiNode {
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let root = At::root(object);
         let spec = root.field("spec");
-        let mut names = Vec::new();
+        let mut names = HashSet::new();
         for driver in spec.field("drivers").items() {
             let (name, id) = (driver.field("name"), driver.field("nodeID"));
             csi_driver_name(&name, errors);
@@ -154,19 +156,17 @@ impl Strategy for CsiNode {
             }
             let allocatable = driver.field("allocatable");
             errors.non_negative(&allocatable.field("count"));
-            if names.contains(&name.str()) {
+            if !names.insert(name.str()) {
                 errors.duplicate(name, &name.str().into());
             }
-            names.push(name.str());
-            let mut keys = Vec::new();
+            let mut keys = HashSet::new();
             for key in driver.field("topologyKeys").items() {
                 if key.is_empty() {
                     errors.required(driver, "");
                 }
-                if keys.contains(&key.str()) {
+                if !keys.insert(key.str()) {
                     errors.duplicate(driver, &key.str().into());
                 }
-                keys.push(key.str());
                 for problem in qualified_name(key.str()) {
                     errors.invalid_text(driver, key.str(), &problem);
                 }

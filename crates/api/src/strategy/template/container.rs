@@ -1,6 +1,6 @@
 //! Containers of all three sorts.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -26,7 +26,7 @@ const NOT_EPHEMERAL: [&str; 8] = [
 pub(super) struct Context<'v> {
     pub options: Options,
     /// The valid volumes of the pod.
-    pub volumes: Vec<(&'v str, &'v Value)>,
+    pub volumes: HashMap<&'v str, &'v Value>,
     pub claims: Vec<&'v str>,
     pub restart_policy: &'v str,
     pub grace_period: Option<i64>,
@@ -36,7 +36,7 @@ pub(super) struct Context<'v> {
 }
 
 impl<'v> Context<'v> {
-    pub fn new(spec: &At<'v, '_>, volumes: Vec<(&'v str, &'v Value)>, options: &Options) -> Self {
+    pub fn new(spec: &At<'v, '_>, volumes: HashMap<&'v str, &'v Value>, options: &Options) -> Self {
         let mut claims: Vec<&str> = super::options::list(spec.get("resourceClaims"))
             .filter_map(|c| c["name"].as_str().filter(|n| !n.is_empty()))
             .collect();
@@ -57,10 +57,7 @@ impl<'v> Context<'v> {
     }
 
     pub fn volume(&self, name: &str) -> Option<&'v Value> {
-        self.volumes
-            .iter()
-            .find(|(n, _)| *n == name)
-            .map(|(_, v)| *v)
+        self.volumes.get(name).copied()
     }
 }
 

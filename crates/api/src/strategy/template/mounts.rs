@@ -1,20 +1,29 @@
 //! Where containers see volumes: mounts and devices.
 
+use std::collections::{HashMap, HashSet};
+
 use super::container::Context;
 use crate::validation::{At, Errors, descending_path};
 
-/// The last path that a list says of each name, as later entries of it win.
-fn paths<'v>(list: &At<'v, '_>, path: &str) -> Vec<(&'v str, &'v str)> {
-    let mut found: Vec<(&str, &str)> = Vec::new();
-    for entry in list.list() {
-        let text = |field: &str| entry[field].as_str().unwrap_or_default();
-        let (name, path) = (text("name"), text(path));
-        match found.iter_mut().find(|(n, _)| *n == name) {
-            Some(known) => known.1 = path,
-            None => found.push((name, path)),
+/// What the other list of a container has.
+struct Others<'v> {
+    names: HashSet<&'v str>,
+    /// Of each name the last one, as later entries of it win.
+    paths: HashSet<&'v str>,
+}
+
+impl<'v> Others<'v> {
+    fn of(list: &At<'v, '_>, path: &str) -> Self {
+        let entries = list.list().iter().map(|entry| {
+            let text = |field: &str| entry[field].as_str().unwrap_or_default();
+            (text("name"), text(path))
+        });
+        let found: HashMap<&str, &str> = entries.collect();
+        Self {
+            names: found.keys().copied().collect(),
+            paths: found.into_values().collect(),
         }
     }
-    found
 }
 
 pub(super) fn validate_mounts(container: &At<'_, '_>, context: &Context<'_>, errors: &mut Errors) {
@@ -22,8 +31,8 @@ pub(super) fn validate_mounts(container: &At<'_, '_>, context: &Context<'_>, err
     if mounts.is_empty() {
         return;
     }
-    let devices = paths(&container.field("volumeDevices"), "devicePath");
-    let mut seen = Vec::new();
+    let devices = Others::of(&container.field("volumeDevices"), "devicePath");
+    let mut seen = HashSet::new();
     for mount in mounts.items() {
         let (name, path) = (mount.field("name"), mount.field("mountPath"));
         errors.required_text(&name);
@@ -31,14 +40,13 @@ pub(super) fn validate_mounts(container: &At<'_, '_>, context: &Context<'_>, err
             errors.not_found(name, &name.str().into());
         }
         errors.required_text(&path);
-        if seen.contains(&path.str()) {
+        if !seen.insert(path.str()) {
             errors.bad(&path, "must be unique");
         }
-        seen.push(path.str());
-        if devices.iter().any(|(n, _)| *n == name.str()) {
+        if devices.names.contains(name.str()) {
             errors.bad(&name, "must not already exist in volumeDevices");
         }
-        if devices.iter().any(|(_, p)| *p == path.str()) {
+        if devices.paths.contains(path.str()) {
             errors.bad(&path, "must not already exist as a path in volumeDevices");
         }
         // The rest is said of the list, as upstream does.
@@ -101,8 +109,8 @@ pub(super) fn validate_devices(container: &At<'_, '_>, context: &Context<'_>, er
     if devices.is_empty() {
         return;
     }
-    let mounts = paths(&container.field("volumeMounts"), "mountPath");
-    let (mut names, mut seen) = (Vec::new(), Vec::new());
+    let mounts = Others::of(&container.field("volumeMounts"), "mountPath");
+    let (mut names, mut seen) = (HashSet::new(), HashSet::new());
     for device in devices.items() {
         let (name, path) = (device.field("name"), device.field("devicePath"));
         let volume = context.volume(name.str());
@@ -124,16 +132,16 @@ pub(super) fn validate_devices(container: &At<'_, '_>, context: &Context<'_>, er
         if path.str().split('/').any(|step| step == "..") {
             errors.bad(&path, "can not contain backsteps ('..')");
         } else {
-            seen.push(path.str());
+            seen.insert(path.str());
         }
-        if mounts.iter().any(|(n, _)| *n == name.str()) {
+        if mounts.names.contains(name.str()) {
             errors.bad(&name, "must not already exist in volumeMounts");
         }
-        if mounts.iter().any(|(_, p)| *p == path.str()) {
+        if mounts.paths.contains(path.str()) {
             errors.bad(&path, "must not already exist as a path in volumeMounts");
         }
         if !name.is_empty() {
-            names.push(name.str());
+            names.insert(name.str());
         }
     }
 }

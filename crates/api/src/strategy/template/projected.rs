@@ -1,5 +1,7 @@
 //! Projected volumes: several sources in one directory.
 
+use std::collections::HashSet;
+
 use super::options::Options;
 use super::volume::{downward_api_file, key_to_path, mode};
 use crate::strategy::certificates::{
@@ -25,17 +27,15 @@ const LONGEST_KUBERNETES_CERTIFICATE: i64 = 86_400;
 
 /// The paths that sources have claimed so far.
 struct Paths<'v, 'a, 'b> {
-    seen: Vec<&'v str>,
+    seen: HashSet<&'v str>,
     volume: &'a At<'v, 'b>,
 }
 
 impl<'v> Paths<'v, '_, '_> {
     /// Claims a path; a conflict is reported in the name of `value`.
     fn claim(&mut self, path: &'v str, value: &str, errors: &mut Errors) {
-        if self.seen.contains(&path) {
+        if !self.seen.insert(path) {
             errors.invalid_text(self.volume, value, "conflicting duplicate paths");
-        } else {
-            self.seen.push(path);
         }
     }
 }
@@ -43,7 +43,7 @@ impl<'v> Paths<'v, '_, '_> {
 pub(super) fn validate(volume: &At<'_, '_>, options: &Options, errors: &mut Errors) {
     mode(&volume.field("defaultMode"), errors);
     let mut paths = Paths {
-        seen: Vec::new(),
+        seen: HashSet::new(),
         volume,
     };
     let sources = volume.field("sources");

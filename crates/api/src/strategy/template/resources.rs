@@ -1,6 +1,6 @@
 //! Requests and limits of pods and containers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -123,14 +123,16 @@ pub(super) fn has_indivisible_huge_pages(spec: &Value) -> bool {
 
 /// Claims of a container for devices that its pod has claimed.
 fn validate_claims(claims: &At<'_, '_>, context: &Context<'_>, errors: &mut Errors) {
-    let mut names: Vec<String> = Vec::new();
+    let mut names: HashSet<String> = HashSet::new();
+    // Requests of claims, by claim.
+    let mut requests: HashMap<&str, usize> = HashMap::new();
     for claim in claims.items() {
         let (name, request) = (claim.text("name"), claim.field("request"));
         if name.is_empty() {
             errors.required(claim, "");
             continue;
         }
-        if names.iter().any(|n| n == name) {
+        if names.contains(name) {
             errors.duplicate(claim, &name.into());
         } else {
             let mut key = name.to_owned();
@@ -141,16 +143,16 @@ fn validate_claims(claims: &At<'_, '_>, context: &Context<'_>, errors: &mut Erro
             if names.contains(&key) {
                 errors.duplicate(claim, &key.as_str().into());
             } else if request.is_empty() {
-                let parts = names
-                    .iter()
-                    .filter(|n| n.split_once('/').is_some_and(|(of, _)| of == name));
-                for _ in parts {
+                for _ in 0..requests.get(name).copied().unwrap_or_default() {
                     errors.duplicate(claim, &name.into());
                 }
             }
-            names.push(key);
+            if !request.is_empty() {
+                *requests.entry(name).or_default() += 1;
+            }
+            names.insert(key);
         }
-        if !context.claims.contains(&name) {
+        if context.claims.binary_search(&name).is_err() {
             let which = if context.claims.is_empty() {
                 " which is empty".to_owned()
             } else {

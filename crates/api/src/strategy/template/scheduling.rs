@@ -1,5 +1,7 @@
 //! Where pods may run: affinity, tolerations and how they spread.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
 use super::options::{Options, list};
@@ -217,7 +219,16 @@ pub(super) fn validate_topology_spread(
     errors: &mut Errors,
 ) {
     const ACTIONS: &[&str] = &["DoNotSchedule", "ScheduleAnyway"];
-    for (i, constraint) in constraints.items().enumerate() {
+    let pair = |constraint: &'_ Value| {
+        let text = |field: &str| constraint[field].as_str().unwrap_or_default().to_owned();
+        (text("topologyKey"), text("whenUnsatisfiable"))
+    };
+    // How many there are yet to come of each pair.
+    let mut left: HashMap<(String, String), usize> = HashMap::new();
+    for constraint in constraints.list() {
+        *left.entry(pair(constraint)).or_default() += 1;
+    }
+    for constraint in constraints.items() {
         let skew = constraint.field("maxSkew");
         if skew.int().unwrap_or_default() <= 0 {
             errors.bad(&skew, "must be greater than zero");
@@ -228,11 +239,9 @@ pub(super) fn validate_topology_spread(
         }
         let action = constraint.field("whenUnsatisfiable");
         errors.member(&action, ACTIONS);
-        let same = |other: &Value| {
-            other["topologyKey"].as_str().unwrap_or_default() == key.str()
-                && other["whenUnsatisfiable"].as_str().unwrap_or_default() == action.str()
-        };
-        if constraints.list()[i + 1..].iter().any(same) {
+        let left = left.entry(pair(constraint.value())).or_default();
+        *left = left.saturating_sub(1);
+        if *left > 0 {
             let identity = format!("{{{}, {}}}", key.str(), action.str());
             let place = constraint.field("{topologyKey, whenUnsatisfiable}");
             errors.duplicate(place, &identity.into());

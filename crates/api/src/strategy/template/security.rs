@@ -1,5 +1,6 @@
 //! Security contexts of pods and containers, and what an operating system rules out.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -80,7 +81,7 @@ fn validate_sysctls(
     options: &Options,
     errors: &mut Errors,
 ) {
-    let mut names = Vec::new();
+    let mut names = HashSet::new();
     for sysctl in sysctls.items() {
         let name = sysctl.field("name");
         if name.is_empty() {
@@ -90,7 +91,7 @@ fn validate_sysctls(
                 "must have at most {MAX_SYSCTL} characters and match regex {SYSCTL_PATTERN}"
             );
             errors.bad(&name, &detail);
-        } else if names.contains(&name.str()) {
+        } else if names.contains(name.str()) {
             errors.duplicate(name, name.value());
         }
         if !options.host_sysctls
@@ -99,7 +100,7 @@ fn validate_sysctls(
             let detail = format!("may not be specified when '{field}' is true");
             errors.bad(&name, &detail);
         }
-        names.push(name.str());
+        names.insert(name.str());
     }
 }
 

@@ -1,5 +1,7 @@
 //! Pod specs.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::container::{self, Context};
@@ -88,7 +90,7 @@ pub(in crate::strategy) fn validate(
 fn validate_resource_claims(claims: &At<'_, '_>, metadata: Option<&Value>, errors: &mut Errors) {
     let is_mirror =
         metadata.is_some_and(|m| m["annotations"]["kubernetes.io/config.mirror"].is_string());
-    let mut names = Vec::new();
+    let mut names = HashSet::new();
     for claim in claims.items() {
         if is_mirror {
             errors.forbidden("", "static pods do not support resource claims");
@@ -97,11 +99,10 @@ fn validate_resource_claims(claims: &At<'_, '_>, metadata: Option<&Value>, error
         let name = claim.field("name");
         if name.is_empty() {
             errors.required(name, "");
-        } else if names.contains(&name.str()) {
+        } else if !names.insert(name.str()) {
             errors.duplicate(name, name.value());
         } else {
             errors.problems(&name, dns_label(name.str()));
-            names.push(name.str());
         }
         let (by_name, by_template) = (
             claim.field("resourceClaimName"),
@@ -201,16 +202,15 @@ fn validate_dns_config(spec: &At<'_, '_>, errors: &mut Errors) {
 }
 
 fn validate_scheduling_gates(gates: &At<'_, '_>, errors: &mut Errors) {
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for gate in gates.items() {
         let name = gate.field("name");
         for problem in qualified_name(name.str()) {
             errors.invalid_text(gate, name.str(), &problem);
         }
-        if seen.contains(&name.str()) {
+        if !seen.insert(name.str()) {
             errors.duplicate(gate, &name.str().into());
         }
-        seen.push(name.str());
     }
 }
 

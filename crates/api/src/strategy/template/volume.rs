@@ -1,5 +1,6 @@
 //! Volumes of pods, and the sources that persistent volumes share with them.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -108,21 +109,21 @@ pub(super) fn validate_all<'v>(
     metadata: Option<&Value>,
     options: &Options,
     errors: &mut Errors,
-) -> Vec<(&'v str, &'v Value)> {
+) -> HashMap<&'v str, &'v Value> {
     let pod = metadata
         .and_then(|m| m["name"].as_str())
         .unwrap_or_default();
-    let mut valid: Vec<(&str, &Value)> = Vec::new();
+    let mut valid: HashMap<&str, &Value> = HashMap::new();
     for volume in volumes.items() {
         let before = errors.len();
         let name = volume.field("name");
         validate_source(&volume, pod, options, errors);
         errors.required_name(&name, dns_label);
-        if valid.iter().any(|(n, _)| *n == name.str()) {
+        if valid.contains_key(name.str()) {
             errors.duplicate(name, name.value());
         }
         if errors.len() == before {
-            valid.push((name.str(), volume.value()));
+            valid.insert(name.str(), volume.value());
         }
         let claims = volume.field("persistentVolumeClaim");
         let claim = claims.field("claimName");

@@ -110,13 +110,11 @@ fn parameter_kind(at: &At<'_, '_>, errors: &mut Errors) {
 
 /// Adds what a policy computes to environments, and checks how.
 fn variables(spec: &At<'_, '_>, environments: &mut [&mut Environment], errors: &mut Errors) {
-    let mut fields = BTreeMap::new();
-    let declare = |fields: &BTreeMap<String, Type>, environments: &mut [&mut Environment]| {
-        for environment in environments {
-            environment.declare("variables", Type::object("kubernetes.variables", fields));
-        }
-    };
-    declare(&fields, environments);
+    let nothing = Type::object("kubernetes.variables", &BTreeMap::new());
+    for environment in &mut *environments {
+        environment.declare("variables", nothing.clone());
+    }
+    drop(nothing);
     for variable in spec.field("variables").items() {
         let (name, text) = (variable.field("name"), variable.field("expression"));
         if name.str().trim().is_empty() {
@@ -136,8 +134,9 @@ fn variables(spec: &At<'_, '_>, environments: &mut [&mut Environment], errors: &
         if let Err(problem) = compiled {
             errors.bad(&text, &problem);
         }
-        fields.insert(name.str().to_owned(), ty);
-        declare(&fields, environments);
+        for environment in &mut *environments {
+            environment.extend("variables", name.str(), ty.clone());
+        }
     }
 }
 
