@@ -10,6 +10,7 @@ mod bootstrap;
 mod cache;
 mod cel_types;
 mod compactor;
+mod config_file;
 mod custom;
 mod default_service_cidr;
 pub mod dial;
@@ -41,6 +42,7 @@ mod storage;
 mod user;
 mod validation;
 mod webhook;
+mod yaml;
 mod zpages;
 
 pub use features::{Feature, Features};

@@ -33,7 +33,7 @@ use crate::request::{RequestInfo, Target};
 use crate::served::MINOR;
 use crate::user::User;
 
-pub(crate) use decode::warn;
+pub(crate) use decode::{not_an_object, warn};
 pub(crate) use proxy::forward;
 pub(crate) use route::page_not_found;
 
