@@ -136,11 +136,18 @@ async fn reconcile(server: &Arc<Server>, object: Value) -> Result<(), Error> {
         }
         Ok(merged)
     });
-    server
-        .registry
-        .update(&context(), at, add_back)
-        .await
-        .map(drop)
+    amend(server, at, add_back).await
+}
+
+/// Changes an object unless it is as it should be: then there is nothing that admission could refuse.
+async fn amend(server: &Arc<Server>, at: Location<'_>, change: Change<'_>) -> Result<(), Error> {
+    let present = server.registry.get(at).await?.object();
+    if change(&present)? == present {
+        return Ok(());
+    }
+    let context = context();
+    let amended = server.registry.update(&context, at, change).await;
+    amended.map(drop)
 }
 
 const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
@@ -347,7 +354,7 @@ pub(crate) async fn replace(
         }
         Ok(updated)
     });
-    server.registry.update(&context(), at, set).await.map(drop)
+    amend(server, at, set).await
 }
 
 async fn extension_configuration(server: &Arc<Server>) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! kube-apiserver alone: `fluyt kube-apiserver`, with upstream's flags.
 
+mod admission;
 mod audit;
 mod authentication;
 mod authorization;
@@ -19,7 +20,6 @@ use fluyt_etcd::{DynStore, Rebased};
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Tolerations;
 use crate::cache::REGISTRY;
 use crate::dial::Direct;
 use crate::limits;
@@ -30,6 +30,7 @@ use crate::{
     TracingConfiguration,
 };
 
+use admission::AdmissionArgs;
 use audit::AuditArgs;
 use authentication::AuthenticationArgs;
 use authorization::AuthorizationArgs;
@@ -134,12 +135,8 @@ struct ServerFlags {
     service_cluster_ip_range: Vec<IpNet>,
     #[arg(long, default_value = "30000-32767")]
     service_node_port_range: String,
-    /// Admission plugins to turn on besides the default ones, comma separated.
-    #[arg(long, value_delimiter = ',', value_parser = plugin)]
-    enable_admission_plugins: Vec<String>,
-    /// Default admission plugins to turn off, comma separated.
-    #[arg(long, value_delimiter = ',', value_parser = plugin)]
-    disable_admission_plugins: Vec<String>,
+    #[command(flatten)]
+    admission: AdmissionArgs,
     #[arg(long)]
     client_ca_file: PathBuf,
     #[arg(long)]
@@ -174,8 +171,6 @@ struct ServerFlags {
     limits: Limits,
     #[command(flatten)]
     tls: TlsSettings,
-    #[command(flatten)]
-    tolerations: Tolerations,
     /// Allow privileged containers.
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     allow_privileged: bool,
@@ -254,15 +249,6 @@ async fn store(args: &ServerFlags) -> anyhow::Result<DynStore> {
     })
 }
 
-/// The name of an admission plugin that there is.
-fn plugin(name: &str) -> Result<String, String> {
-    if crate::admission::PLUGINS.contains(&name) {
-        Ok(name.to_owned())
-    } else {
-        Err(format!("admission plugin {name:?} is unknown"))
-    }
-}
-
 /// The ranges of services' addresses.
 fn cluster_ips(ranges: &[IpNet]) -> anyhow::Result<Vec<IpNet>> {
     const FLAG: &str = "--service-cluster-ip-range";
@@ -324,8 +310,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     }
     let gates = args.feature_gates.join(",");
     let features = Features::parse(&gates, args.versions.versions()?).context("--feature-gates")?;
-    let mut disable_admission_plugins = args.disable_admission_plugins.clone();
-    disable_admission_plugins.retain(|p| !args.enable_admission_plugins.contains(p));
+    let admission = args.admission.settings()?;
     let tracing = args.tracing_config_file.as_deref();
     let tracing = tracing.map(TracingConfiguration::load);
     let flow_control = args.flow_control.settings()?;
@@ -333,7 +318,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         args.versions.check_flow_control()?;
     }
     let config = Config {
-        disable_admission_plugins,
+        admission,
         store,
         storage,
         shares_store: !args.etcd_servers.is_empty(),
@@ -376,7 +361,6 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         flags: given,
         limits: args.limits,
         tls: args.tls,
-        tolerations: args.tolerations,
         allow_privileged: args.allow_privileged,
         event_ttl: args.event_ttl,
         kubelet_address_types: args.kubelet_preferred_address_types,

@@ -10,6 +10,7 @@ mod bootstrap;
 mod cache;
 mod cel_types;
 mod compactor;
+mod config_file;
 mod custom;
 mod default_service_cidr;
 pub mod dial;
@@ -42,6 +43,7 @@ mod user;
 mod validation;
 mod warnings;
 mod webhook;
+mod yaml;
 mod zpages;
 
 pub use features::{Feature, Features};

@@ -21,13 +21,12 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Tolerations;
 use crate::authn::jwt::AuthenticationConfiguration;
 use crate::authn::{self, Authenticator, ClientCertificates};
 use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
 use crate::cache::Caches;
 use crate::dial::{Dialer, Direct};
-use crate::features::{Feature, Features};
+use crate::features::Features;
 use crate::flowcontrol::{self, FlowControl};
 use crate::handlers::{self, Call};
 use crate::http::{self, Body, BoxError, Wanted};
@@ -82,9 +81,8 @@ pub struct Config {
     pub flags: BTreeMap<String, String>,
     /// Whom the spans of requests are sent to.
     pub tracing: Option<TracingConfiguration>,
-    /// Admission plugins that are on by default and shall not be, by upstream's names.
-    pub disable_admission_plugins: Vec<String>,
-    pub tolerations: Tolerations,
+    /// Which admission plugins run, and what they are configured with.
+    pub admission: admission::Settings,
     /// Whether pods may be privileged.
     pub allow_privileged: bool,
     /// How long events are kept.
@@ -137,8 +135,7 @@ impl Config {
             limits: Limits::default(),
             flags: BTreeMap::new(),
             tracing: None,
-            disable_admission_plugins: Vec::new(),
-            tolerations: Tolerations::default(),
+            admission: admission::Settings::default(),
             allow_privileged: true,
             event_ttl: Duration::from_secs(3600),
             kubelet_address_types: ["InternalIP", "ExternalIP"].map(str::to_owned).into(),
@@ -185,6 +182,7 @@ impl Server {
     /// # Errors
     /// When a key or certificate is malformed or the store cannot be read.
     pub async fn start(config: Config) -> anyhow::Result<Arc<Self>> {
+        config.admission.check()?;
         let caches = Caches::new(
             config.store.clone(),
             Codec::new(&config.storage, config.served.versions.compatible),
@@ -222,9 +220,10 @@ impl Server {
             authorizer: authorizer.clone(),
             converter: Arc::new(custom::Converter::new(webhooks.clone())),
             webhooks,
+            server: Arc::default(),
         };
         let server = Arc::new(Self {
-            registry: Registry::new(&config, &shared, &disabled_plugins(&config)),
+            registry: Registry::new(&config, &shared)?,
             authenticator,
             authorizer,
             tokens,
@@ -242,6 +241,7 @@ impl Server {
             caches,
             config,
         });
+        let _ = shared.server.set(Arc::downgrade(&server));
         let (feeding, shutdown) = (server.caches.clone(), server.shutdown.clone());
         tokio::spawn(async move { feeding.run(shutdown).await });
         server.caches.filled(&server.shutdown).await?;
@@ -644,15 +644,6 @@ fn tracer(config: &Config) -> anyhow::Result<Option<Arc<Tracer>>> {
 fn new_audit_id() -> HeaderValue {
     let id = uuid::Uuid::new_v4().to_string();
     HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-/// Plugins that are off: those that the configuration names, and one whose feature is off.
-fn disabled_plugins(config: &Config) -> Vec<String> {
-    let mut disabled = config.disable_admission_plugins.clone();
-    if !config.features.has(Feature::MutatingAdmissionPolicy) {
-        disabled.push("MutatingAdmissionPolicy".to_owned());
-    }
-    disabled
 }
 
 /// When the server stops: some time after it was told to.

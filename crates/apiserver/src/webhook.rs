@@ -12,7 +12,6 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio_rustls::TlsConnector;
@@ -20,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use crate::aggregator;
 use crate::cache::Caches;
 use crate::dial::Dialer;
+use crate::remote::{User, Users};
 use crate::spans;
 
 /// Larger answers are refused.
@@ -42,6 +42,8 @@ struct Target {
     /// `https://host:port/path`, as errors show it.
     url: String,
     host: String,
+    /// The host with its port, as credentials are named by it.
+    host_port: String,
     path: String,
     server_name: String,
     /// A service's endpoint, or the host and port of a URL.
@@ -81,7 +83,8 @@ impl Client {
         }
     }
 
-    /// Posts a review to the webhook of a `clientConfig` and returns its answer.
+    /// Posts a review to the webhook of a `clientConfig` and returns its answer. What is presented to it is the user's who
+    /// is named by its host.
     ///
     /// # Errors
     /// When it cannot be reached in time, or its answer is no JSON with status 200.
@@ -90,10 +93,12 @@ impl Client {
         config: &Value,
         review: &Value,
         timeout: Duration,
+        users: &Users,
     ) -> Result<Value, CallError> {
         let target = self.target(config, timeout)?;
+        let user = users.of(&target.host_port);
         let body = Bytes::from(serde_json::to_vec(review).unwrap_or_default());
-        match tokio::time::timeout(timeout, self.post(config, &target, body)).await {
+        match tokio::time::timeout(timeout, self.post(config, &target, user, body)).await {
             Ok(answer) => answer,
             Err(_) => Err(CallError::Transport {
                 url: target.url,
@@ -114,11 +119,16 @@ impl Client {
                 .to_owned();
             let port = uri.port_u16().unwrap_or(443);
             let path = format!("{}?{query}", uri.path());
+            let authority = uri
+                .authority()
+                .map_or_else(String::new, ToString::to_string);
             return Ok(Target {
                 url: format!("{url}?{query}"),
-                host: uri
-                    .authority()
-                    .map_or_else(String::new, ToString::to_string),
+                host_port: match uri.port_u16() {
+                    Some(_) => authority.clone(),
+                    None => format!("{authority}:{port}"),
+                },
+                host: authority,
                 path,
                 server_name: host.clone(),
                 address: Address::Host(host, port),
@@ -143,29 +153,45 @@ impl Client {
         Ok(Target {
             url: format!("https://{server_name}:{port}{path}?{query}"),
             host: server_name.clone(),
+            host_port: format!("{server_name}:{port}"),
             path: format!("{path}?{query}"),
             server_name,
             address: Address::Service(address),
         })
     }
 
-    async fn post(&self, config: &Value, target: &Target, body: Bytes) -> Result<Value, CallError> {
+    async fn post(
+        &self,
+        config: &Value,
+        target: &Target,
+        user: Option<&User>,
+        body: Bytes,
+    ) -> Result<Value, CallError> {
         let transport = |why: String| CallError::Transport {
             url: target.url.clone(),
             why,
         };
+        let identity = user.and_then(|user| user.certificate.as_ref());
+        let identity = identity.or(self.identity.as_ref());
         let key = format!(
-            "{}|{}",
+            "{}|{}|{}",
             target.url,
-            config["caBundle"].as_str().unwrap_or_default()
+            config["caBundle"].as_str().unwrap_or_default(),
+            identity.map_or("", |(certificate, _)| certificate)
         );
         let kept = self.idle.lock().get_mut(&key).and_then(Vec::pop);
         let mut sender = match kept {
             Some(mut sender) => match sender.ready().await {
                 Ok(()) => sender,
-                Err(_) => self.connect(config, target).await.map_err(transport)?,
+                Err(_) => self
+                    .connect(config, target, identity)
+                    .await
+                    .map_err(transport)?,
             },
-            None => self.connect(config, target).await.map_err(transport)?,
+            None => self
+                .connect(config, target, identity)
+                .await
+                .map_err(transport)?,
         };
         let mut request = Request::post(&target.path)
             .header(header::HOST, &target.host)
@@ -173,6 +199,12 @@ impl Client {
             .header(header::ACCEPT, "application/json, */*")
             .body(Full::new(body))
             .map_err(|e| transport(e.to_string()))?;
+        if let Some(user) = user {
+            let authorization = user.credentials.authorization().await;
+            let authorization = authorization.map_err(|e| transport(format!("{e:#}")))?;
+            let headers = request.headers_mut();
+            headers.extend(authorization.map(|value| (header::AUTHORIZATION, value)));
+        }
         let calling = spans::call(&Method::POST, &target.url, request.headers_mut());
         let response = sender.send_request(request).await.map_err(|e| {
             calling.failed(&e.to_string());
@@ -202,8 +234,10 @@ impl Client {
         &self,
         config: &Value,
         target: &Target,
+        identity: Option<&(String, String)>,
     ) -> Result<SendRequest<Full<Bytes>>, String> {
-        let tls = self.tls(config).map_err(|e| format!("{e:#}"))?;
+        let bundle = config["caBundle"].as_str().unwrap_or_default();
+        let tls = crate::server::trusting(bundle, identity).map_err(|e| format!("{e:#}"))?;
         let stream = match &target.address {
             Address::Service(address) => self
                 .dialer
@@ -229,10 +263,5 @@ impl Client {
             }
         });
         Ok(sender)
-    }
-
-    fn tls(&self, config: &Value) -> anyhow::Result<Arc<ClientConfig>> {
-        let bundle = config["caBundle"].as_str().unwrap_or_default();
-        crate::server::trusting(bundle, self.identity.as_ref())
     }
 }

@@ -47,6 +47,12 @@ use crate::validation::{self, Errors, Problems};
 
 pub use pod::qos_class;
 
+/// Validates tolerations that are in no pod.
+pub fn validate_tolerations(tolerations: &validation::At<'_, '_>, errors: &mut Errors) {
+    let options = template::Options::new(false);
+    template::scheduling::validate_tolerations(tolerations, &options, errors);
+}
+
 /// The behaviour of one kind. The defaults are those of a plain object with `spec` and perhaps `status`.
 pub trait Strategy: Sync + Send {
     /// How names of this kind are formed.

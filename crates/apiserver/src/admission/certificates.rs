@@ -49,10 +49,6 @@ pub(super) struct Approval(pub Shared);
 
 #[async_trait]
 impl Plugin for Approval {
-    fn name(&self) -> &'static str {
-        "CertificateApproval"
-    }
-
     async fn validate(
         &self,
         _: &Caches,
@@ -75,10 +71,6 @@ pub(super) struct Signing(pub Shared);
 
 #[async_trait]
 impl Plugin for Signing {
-    fn name(&self) -> &'static str {
-        "CertificateSigning"
-    }
-
     async fn validate(
         &self,
         _: &Caches,
@@ -155,10 +147,6 @@ pub(super) struct SubjectRestriction;
 
 #[async_trait]
 impl Plugin for SubjectRestriction {
-    fn name(&self) -> &'static str {
-        "CertificateSubjectRestriction"
-    }
-
     async fn validate(
         &self,
         _: &Caches,
@@ -205,10 +193,6 @@ pub(super) struct TrustBundleAttest(pub Shared);
 
 #[async_trait]
 impl Plugin for TrustBundleAttest {
-    fn name(&self) -> &'static str {
-        "ClusterTrustBundleAttest"
-    }
-
     async fn validate(
         &self,
         _: &Caches,

@@ -11,10 +11,6 @@ pub(super) struct DefaultIngressClass;
 
 #[async_trait]
 impl Plugin for DefaultIngressClass {
-    fn name(&self) -> &'static str {
-        "DefaultIngressClass"
-    }
-
     async fn admit(
         &self,
         caches: &Caches,

@@ -11,10 +11,6 @@ pub(super) struct DefaultStorageClass;
 
 #[async_trait]
 impl Plugin for DefaultStorageClass {
-    fn name(&self) -> &'static str {
-        "DefaultStorageClass"
-    }
-
     async fn admit(
         &self,
         caches: &Caches,

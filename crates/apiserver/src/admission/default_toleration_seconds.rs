@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use fluyt_api::Error;
 use serde_json::{Value, json};
 
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Plugin};
 use crate::cache::Caches;
 
 /// How many seconds pods stay on a node that is not ready, or cannot be reached, unless they say otherwise.
@@ -31,10 +31,6 @@ pub(super) struct DefaultTolerationSeconds(pub Tolerations);
 
 #[async_trait]
 impl Plugin for DefaultTolerationSeconds {
-    fn name(&self) -> &'static str {
-        "DefaultTolerationSeconds"
-    }
-
     async fn admit(
         &self,
         _caches: &Caches,
@@ -42,10 +38,7 @@ impl Plugin for DefaultTolerationSeconds {
         pod: &mut Value,
     ) -> Result<(), Error> {
         // On updates, too: they may add tolerations, and must not lose these.
-        let applies = [Operation::Create, Operation::Update]
-            .iter()
-            .any(|operation| attributes.is("pods", *operation));
-        if !applies {
+        if !attributes.writes("pods") {
             return Ok(());
         }
         let mut tolerations = pod["spec"]["tolerations"]

@@ -22,10 +22,6 @@ fn quantity(value: &Value) -> Option<Quantity> {
 
 #[async_trait]
 impl Plugin for LimitRanger {
-    fn name(&self) -> &'static str {
-        "LimitRanger"
-    }
-
     async fn admit(
         &self,
         caches: &Caches,

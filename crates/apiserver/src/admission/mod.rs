@@ -1,18 +1,33 @@
-//! Admission: plugins that change a write (mutating) or refuse it (validating), each in a file named after upstream's.
+//! Admission: plugins that change a write (mutating) or refuse it (validating), each in a file named after upstream's. Which
+//! there are is in `plugins.rs`, which of them run in `settings.rs`.
 
+mod always_admit;
+mod always_deny;
+mod always_pull_images;
 mod certificates;
 mod configuration;
 mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
+mod deny_service_external_ips;
+mod event_rate_limit;
 mod expressions;
+mod extended_resource_toleration;
+mod image_policy_webhook;
+mod limit_pod_hard_anti_affinity_topology;
 mod limit_ranger;
 mod matching;
+mod namespace_auto_provision;
+mod namespace_exists;
 mod namespace_lifecycle;
 mod node_restriction;
+mod owner_references_permission_enforcement;
 mod persistent_volume_claim_resize;
+mod plugins;
 mod pod_group_workload_exists;
+mod pod_node_selector;
 mod pod_security;
+mod pod_toleration_restriction;
 mod pod_topology_labels;
 mod policy;
 mod policy_status;
@@ -20,12 +35,14 @@ mod priority;
 mod resource_quota;
 mod runtime_class;
 mod service_account;
+mod settings;
+mod static_manifests;
 mod storage_object_in_use_protection;
 mod taint_nodes_by_condition;
 mod webhook;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
 use fluyt_api::Error;
@@ -34,15 +51,18 @@ use fluyt_api::validation::Errors;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::Server;
 use crate::authz::Authorizer;
 use crate::cache::Caches;
 use crate::custom::Converter;
+use crate::features::Features;
 use crate::registry::{Location, WriteContext};
 
 pub use configuration::validate as validate_configuration;
 pub use default_toleration_seconds::Tolerations;
 pub use pod_security::template_path;
 pub use policy_status::run as watch_policies;
+pub use settings::{AdmissionConfiguration, Settings};
 
 use policy::type_check;
 
@@ -71,6 +91,11 @@ impl Attributes<'_> {
             && self.at.subresource.is_empty()
             && self.at.resource.group.is_empty()
             && self.at.resource.plural == plural
+    }
+
+    /// Whether this creates or updates a core resource itself, not one of its subresources.
+    fn writes(&self, plural: &str) -> bool {
+        self.is(plural, Operation::Create) || self.is(plural, Operation::Update)
     }
 
     /// The resource in the version that the request came in. It is worked in in another one if it is built in.
@@ -118,6 +143,8 @@ pub struct Shared {
     pub authorizer: Arc<Authorizer>,
     pub converter: Arc<Converter>,
     pub webhooks: Arc<crate::webhook::Client>,
+    /// The server itself, once there is one: for plugins that write.
+    pub server: Arc<OnceLock<Weak<Server>>>,
 }
 
 /// What has been made of configuration objects, kept until they change.
@@ -150,9 +177,6 @@ impl<T> Compiled<T> {
 /// One admission plugin.
 #[async_trait]
 trait Plugin: Send + Sync {
-    /// Upstream's name, by which it is enabled and disabled.
-    fn name(&self) -> &'static str;
-
     /// The objects of the API that say what it changes, if there are such: then it runs after those that need nobody to
     /// tell them.
     fn mutations(&self) -> Option<&'static str> {
@@ -180,78 +204,37 @@ trait Plugin: Send + Sync {
     }
 }
 
-/// Every plugin there is, in order.
-pub const PLUGINS: [&str; 24] = [
-    "NamespaceLifecycle",
-    "LimitRanger",
-    "ServiceAccount",
-    "TaintNodesByCondition",
-    "PodSecurity",
-    "Priority",
-    "DefaultTolerationSeconds",
-    "DefaultStorageClass",
-    "StorageObjectInUseProtection",
-    "PersistentVolumeClaimResize",
-    "RuntimeClass",
-    "CertificateApproval",
-    "CertificateSigning",
-    "ClusterTrustBundleAttest",
-    "CertificateSubjectRestriction",
-    "DefaultIngressClass",
-    "PodTopologyLabels",
-    "PodGroupWorkloadExists",
-    "NodeRestriction",
-    "MutatingAdmissionPolicy",
-    "MutatingAdmissionWebhook",
-    "ValidatingAdmissionPolicy",
-    "ValidatingAdmissionWebhook",
-    "ResourceQuota",
-];
-
-/// The plugins in upstream's order; quota comes last so that nothing refused is charged.
+/// The plugins that run, in upstream's order; quota comes after everything that refuses, so that nothing refused is charged.
 pub struct Chain {
     shared: Shared,
     plugins: Vec<Box<dyn Plugin>>,
 }
 
 impl Chain {
-    /// The plugins that are on: upstream's default ones but for those that are `disabled` by name.
-    #[must_use]
-    pub fn new(shared: &Shared, disabled: &[String], tolerations: Tolerations) -> Self {
-        let plugins: Vec<Box<dyn Plugin>> = vec![
-            Box::new(namespace_lifecycle::NamespaceLifecycle),
-            Box::new(limit_ranger::LimitRanger),
-            Box::new(service_account::ServiceAccount),
-            Box::new(taint_nodes_by_condition::TaintNodesByCondition),
-            Box::new(pod_security::PodSecurity),
-            Box::new(priority::Priority),
-            Box::new(default_toleration_seconds::DefaultTolerationSeconds(
-                tolerations,
-            )),
-            Box::new(default_storage_class::DefaultStorageClass),
-            Box::new(storage_object_in_use_protection::StorageObjectInUseProtection),
-            Box::new(persistent_volume_claim_resize::PersistentVolumeClaimResize),
-            Box::new(runtime_class::RuntimeClass),
-            Box::new(certificates::Approval(shared.clone())),
-            Box::new(certificates::Signing(shared.clone())),
-            Box::new(certificates::TrustBundleAttest(shared.clone())),
-            Box::new(certificates::SubjectRestriction),
-            Box::new(default_ingress_class::DefaultIngressClass),
-            Box::new(pod_topology_labels::PodTopologyLabels),
-            Box::new(pod_group_workload_exists::PodGroupWorkloadExists),
-            Box::new(node_restriction::NodeRestriction(shared.clone())),
-            Box::new(policy::Mutating::new(shared.clone())),
-            Box::new(webhook::Mutating::new(shared.clone())),
-            Box::new(policy::Validating::new(shared.clone())),
-            Box::new(webhook::Validating::new(shared.clone())),
-            Box::new(resource_quota::ResourceQuota),
-        ];
-        let mut plugins = plugins;
-        plugins.retain(|plugin| !disabled.iter().any(|d| d == plugin.name()));
-        Self {
+    /// # Errors
+    /// When what a plugin is configured with cannot be read or makes no sense.
+    pub fn new(shared: &Shared, settings: &Settings, features: Features) -> anyhow::Result<Self> {
+        let mut plugins = Vec::new();
+        for known in plugins::ALL.iter().filter(|k| settings.has(k, features)) {
+            let configuration = settings.configuration.of(known.name)?;
+            let setup = plugins::Setup {
+                shared,
+                tolerations: settings.tolerations,
+                configuration: configuration.as_deref(),
+            };
+            let plugin = (known.make)(&setup);
+            plugins.push(plugin.map_err(|error| {
+                let failed = match error.is::<plugins::Invalid>() {
+                    true => "failed to initialize admission plugin",
+                    false => "couldn't init admission plugin",
+                };
+                error.context(format!("{failed} {:?}", known.name))
+            })?);
+        }
+        Ok(Self {
             shared: shared.clone(),
             plugins,
-        }
+        })
     }
 
     /// Runs the mutating plugins.

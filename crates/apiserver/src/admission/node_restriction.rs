@@ -39,10 +39,6 @@ pub(super) struct NodeRestriction(pub Shared);
 
 #[async_trait]
 impl Plugin for NodeRestriction {
-    fn name(&self) -> &'static str {
-        "NodeRestriction"
-    }
-
     async fn validate(
         &self,
         caches: &Caches,

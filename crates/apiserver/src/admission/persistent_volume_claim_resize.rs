@@ -12,10 +12,6 @@ pub(super) struct PersistentVolumeClaimResize;
 
 #[async_trait]
 impl Plugin for PersistentVolumeClaimResize {
-    fn name(&self) -> &'static str {
-        "PersistentVolumeClaimResize"
-    }
-
     async fn validate(
         &self,
         caches: &Caches,

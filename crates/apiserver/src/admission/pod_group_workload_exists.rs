@@ -11,10 +11,6 @@ pub(super) struct PodGroupWorkloadExists;
 
 #[async_trait]
 impl Plugin for PodGroupWorkloadExists {
-    fn name(&self) -> &'static str {
-        "PodGroupWorkloadExists"
-    }
-
     async fn validate(
         &self,
         caches: &Caches,

@@ -16,10 +16,6 @@ const LABELS: [&str; 2] = [
 
 #[async_trait]
 impl Plugin for PodTopologyLabels {
-    fn name(&self) -> &'static str {
-        "PodTopologyLabels"
-    }
-
     async fn admit(
         &self,
         caches: &Caches,

@@ -11,10 +11,6 @@ pub(super) struct Priority;
 
 #[async_trait]
 impl Plugin for Priority {
-    fn name(&self) -> &'static str {
-        "Priority"
-    }
-
     async fn admit(
         &self,
         caches: &Caches,

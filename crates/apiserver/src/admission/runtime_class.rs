@@ -11,10 +11,6 @@ pub(super) struct RuntimeClass;
 
 #[async_trait]
 impl Plugin for RuntimeClass {
-    fn name(&self) -> &'static str {
-        "RuntimeClass"
-    }
-
     async fn admit(
         &self,
         caches: &Caches,

@@ -11,10 +11,6 @@ pub(super) struct StorageObjectInUseProtection;
 
 #[async_trait]
 impl Plugin for StorageObjectInUseProtection {
-    fn name(&self) -> &'static str {
-        "StorageObjectInUseProtection"
-    }
-
     async fn admit(
         &self,
         _caches: &Caches,

@@ -12,6 +12,7 @@ use crate::authz::Question;
 use crate::cache::working_resource;
 use crate::http::{self as responses, Body};
 use crate::registry::{Change, Writer, replicas_path};
+use crate::yaml;
 
 /// A configuration and how its applier wants it applied.
 pub(super) struct Apply {
@@ -29,7 +30,7 @@ impl Apply {
         let body = responses::collect(call.take_body()).await?;
         let (config, duplicates) = match format {
             write::Format::ApplyCbor => (fluyt_api::cbor::decode(&body), Vec::new()),
-            _ => match decode::yaml(&body) {
+            _ => match yaml::parse(&body) {
                 Ok((config, duplicates)) => (Ok(config), duplicates),
                 Err(why) => (
                     Err(format!("error converting YAML to JSON: {why}")),
@@ -48,11 +49,8 @@ impl Apply {
             config.map_err(|why| Error::bad_request(format!("error decoding YAML: {why}")))?;
         if !duplicates.is_empty() {
             let text = String::from_utf8_lossy(&body);
-            let lines: Vec<String> = duplicates.iter().map(|d| duplicate(&text, d)).collect();
-            let message = format!(
-                "error converting YAML to JSON: yaml: unmarshal errors:\n  {}",
-                lines.join("\n  ")
-            );
+            let lines = yaml::lines_of(&text, &duplicates);
+            let message = format!("error converting YAML to JSON: {}", yaml::repeated(&lines));
             match decode::field_validation(&call.info.query) {
                 FieldValidation::Strict => {
                     return Err(Error::bad_request(format!(
@@ -90,18 +88,6 @@ impl Apply {
         check_identity(call, &merged)?;
         Ok(merged)
     }
-}
-
-/// `line 3: key "b" already set in map`, where the key is last seen.
-fn duplicate(text: &str, path: &str) -> String {
-    let key = path.rsplit('.').next().unwrap_or(path);
-    let line = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| line.contains(key))
-        .last()
-        .map_or(1, |(n, _)| n + 1);
-    format!("line {line}: key \"{key}\" already set in map")
 }
 
 /// An object without the name that its URL has.

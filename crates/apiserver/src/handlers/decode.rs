@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use fluyt_api::custom::Definition;
-use fluyt_api::decode::{Parsed, Problem, conform, in_order, kind_of, parse_json};
+use fluyt_api::decode::{Problem, conform, in_order, kind_of, parse_json};
 use fluyt_api::resources::{self, Resource, api_version, type_of};
 use fluyt_api::schema::{Schema, TypeId};
 use fluyt_api::validation::Errors;
@@ -14,6 +14,7 @@ use crate::audit::Record;
 use crate::features::{Feature, Features};
 use crate::http::{Offer, content_type};
 use crate::request::Query;
+use crate::yaml;
 
 /// A decoded object and the warnings that its sender should get.
 #[derive(Debug)]
@@ -90,7 +91,7 @@ pub fn parse<'a>(
         "" | "application/json" => parse_json(body).map_err(|e| {
             Error::bad_request(format!("couldn't get version/kind; json parse error: {e}"))
         }),
-        "application/yaml" => yaml(body)
+        "application/yaml" => yaml::parse(body)
             .map_err(|e| Error::bad_request(format!("error converting YAML to JSON: {e}"))),
         "application/vnd.kubernetes.protobuf" if kind.protobuf() => {
             Ok((from_protobuf(body, kind)?, Vec::new()))
@@ -114,33 +115,6 @@ pub fn parse<'a>(
     }
 }
 
-/// How deep YAML may be nested: as deep as JSON.
-const MOST_LEVELS: usize = 128;
-
-/// Values that aliases may make of a small document.
-const MOST_NODES: usize = 250_000;
-
-/// Parses YAML, and tells which keys are there twice.
-///
-/// # Errors
-/// The parser's message.
-pub(super) fn yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
-    let text = std::str::from_utf8(body).map_err(|e| e.to_string())?;
-    let options = serde_saphyr::options! {
-        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::PassThrough,
-        with_snippet: false,
-        budget: serde_saphyr::budget! {
-            max_depth: MOST_LEVELS,
-            // What a document has by itself, without what its aliases stand for.
-            max_nodes: MOST_NODES.max(text.len()),
-            max_events: (4 * MOST_NODES).max(4 * text.len()),
-        },
-    };
-    let parsed: Parsed =
-        serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string())?;
-    Ok((parsed.value, parsed.duplicates))
-}
-
 /// Parses a body that must be an object of the given kind.
 ///
 /// # Errors
@@ -157,7 +131,7 @@ pub fn object<'a>(
         Ok((Value::Null, duplicates)) => (json!({}), duplicates),
         Ok((object, duplicates)) => {
             if !object.is_object() {
-                let why = format!("{} of type {HEAD}", wrong_kind(&object));
+                let why = not_an_object(&object);
                 return Err(unrecognized(kind.kind, &why, body));
             }
             (object, duplicates)
@@ -185,9 +159,10 @@ pub fn object<'a>(
 /// What upstream reads first of an object, as Go shows its type.
 const HEAD: &str = r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
 
-fn wrong_kind(value: &Value) -> String {
+/// What is said of a document that is no object.
+pub fn not_an_object(value: &Value) -> String {
     format!(
-        "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value",
+        "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type {HEAD}",
         kind_of(value)
     )
 }
@@ -262,8 +237,7 @@ pub fn typed<'a>(
     } = kind.into();
     let expected = api_version(group, version);
     if !object.is_object() {
-        let why = wrong_kind(&object);
-        return Err(Error::bad_request(format!("{why} of type {HEAD}")));
+        return Err(Error::bad_request(not_an_object(&object)));
     }
     match (
         object["apiVersion"].as_str().unwrap_or_default(),

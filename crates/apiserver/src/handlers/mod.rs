@@ -34,6 +34,7 @@ use crate::served::MINOR;
 use crate::user::User;
 use crate::warnings::Warnings;
 
+pub(crate) use decode::not_an_object;
 pub(crate) use proxy::forward;
 pub(crate) use route::page_not_found;
 

@@ -14,6 +14,7 @@ mod write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use fluyt_api::resources::Resource;
 use fluyt_api::strategy::{self, MetaCheck, Strategy};
 use fluyt_api::validation::{self, Errors};
@@ -132,17 +133,19 @@ impl<'a> Location<'a> {
 }
 
 impl Registry {
-    #[must_use]
-    pub fn new(config: &Config, shared: &admission::Shared, disabled_plugins: &[String]) -> Self {
-        Self {
+    /// # Errors
+    /// When what is said about admission plugins makes no sense.
+    pub fn new(config: &Config, shared: &admission::Shared) -> anyhow::Result<Self> {
+        Ok(Self {
             converter: shared.converter.clone(),
-            admission: admission::Chain::new(shared, disabled_plugins, config.tolerations),
+            admission: admission::Chain::new(shared, &config.admission, config.features)
+                .context("failed to apply admission")?,
             services: service::Allocator::new(&config.service_network),
             caches: shared.caches.clone(),
             event_lease: tokio::sync::Mutex::default(),
             event_ttl: config.event_ttl,
             allow_privileged: config.allow_privileged,
-        }
+        })
     }
 
     /// The node ports in use.

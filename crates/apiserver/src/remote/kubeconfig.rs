@@ -1,5 +1,6 @@
 //! A service that a kubeconfig describes: the current context's cluster is the service, its user is this server.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use ::http::HeaderValue;
@@ -9,6 +10,22 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::{Credentials, Remote, Trust};
+
+/// What one user of a kubeconfig presents.
+#[derive(Clone, Debug, Default)]
+pub struct User {
+    pub credentials: Credentials,
+    /// A client certificate and its key.
+    pub certificate: Option<(String, String)>,
+}
+
+/// The users of a kubeconfig by name. They are named by the hosts that they are for.
+#[derive(Clone, Debug, Default)]
+pub struct Users {
+    by_name: HashMap<String, User>,
+    /// The current context's.
+    current: String,
+}
 
 /// Reads the file and prepares calls to the service.
 ///
@@ -26,11 +43,7 @@ fn parse(text: &str, directory: &Path) -> anyhow::Result<Remote> {
     let cluster = named(&config, "clusters", "cluster", &context["cluster"])
         .context("the context has no cluster")?;
     let user = named(&config, "users", "user", &context["user"]).unwrap_or(&Value::Null);
-    for unsupported in ["exec", "auth-provider"] {
-        if !user[unsupported].is_null() {
-            bail!("credentials from {unsupported:?} are not supported");
-        }
-    }
+    let user = User::read(user, directory)?;
     if cluster["proxy-url"].is_string() {
         bail!("proxy-url is not supported");
     }
@@ -43,22 +56,88 @@ fn parse(text: &str, directory: &Path) -> anyhow::Result<Remote> {
             None => Trust::System,
         }
     };
-    let identity = match (file(user, "client-certificate")?, file(user, "client-key")?) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        _ => bail!("a client certificate needs its key, and the key a certificate"),
-    };
     Remote::new(
         cluster["server"]
             .as_str()
             .context("the cluster has no server")?,
         &trust,
-        identity.as_ref(),
+        user.certificate.as_ref(),
         cluster["tls-server-name"]
             .as_str()
             .filter(|name| !name.is_empty()),
-        credentials(user, directory)?,
+        user.credentials,
     )
+}
+
+// === impl User ===
+
+impl User {
+    fn read(user: &Value, directory: &Path) -> anyhow::Result<Self> {
+        for unsupported in ["exec", "auth-provider"] {
+            if !user[unsupported].is_null() {
+                bail!("credentials from {unsupported:?} are not supported");
+            }
+        }
+        let file = |name: &str| Content { value: user, name }.read(directory);
+        let certificate = match (file("client-certificate")?, file("client-key")?) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => bail!("a client certificate needs its key, and the key a certificate"),
+        };
+        Ok(Self {
+            credentials: credentials(user, directory)?,
+            certificate,
+        })
+    }
+}
+
+// === impl Users ===
+
+impl Users {
+    /// Reads the users of a kubeconfig.
+    ///
+    /// # Errors
+    /// When a file is missing or malformed, or asks for what is not supported.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let directory = path.parent().unwrap_or_else(|| Path::new("/"));
+        Self::parse(&text, directory).with_context(|| path.display().to_string())
+    }
+
+    fn parse(text: &str, directory: &Path) -> anyhow::Result<Self> {
+        let config: Value = serde_saphyr::from_str(text)?;
+        let mut by_name = HashMap::new();
+        for entry in config["users"].as_array().into_iter().flatten() {
+            let name = entry["name"].as_str().unwrap_or_default();
+            let user = User::read(&entry["user"], directory).with_context(|| name.to_owned())?;
+            by_name.insert(name.to_owned(), user);
+        }
+        let context = named(&config, "contexts", "context", &config["current-context"]);
+        let current = context.and_then(|c| c["user"].as_str()).unwrap_or_default();
+        Ok(Self {
+            by_name,
+            current: current.to_owned(),
+        })
+    }
+
+    /// Who is presented to a host, which comes with its port: the user of its name, with `*` for what is before a dot or
+    /// without the port if it is 443, then the one for all hosts, then the current context's.
+    #[must_use]
+    pub fn of(&self, host: &str) -> Option<&User> {
+        let without_port = host.strip_suffix(":443");
+        std::iter::once(host)
+            .chain(without_port)
+            .find_map(|name| self.named_like(name))
+            .or_else(|| self.by_name.get("*"))
+            .or_else(|| self.by_name.get(&self.current))
+    }
+
+    fn named_like(&self, host: &str) -> Option<&User> {
+        let domains = host.match_indices('.').map(|(dot, _)| &host[dot..]);
+        let mut wildcards = domains.map(|domain| format!("*{domain}"));
+        let exact = self.by_name.get(host);
+        exact.or_else(|| wildcards.find_map(|name| self.by_name.get(&name)))
+    }
 }
 
 /// The current context, or the only one.
@@ -148,5 +227,42 @@ current-context: a
         assert!(error.is_err());
         let exec = text.replace("token: secret", "exec: {command: x}");
         assert!(parse(&exec, Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn users_are_named_by_hosts() {
+        let text = "
+users:
+- {name: 'hook.n.svc:443', user: {token: exact}}
+- {name: 'hook.n.svc', user: {token: portless}}
+- {name: '*.n.svc', user: {token: wildcard}}
+- {name: '*.svc:8443', user: {token: with port}}
+- {name: me, user: {token: mine}}
+contexts:
+- {name: a, context: {user: me}}
+current-context: a
+";
+        let users = Users::parse(text, Path::new("/")).unwrap();
+        let token = |users: &Users, host: &str| match &users.of(host)?.credentials {
+            Credentials::Header(value) => Some(value.to_str().unwrap().to_owned()),
+            _ => None,
+        };
+        for (host, expected) in [
+            ("hook.n.svc:443", "exact"),
+            ("other.n.svc:443", "wildcard"),
+            ("hook.n.svc:8443", "with port"),
+            ("hook.n.svc:80", "mine"),
+            ("127.0.0.1:443", "mine"),
+        ] {
+            let expected = Some(format!("Bearer {expected}"));
+            assert_eq!(token(&users, host), expected, "{host}");
+        }
+        let everybody = text.replace("name: me, user", "name: '*', user");
+        let users = Users::parse(&everybody, Path::new("/")).unwrap();
+        let expected = Some("Bearer mine".to_owned());
+        assert_eq!(token(&users, "127.0.0.1:443"), expected);
+        assert!(Users::default().of("127.0.0.1:443").is_none());
+        let exec = text.replace("token: exact", "exec: {command: x}");
+        assert!(Users::parse(&exec, Path::new("/")).is_err());
     }
 }

@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::server::{client_tls, roots};
 
-pub use kubeconfig::load;
+pub use kubeconfig::{User, Users, load};
 pub use retry::Backoff;
 
 /// Larger answers are refused.
@@ -92,6 +92,28 @@ pub struct Unreachable {
     url: String,
     why: String,
     pub timed_out: bool,
+}
+
+// === impl Credentials ===
+
+impl Credentials {
+    /// The header that presents them, if they are in one.
+    ///
+    /// # Errors
+    /// When a token's file cannot be read.
+    pub async fn authorization(&self) -> anyhow::Result<Option<HeaderValue>> {
+        match self {
+            Self::None => Ok(None),
+            Self::Header(value) => Ok(Some(value.clone())),
+            Self::TokenFile(path) => {
+                let token = tokio::fs::read_to_string(path)
+                    .await
+                    .with_context(|| path.display().to_string())?;
+                let value = HeaderValue::from_str(&format!("Bearer {}", token.trim()))?;
+                Ok(Some(value))
+            }
+        }
+    }
 }
 
 // === impl Remote ===
@@ -190,7 +212,7 @@ impl Remote {
     }
 
     async fn attempt(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Reply> {
-        let authorization = self.authorization().await?;
+        let authorization = self.credentials.authorization().await?;
         let request = || {
             let mut request = Request::builder()
                 .method(method.clone())
@@ -239,20 +261,6 @@ impl Remote {
             status: parts.status,
             body,
         })
-    }
-
-    async fn authorization(&self) -> anyhow::Result<Option<HeaderValue>> {
-        match &self.credentials {
-            Credentials::None => Ok(None),
-            Credentials::Header(value) => Ok(Some(value.clone())),
-            Credentials::TokenFile(path) => {
-                let token = tokio::fs::read_to_string(path)
-                    .await
-                    .with_context(|| path.display().to_string())?;
-                let value = HeaderValue::from_str(&format!("Bearer {}", token.trim()))?;
-                Ok(Some(value))
-            }
-        }
     }
 
     async fn connect(&self) -> anyhow::Result<Sender> {

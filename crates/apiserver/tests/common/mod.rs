@@ -39,7 +39,7 @@ impl Api {
     pub async fn start_without(features: Features, plugins: &[&str]) -> Self {
         Self::configured(|config, _| {
             config.features = features;
-            config.disable_admission_plugins = plugins.iter().map(|p| (*p).to_owned()).collect();
+            config.admission.disabled = plugins.iter().map(|p| (*p).to_owned()).collect();
         })
         .await
     }

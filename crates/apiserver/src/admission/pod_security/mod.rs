@@ -1,38 +1,23 @@
 //! `PodSecurity`: the Pod Security Standards, as the labels of a namespace ask for them.
 
 mod checks;
+mod configuration;
+mod namespace;
+mod policy;
 
 use async_trait::async_trait;
+use fluyt_api::Error;
 use fluyt_api::validation::Errors;
-use fluyt_api::{Error, Reason, meta};
 use serde_json::Value;
 
-use super::{Attributes, Operation, Plugin, in_namespace, matching};
+use super::{Attributes, Operation, Plugin, matching};
 use crate::cache::Caches;
 
+use configuration::Configuration;
+use policy::{Level, Policy, Standard};
+
 /// The plugin.
-pub struct PodSecurity;
-
-/// How much a pod may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Level {
-    Privileged,
-    Baseline,
-    Restricted,
-}
-
-/// A level in a version.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Standard {
-    level: Level,
-    /// The minor version; `None` for the latest.
-    minor: Option<u32>,
-}
-
-const PREFIX: &str = "pod-security.kubernetes.io/";
-
-/// The latest version of the standards.
-const LATEST: u32 = 36;
+pub struct PodSecurity(Configuration);
 
 /// Subresources of pods that do not change what a pod may do.
 const IGNORED: [&str; 8] = [
@@ -46,83 +31,12 @@ const IGNORED: [&str; 8] = [
     "status",
 ];
 
-/// More existing pods of a namespace are not looked at when its level rises.
-const MAX_PODS: usize = 3000;
-
-impl Level {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Privileged => "privileged",
-            Self::Baseline => "baseline",
-            Self::Restricted => "restricted",
-        }
-    }
-}
-
-impl std::fmt::Display for Standard {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.minor {
-            Some(minor) => write!(f, "{}:v1.{minor}", self.level.name()),
-            None => write!(f, "{}:latest", self.level.name()),
-        }
-    }
-}
-
-impl Standard {
-    /// The standard of a mode (`enforce`, `audit`, `warn`) by a namespace's labels. What is malformed is reported and
-    /// taken for the strictest in modes that only tell.
-    fn of(namespace: &Value, mode: &str, errors: &mut Errors) -> Self {
-        let label = |key: &str| namespace["metadata"]["labels"][key].as_str();
-        let (level_key, version_key) =
-            (format!("{PREFIX}{mode}"), format!("{PREFIX}{mode}-version"));
-        let level = match label(&level_key) {
-            None | Some("privileged") => Level::Privileged,
-            Some("baseline") => Level::Baseline,
-            Some("restricted") => Level::Restricted,
-            Some(other) => {
-                let field = format!("metadata.labels[{level_key}]");
-                errors.invalid(
-                    &field,
-                    &other.into(),
-                    "must be one of privileged, baseline, restricted",
-                );
-                if mode == "enforce" {
-                    Level::Restricted
-                } else {
-                    Level::Privileged
-                }
-            }
-        };
-        let minor = match label(&version_key) {
-            None | Some("latest") => None,
-            Some(text) => match text.strip_prefix("v1.").and_then(|m| m.parse().ok()) {
-                Some(minor) => Some(minor),
-                None => {
-                    let field = format!("metadata.labels[{version_key}]");
-                    errors.invalid(&field, &text.into(), "must be \"latest\" or \"v1.x\"");
-                    None
-                }
-            },
-        };
-        Self { level, minor }
-    }
-
-    /// What a pod has that this standard forbids, in one sentence.
-    fn objection(&self, metadata: &Value, spec: &Value) -> Option<String> {
-        let minor = self.minor.unwrap_or(LATEST).min(LATEST);
-        let found = checks::violations(self.level, minor, metadata, spec);
-        let parts: Vec<String> = found
-            .into_iter()
-            .map(|(reason, detail)| {
-                if detail.is_empty() {
-                    reason
-                } else {
-                    format!("{reason} ({detail})")
-                }
-            })
-            .collect();
-        (!parts.is_empty()).then(|| parts.join(", "))
-    }
+/// A pod, or what one is made of.
+struct Pod<'a> {
+    metadata: &'a Value,
+    spec: &'a Value,
+    /// It is a template, whose pods are judged when they are made.
+    is_template: bool,
 }
 
 /// Where objects of a kind that makes pods have their template.
@@ -142,111 +56,102 @@ fn template<'a>(group: &str, kind: &str, object: &'a Value) -> Option<&'a Value>
     path.try_fold(object, |at, name| at.get(*name))
 }
 
-/// What the audit log learns: the standard that is enforced, and what one that is only audited objects to.
-fn record(
-    attributes: &Attributes<'_>,
-    audited: &Standard,
-    enforced: Option<&Standard>,
-    pod: &Value,
-) {
-    let record = &attributes.cx.record;
-    if let Some(enforced) = enforced {
-        let key = "pod-security.kubernetes.io/enforce-policy";
-        record.annotate(key, enforced.to_string());
-    }
-    if let Some(objection) = audited.objection(&pod["metadata"], &pod["spec"]) {
-        record.annotate(
-            "pod-security.kubernetes.io/audit-violations",
-            format!("would violate PodSecurity \"{audited}\": {objection}"),
-        );
-    }
+/// Tells the audit log something.
+fn annotate(attributes: &Attributes<'_>, key: &str, value: impl AsRef<str>) {
+    let key = format!("pod-security.kubernetes.io/{key}");
+    attributes.cx.record.annotate(&key, value);
 }
 
-fn warn(attributes: &Attributes<'_>, standard: &Standard, metadata: &Value, spec: &Value) {
-    if let Some(objection) = standard.objection(metadata, spec) {
-        attributes.cx.warnings.add(format!(
-            "would violate PodSecurity \"{standard}\": {objection}"
-        ));
-    }
-}
-
-fn validate_namespace(
-    caches: &Caches,
-    attributes: &Attributes<'_>,
-    namespace: &Value,
-) -> Result<(), Error> {
-    let (mut new, mut old) = (Errors::default(), Errors::default());
-    let enforce = Standard::of(namespace, "enforce", &mut new);
-    let before = attributes.old.map(|o| Standard::of(o, "enforce", &mut old));
-    for mode in ["audit", "warn"] {
-        Standard::of(namespace, mode, &mut new);
-        if let Some(o) = attributes.old {
-            Standard::of(o, mode, &mut old);
-        }
-    }
-    if !new.is_empty() && (attributes.old.is_none() || old.0.len() != new.0.len()) {
-        return Err(Error::invalid(
-            "",
-            "Namespace",
-            meta::name(namespace),
-            new.0,
-        ));
-    }
-    let Some(before) = before.filter(|b| *b != enforce) else {
-        return Ok(());
+/// Whether an update of a pod brings an image that it did not have. Nothing else that may change is in the standards.
+fn is_significant(pod: &Value, old: &Value) -> bool {
+    let containers = |pod: &Value, list: &str| -> Vec<Value> {
+        let all = pod["spec"][list].as_array().into_iter().flatten();
+        all.map(|c| serde_json::json!([c["name"], c["image"]]))
+            .collect()
     };
-    let relaxed = before.minor == enforce.minor && enforce.level <= before.level;
-    if enforce.level == Level::Privileged || relaxed {
-        return Ok(());
+    let images = |pod: &Value, list: &str| -> Vec<Value> {
+        let all = containers(pod, list).into_iter();
+        all.map(|mut container| container[1].take()).collect()
+    };
+    let debugged = containers(old, "ephemeralContainers");
+    let debugs = containers(pod, "ephemeralContainers");
+    ["containers", "initContainers"]
+        .iter()
+        .any(|list| images(pod, list) != images(old, list))
+        || debugs.iter().any(|c| !debugged.contains(c))
+}
+
+impl PodSecurity {
+    /// # Errors
+    /// When the configuration is malformed or makes no sense.
+    pub(super) fn new(configuration: Option<&str>) -> anyhow::Result<Self> {
+        Configuration::parse(configuration.unwrap_or_default()).map(Self)
     }
-    let name = meta::name(namespace);
-    let pods = in_namespace(caches, "pods", name);
-    let mut warnings: Vec<(String, Vec<String>)> = Vec::new();
-    for pod in pods.iter().take(MAX_PODS) {
-        let minor = enforce.minor.unwrap_or(LATEST).min(LATEST);
-        let reasons: Vec<String> =
-            checks::violations(enforce.level, minor, &pod["metadata"], &pod["spec"])
-                .into_iter()
-                .map(|(reason, _)| reason)
-                .collect();
-        if reasons.is_empty() {
-            continue;
+
+    fn exempts_namespace(&self, namespace: &str) -> bool {
+        let exempt = &self.0.exemptions.namespaces;
+        exempt.iter().any(|n| n == namespace)
+    }
+
+    fn exempts_class(&self, spec: &Value) -> bool {
+        let exempt = &self.0.exemptions.runtime_classes;
+        let class = spec["runtimeClassName"].as_str();
+        class.is_some_and(|class| exempt.iter().any(|c| c == class))
+    }
+
+    /// Why nothing is asked of a request.
+    fn exemption(&self, attributes: &Attributes<'_>) -> Option<&'static str> {
+        let user = &attributes.cx.user.name;
+        if self.exempts_namespace(attributes.at.namespace) {
+            Some("namespace")
+        } else if self.0.exemptions.usernames.contains(user) {
+            Some("user")
+        } else {
+            None
         }
-        let reason = reasons.join(", ");
-        match warnings.iter_mut().find(|(r, _)| *r == reason) {
-            Some((_, names)) => names.push(meta::name(pod).to_owned()),
-            None => warnings.push((reason, vec![meta::name(pod).to_owned()])),
+    }
+
+    /// Judges a pod by the policy of its namespace; a template is only talked about.
+    fn judge(
+        &self,
+        attributes: &Attributes<'_>,
+        policy: &Policy,
+        pod: &Pod<'_>,
+    ) -> Result<(), Error> {
+        if self.exempts_class(pod.spec) {
+            annotate(attributes, "exempt", "runtimeClass");
+            return Ok(());
         }
-    }
-    if warnings.is_empty() {
-        return Ok(());
-    }
-    attributes.cx.warnings.add(format!("existing pods in namespace {name:?} violate the new PodSecurity enforce level \"{enforce}\""));
-    let mut lines: Vec<String> = warnings
-        .into_iter()
-        .map(|(reason, mut names)| {
-            names.sort_unstable();
-            match names.as_slice() {
-                [one] => format!("{one}: {reason}"),
-                [one, _] => format!("{one} (and 1 other pod): {reason}"),
-                [one, rest @ ..] => format!("{one} (and {} other pods): {reason}", rest.len()),
-                [] => reason,
+        let objection = |standard: &Standard| standard.objection(pod.metadata, pod.spec);
+        if attributes.cx.record.is_audited() {
+            if !pod.is_template {
+                annotate(attributes, "enforce-policy", policy.enforce.to_string());
             }
-        })
-        .collect();
-    lines.sort_unstable();
-    for line in lines {
-        attributes.cx.warnings.add(line);
+            if let Some(objection) = objection(&policy.audit) {
+                let audit = &policy.audit;
+                let violations = format!("would violate PodSecurity \"{audit}\": {objection}");
+                annotate(attributes, "audit-violations", violations);
+            }
+        }
+        if !pod.is_template
+            && let Some(objection) = objection(&policy.enforce)
+        {
+            let enforce = &policy.enforce;
+            let why = format!("violates PodSecurity \"{enforce}\": {objection}");
+            return Err(attributes.forbidden(why));
+        }
+        if let Some(objection) = objection(&policy.warn) {
+            attributes.cx.warnings.add(format!(
+                "would violate PodSecurity \"{}\": {objection}",
+                policy.warn
+            ));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 #[async_trait]
 impl Plugin for PodSecurity {
-    fn name(&self) -> &'static str {
-        "PodSecurity"
-    }
-
     async fn validate(
         &self,
         caches: &Caches,
@@ -259,7 +164,7 @@ impl Plugin for PodSecurity {
         let at = attributes.at;
         let (group, kind) = (at.resource.group, at.resource.kind);
         if group.is_empty() && kind == "Namespace" && at.subresource.is_empty() {
-            return validate_namespace(caches, attributes, object);
+            return self.validate_namespace(caches, attributes, object);
         }
         let is_pod = group.is_empty() && kind == "Pod" && !IGNORED.contains(&at.subresource);
         let template = if at.subresource.is_empty() {
@@ -270,47 +175,43 @@ impl Plugin for PodSecurity {
         if !is_pod && template.is_none() {
             return Ok(());
         }
+        if let Some(why) = self.exemption(attributes) {
+            annotate(attributes, "exempt", why);
+            return Ok(());
+        }
         let Some(namespace) = matching::namespace(caches, attributes, object) else {
             return Ok(());
         };
         let mut errors = Errors::default();
-        let enforce = Standard::of(&namespace, "enforce", &mut errors);
-        let warned = Standard::of(&namespace, "warn", &mut errors);
-        if attributes.cx.record.is_audited() {
-            let pod = template.unwrap_or(object);
-            let audited = Standard::of(&namespace, "audit", &mut errors);
-            record(
-                attributes,
-                &audited,
-                template.is_none().then_some(&enforce),
-                pod,
-            );
-        }
-        if let Some(template) = template {
-            warn(
-                attributes,
-                &warned,
-                &template["metadata"],
-                &template["spec"],
-            );
+        let policy = Policy::of(&namespace, &self.0.defaults, &mut errors);
+        if errors.is_empty() && policy.is_privileged() {
+            if is_pod {
+                annotate(
+                    attributes,
+                    "enforce-policy",
+                    Standard::default().to_string(),
+                );
+            }
             return Ok(());
         }
-        // An update that does not touch what the standards are about is let through.
-        let unchanged = attributes.old.is_some_and(|old| {
-            old["spec"] == object["spec"]
-                && old["metadata"]["annotations"] == object["metadata"]["annotations"]
-        });
-        if unchanged {
+        let insignificant = |old: &Value| is_pod && !is_significant(object, old);
+        if attributes.old.is_some_and(insignificant) {
             return Ok(());
         }
-        if let Some(objection) = enforce.objection(&object["metadata"], &object["spec"]) {
-            let error =
-                attributes.forbidden(format!("violates PodSecurity \"{enforce}\": {objection}"));
-            debug_assert_eq!(error.reason, Reason::Forbidden);
-            return Err(error);
+        if let Some(why) = crate::validation::sentence(&errors) {
+            annotate(
+                attributes,
+                "error",
+                format!("Failed to parse policy: {why}"),
+            );
         }
-        warn(attributes, &warned, &object["metadata"], &object["spec"]);
-        Ok(())
+        let pod = template.unwrap_or(object);
+        let pod = Pod {
+            metadata: &pod["metadata"],
+            spec: &pod["spec"],
+            is_template: template.is_some(),
+        };
+        self.judge(attributes, &policy, &pod)
     }
 }
 
@@ -320,31 +221,22 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn levels_object_in_upstreams_words() {
-        let pod = json!({"hostNetwork": true, "containers": [{"name": "c", "ports": [{"hostPort": 80}]}], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]});
-        let standard = |level| Standard { level, minor: None };
-        assert_eq!(
-            standard(Level::Privileged).objection(&json!({}), &pod),
-            None
-        );
-        assert_eq!(
-            standard(Level::Baseline)
-                .objection(&json!({}), &pod)
-                .unwrap(),
-            "host namespaces (hostNetwork=true), hostPath volumes (volume \"v\"), hostPort (container \"c\" uses hostPort 80)"
-        );
-        let plain = json!({"containers": [{"name": "c"}]});
-        assert_eq!(
-            standard(Level::Restricted)
-                .objection(&json!({}), &plain)
-                .unwrap(),
-            "allowPrivilegeEscalation != false (container \"c\" must set securityContext.allowPrivilegeEscalation=false), unrestricted capabilities (container \"c\" must set securityContext.capabilities.drop=[\"ALL\"]), runAsNonRoot != true (pod or container \"c\" must set securityContext.runAsNonRoot=true), seccompProfile (pod or container \"c\" must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")"
-        );
-        let good = json!({"securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [{"name": "c", "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]});
-        assert_eq!(
-            standard(Level::Restricted).objection(&json!({}), &good),
-            None
-        );
+    fn new_images_are_significant() {
+        let pod = |images: &[&str], debug: &[(&str, &str)]| {
+            let containers: Vec<Value> = images.iter().map(|i| json!({"image": i})).collect();
+            let debug = debug.iter().map(|(n, i)| json!({"name": n, "image": i}));
+            json!({"spec": {"containers": containers, "ephemeralContainers": debug.collect::<Vec<_>>()}})
+        };
+        let old = pod(&["a", "b"], &[("d", "x")]);
+        let mut tolerant = old.clone();
+        tolerant["spec"]["tolerations"] = json!([{"operator": "Exists"}]);
+        assert!(!is_significant(&tolerant, &old));
+        assert!(is_significant(&pod(&["b", "a"], &[("d", "x")]), &old));
+        assert!(is_significant(&pod(&["a"], &[("d", "x")]), &old));
+        assert!(is_significant(
+            &pod(&["a", "b"], &[("d", "x"), ("e", "x")]),
+            &old
+        ));
+        assert!(is_significant(&pod(&["a", "b"], &[("d", "y")]), &old));
     }
 }

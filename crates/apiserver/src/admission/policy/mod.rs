@@ -1,6 +1,7 @@
 //! Admission policies written in CEL: what both kinds have in common.
 
 mod apply;
+mod configuration;
 mod mutating;
 mod validating;
 
@@ -15,6 +16,7 @@ use serde_json::Value;
 use super::expressions::{self, Condition};
 use super::{Attributes, Shared, matching};
 
+pub(super) use configuration::{MUTATING, VALIDATING, check};
 pub use mutating::Mutating;
 pub use validating::{Validating, type_check};
 

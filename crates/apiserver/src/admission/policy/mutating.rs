@@ -135,10 +135,6 @@ impl Mutating {
 
 #[async_trait]
 impl Plugin for Mutating {
-    fn name(&self) -> &'static str {
-        "MutatingAdmissionPolicy"
-    }
-
     fn mutations(&self) -> Option<&'static str> {
         Some("mutatingadmissionpolicies")
     }

@@ -195,10 +195,6 @@ impl Validation {
 
 #[async_trait]
 impl Plugin for Validating {
-    fn name(&self) -> &'static str {
-        "ValidatingAdmissionPolicy"
-    }
-
     async fn validate(
         &self,
         caches: &Caches,

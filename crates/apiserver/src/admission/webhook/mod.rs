@@ -1,5 +1,6 @@
 //! Admission webhooks: which are asked, what they are sent, and what their answer means.
 
+mod configuration;
 mod mutating;
 mod validating;
 
@@ -13,8 +14,10 @@ use serde_json::{Value, json};
 use super::expressions::{self, Condition};
 use super::{Attributes, Shared, matching};
 use crate::cache::Entry;
+use crate::remote::Users;
 use crate::spans;
 
+pub(super) use configuration::users;
 pub use mutating::Mutating;
 pub use validating::Validating;
 
@@ -27,6 +30,8 @@ pub(super) struct Webhook {
     name: String,
     spec: Value,
     conditions: Vec<Condition>,
+    /// Who is presented to webhooks.
+    users: Arc<Users>,
 }
 
 /// A webhook that a request matches, and the version it wants to see.
@@ -42,7 +47,7 @@ pub(super) struct Answer {
 
 impl Webhook {
     /// The webhooks of a configuration, compiled.
-    pub(super) fn of(configuration: &Entry) -> Vec<Arc<Self>> {
+    pub(super) fn of(configuration: &Entry, users: &Arc<Users>) -> Vec<Arc<Self>> {
         let object = configuration.object();
         let environment = expressions::environment(expressions::Sees::WEBHOOK);
         object["webhooks"]
@@ -55,6 +60,7 @@ impl Webhook {
                     name: spec["name"].as_str().unwrap_or_default().to_owned(),
                     conditions: expressions::conditions(&environment, &spec["matchConditions"]),
                     spec: spec.clone(),
+                    users: users.clone(),
                 })
             })
             .collect()
@@ -193,9 +199,8 @@ impl Matched {
             "kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{version}"), "request": request,
         });
         let timeout = Duration::from_secs(spec["timeoutSeconds"].as_u64().unwrap_or(TIMEOUT));
-        let calling = shared
-            .webhooks
-            .call(&spec["clientConfig"], &review, timeout);
+        let (config, users) = (&spec["clientConfig"], &self.webhook.users);
+        let calling = shared.webhooks.call(config, &review, timeout, users);
         let mut answer = spans::within(step.clone(), calling)
             .await
             .map_err(|e| failed(format!("failed to call webhook: {e}")))?;

@@ -1,5 +1,7 @@
 //! Mutating webhooks: one after the other, each sees what those before it made.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use fluyt_api::Error;
 use fluyt_api::json_patch::Patch;
@@ -8,6 +10,7 @@ use serde_json::{Value, json};
 use super::{Matched, Webhook};
 use crate::admission::{Attributes, Compiled, Plugin, Shared, matching};
 use crate::cache::Caches;
+use crate::remote::Users;
 
 /// A call of one, as traces name it.
 const CALL: &str = "Call mutating webhook";
@@ -15,15 +18,17 @@ const CALL: &str = "Call mutating webhook";
 /// The plugin `MutatingAdmissionWebhook`.
 pub struct Mutating {
     shared: Shared,
-    compiled: Compiled<Vec<std::sync::Arc<Webhook>>>,
+    compiled: Compiled<Vec<Arc<Webhook>>>,
+    users: Arc<Users>,
 }
 
 impl Mutating {
     #[must_use]
-    pub fn new(shared: Shared) -> Self {
+    pub fn new(shared: Shared, users: Arc<Users>) -> Self {
         Self {
             shared,
             compiled: Compiled::default(),
+            users,
         }
     }
 
@@ -82,10 +87,6 @@ impl Mutating {
 
 #[async_trait]
 impl Plugin for Mutating {
-    fn name(&self) -> &'static str {
-        "MutatingAdmissionWebhook"
-    }
-
     fn mutations(&self) -> Option<&'static str> {
         Some("mutatingwebhookconfigurations")
     }
@@ -103,7 +104,8 @@ impl Plugin for Mutating {
         for (name, revision, entry) in
             matching::configurations(caches, "mutatingwebhookconfigurations")
         {
-            let webhooks = self.compiled.get(&name, revision, || Webhook::of(&entry));
+            let compile = || Webhook::of(&entry, &self.users);
+            let webhooks = self.compiled.get(&name, revision, compile);
             for webhook in webhooks.iter() {
                 let Some(matched) = webhook.matches(&self.shared, attributes, object)? else {
                     continue;

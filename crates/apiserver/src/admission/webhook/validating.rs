@@ -1,5 +1,7 @@
 //! Validating webhooks: all at once; any of them may refuse.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use fluyt_api::Error;
 use futures::future::join_all;
@@ -8,6 +10,7 @@ use serde_json::Value;
 use super::Webhook;
 use crate::admission::{Attributes, Compiled, Plugin, Shared, matching};
 use crate::cache::Caches;
+use crate::remote::Users;
 
 /// A call of one, as traces name it.
 const CALL: &str = "Call validating webhook";
@@ -15,25 +18,23 @@ const CALL: &str = "Call validating webhook";
 /// The plugin `ValidatingAdmissionWebhook`.
 pub struct Validating {
     shared: Shared,
-    compiled: Compiled<Vec<std::sync::Arc<Webhook>>>,
+    compiled: Compiled<Vec<Arc<Webhook>>>,
+    users: Arc<Users>,
 }
 
 impl Validating {
     #[must_use]
-    pub fn new(shared: Shared) -> Self {
+    pub fn new(shared: Shared, users: Arc<Users>) -> Self {
         Self {
             shared,
             compiled: Compiled::default(),
+            users,
         }
     }
 }
 
 #[async_trait]
 impl Plugin for Validating {
-    fn name(&self) -> &'static str {
-        "ValidatingAdmissionWebhook"
-    }
-
     async fn validate(
         &self,
         caches: &Caches,
@@ -47,7 +48,8 @@ impl Plugin for Validating {
         for (name, revision, entry) in
             matching::configurations(caches, "validatingwebhookconfigurations")
         {
-            let webhooks = self.compiled.get(&name, revision, || Webhook::of(&entry));
+            let compile = || Webhook::of(&entry, &self.users);
+            let webhooks = self.compiled.get(&name, revision, compile);
             for webhook in webhooks.iter() {
                 matched.extend(webhook.matches(&self.shared, attributes, object)?);
             }

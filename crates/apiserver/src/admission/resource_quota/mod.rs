@@ -1,25 +1,36 @@
 //! Resource quotas: a create or update is charged to every quota of its namespace before it is stored.
 
+mod limited;
+mod scopes;
+
 use async_trait::async_trait;
 use fluyt_api::quantity::Quantity;
-use fluyt_api::{Error, meta, resources, strategy};
+use fluyt_api::{Error, meta, resources};
 use fluyt_etcd::{Compare, CompareOp, Keys, Op, Put, Target, Txn};
 use serde_json::{Map, Value};
 
 use super::{Attributes, Operation, Plugin};
 use crate::cache::{Caches, REGISTRY};
 
+use limited::Configuration;
+
 /// Attempts at charging a quota that other requests charge at the same time.
 const ATTEMPTS: usize = 10;
 
-pub(super) struct ResourceQuota;
+/// The plugin.
+pub(super) struct ResourceQuota(Configuration);
+
+impl ResourceQuota {
+    /// # Errors
+    /// When the configuration is malformed or makes no sense.
+    pub(super) fn new(configuration: Option<&str>) -> anyhow::Result<Self> {
+        let read = configuration.map(Configuration::parse).transpose()?;
+        Ok(Self(read.unwrap_or_default()))
+    }
+}
 
 #[async_trait]
 impl Plugin for ResourceQuota {
-    fn name(&self) -> &'static str {
-        "ResourceQuota"
-    }
-
     async fn validate(
         &self,
         caches: &Caches,
@@ -41,6 +52,7 @@ impl Plugin for ResourceQuota {
             return Ok(());
         };
         let mut usage = usage(attributes, object);
+        let mut needs = self.0.needs(attributes, object, &usage);
         if let Some(old) = attributes.old {
             for (name, amount) in self::usage(attributes, old) {
                 let entry = usage.entry(name).or_insert(Quantity::ZERO);
@@ -48,14 +60,20 @@ impl Plugin for ResourceQuota {
             }
         }
         let prefix = format!("{}/", at.namespace);
-        let keys: Vec<String> = caches
-            .of(quotas)
-            .snapshot()
+        let snapshot = caches.of(quotas).snapshot();
+        let of_namespace = snapshot
             .entries
-            .keys()
-            .filter(|k| k.starts_with(&prefix))
-            .map(|k| k.to_string())
+            .iter()
+            .filter(|(k, _)| k.starts_with(&prefix));
+        let keys: Vec<String> = of_namespace
+            .map(|(key, entry)| {
+                needs.find(at.resource.plural, object, &entry.object());
+                key.to_string()
+            })
             .collect();
+        if usage.values().any(|amount| *amount > Quantity::ZERO) {
+            needs.check(attributes)?;
+        }
         for key in keys {
             charge(caches, attributes, object, &usage, &key).await?;
         }
@@ -166,47 +184,6 @@ fn pod_total(pod: &Value, requirement: &str) -> Usage {
     total
 }
 
-/// Whether the quota's scopes select the object.
-fn in_scope(quota: &Value, object: &Value) -> bool {
-    let holds = |scope: &str| match scope {
-        "Terminating" => !object["spec"]["activeDeadlineSeconds"].is_null(),
-        "NotTerminating" => object["spec"]["activeDeadlineSeconds"].is_null(),
-        "BestEffort" => strategy::qos_class(object) == "BestEffort",
-        "NotBestEffort" => strategy::qos_class(object) != "BestEffort",
-        _ => true,
-    };
-    let scopes = quota["spec"]["scopes"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str);
-    let plain = scopes.into_iter().all(holds);
-    let selected = quota["spec"]["scopeSelector"]["matchExpressions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .all(|e| {
-            if e["scopeName"] != "PriorityClass" {
-                return holds(e["scopeName"].as_str().unwrap_or_default());
-            }
-            let class = object["spec"]["priorityClassName"]
-                .as_str()
-                .unwrap_or_default();
-            let listed = e["values"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(|v| v == class);
-            match e["operator"].as_str() {
-                Some("In") => listed,
-                Some("NotIn") => !listed,
-                Some("Exists") => !class.is_empty(),
-                _ => class.is_empty(),
-            }
-        });
-    plain && selected
-}
-
 async fn charge(
     caches: &Caches,
     attributes: &Attributes<'_>,
@@ -222,9 +199,8 @@ async fn charge(
             return Ok(());
         };
         let mut quota = entry.object();
-        let has_scopes =
-            quota["spec"]["scopes"].is_array() || quota["spec"]["scopeSelector"].is_object();
-        if has_scopes && (attributes.at.resource.plural != "pods" || !in_scope(&quota, object)) {
+        let is_met = |scope: &Value| scopes::is_met(scope, attributes.at.resource.plural, object);
+        if !scopes::of_quota(&quota).iter().all(is_met) {
             return Ok(());
         }
         // What the controller has not counted yet is not limited yet.

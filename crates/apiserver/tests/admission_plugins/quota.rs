@@ -1,0 +1,94 @@
+//! What may be used only where a quota limits it.
+
+use super::*;
+
+const QUOTAS: &str = "/api/v1/namespaces/n/resourcequotas";
+const CLAIMS: &str = "/api/v1/namespaces/n/persistentvolumeclaims";
+
+async fn limited() -> Plugged {
+    let storage = json!({"resource": "persistentvolumeclaims", "matchContains": [".storageclass.storage.k8s.io/requests.storage"]});
+    let scope = json!({"scopeName": "PriorityClass", "operator": "In", "values": ["system-cluster-critical"]});
+    let pods = json!({"resource": "pods", "matchScopes": [scope]});
+    let configuration = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "ResourceQuotaConfiguration",
+        "limitedResources": [storage, pods]});
+    let directory = tempfile::tempdir().unwrap();
+    // In a file beside the other one.
+    let path = directory.path().join("quota.yaml");
+    std::fs::write(path, configuration.to_string()).unwrap();
+    let plugins = json!([{"name": "ResourceQuota", "path": "quota.yaml"}]);
+    let limited = Plugged::start_in(directory, &[], plugins).await;
+    limited.with_namespace().await
+}
+
+/// A quota with what a controller would have counted.
+async fn quota(api: &Api, name: &str, mut spec: Value, used: Value) {
+    let hard = spec["hard"].clone();
+    let quota = json!({"metadata": {"name": name}, "spec": spec.take()});
+    let mut quota = made(api.post(QUOTAS, quota).await);
+    quota["status"] = json!({"hard": hard, "used": used});
+    let path = format!("{QUOTAS}/{name}/status");
+    made(api.call(http::Method::PUT, &path, quota).await);
+}
+
+#[tokio::test]
+async fn limited_resources_need_a_quota() {
+    let limited = limited().await;
+    let api = &limited.api;
+    let claim = |name: &str, class: &str| {
+        json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "storageClassName": class, "resources": {"requests": {"storage": "1Gi"}}}})
+    };
+    let resource = "gold.storageclass.storage.k8s.io/requests.storage";
+    let why = format!(
+        "persistentvolumeclaims \"a\" is forbidden: insufficient quota to consume: {resource}"
+    );
+    assert_refused(api.post(CLAIMS, claim("a", "gold")).await, 403, &why);
+    quota(
+        api,
+        "gold",
+        json!({"hard": {resource: "1Gi"}}),
+        json!({resource: "0"}),
+    )
+    .await;
+    made(api.post(CLAIMS, claim("a", "gold")).await);
+    let second = api.post(CLAIMS, claim("b", "gold")).await;
+    let exceeded = format!(
+        "persistentvolumeclaims \"b\" is forbidden: exceeded quota: gold, requested: {resource}=1Gi, used: {resource}=1Gi, limited: {resource}=1Gi"
+    );
+    assert_refused(second, 403, &exceeded);
+    // The quota is of another class.
+    let (status, answer) = api.post(CLAIMS, claim("c", "silver")).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{answer}");
+    made(api.post(PODS, common::pod("p")).await);
+}
+
+#[tokio::test]
+async fn limited_scopes_need_a_quota() {
+    let limited = limited().await;
+    let api = &limited.api;
+    let critical = |name: &str| {
+        pod_with(
+            name,
+            json!({"priorityClassName": "system-cluster-critical"}),
+        )
+    };
+    assert_refused(
+        api.post(PODS, critical("a")).await,
+        500,
+        "insufficient quota to match these scopes: [{PriorityClass In [system-cluster-critical]}]",
+    );
+    let selector = |values: Value| json!({"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In", "values": values}]});
+    let spec = |values: Value| json!({"hard": {"pods": "5"}, "scopeSelector": selector(values)});
+    quota(api, "others", spec(json!(["other"])), json!({"pods": "0"})).await;
+    assert_eq!(
+        api.post(PODS, critical("b")).await.0,
+        StatusCode::INTERNAL_SERVER_ERROR
+    );
+    let of_critical = spec(json!(["system-cluster-critical"]));
+    quota(api, "critical", of_critical, json!({"pods": "0"})).await;
+    made(api.post(PODS, critical("c")).await);
+    let quota = made(api.get(&format!("{QUOTAS}/critical")).await);
+    assert_eq!(quota["status"]["used"]["pods"], "1");
+    let others = made(api.get(&format!("{QUOTAS}/others")).await);
+    assert_eq!(others["status"]["used"]["pods"], "0");
+}
