@@ -1,5 +1,7 @@
 //! Nodes, namespaces, services, configuration, storage and the rest.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::{AGE, Column, NAME, age, column, items, number, or, selector, string, wide};
@@ -142,7 +144,14 @@ pub(super) static ENDPOINT_SLICE: &[Column] = &[
         string(o, "/addressType").into()
     }),
     column("Ports", "string", |o| {
-        let ports: Vec<String> = items(o, "/ports").map(|p| string(p, "/port")).collect();
+        let port = |port: &Value| match string(port, "/port") {
+            number if !number.is_empty() => number,
+            _ => match port["name"].as_str() {
+                Some(name) => name.to_owned(),
+                None => "*".to_owned(),
+            },
+        };
+        let ports: Vec<String> = items(o, "/ports").map(port).collect();
         if ports.is_empty() {
             "<unset>".into()
         } else {
@@ -165,46 +174,55 @@ pub(super) static ENDPOINT_SLICE: &[Column] = &[
 
 pub(super) static EVENT: &[Column] = &[
     column("Last Seen", "string", |o| {
-        let last = ["lastTimestamp", "eventTime"]
-            .iter()
-            .map(|f| &o[*f])
-            .find(|t| t.is_string());
-        age(last.unwrap_or(&o["metadata"]["creationTimestamp"])).into()
+        let last = match &o["series"] {
+            Value::Null => &o["lastTimestamp"],
+            series => return age(&series["lastObservedTime"]).into(),
+        };
+        age(if last.is_string() {
+            last
+        } else {
+            first_seen(o)
+        })
+        .into()
     }),
     column("Type", "string", |o| string(o, "/type").into()),
     column("Reason", "string", |o| string(o, "/reason").into()),
     column("Object", "string", |o| {
-        format!(
-            "{}/{}",
-            string(o, "/involvedObject/kind").to_lowercase(),
-            string(o, "/involvedObject/name")
-        )
-        .into()
+        let kind = string(o, "/involvedObject/kind").to_lowercase();
+        match string(o, "/involvedObject/name") {
+            name if name.is_empty() => kind.into(),
+            name => format!("{kind}/{name}").into(),
+        }
     }),
     wide("Subobject", "string", |o| {
         string(o, "/involvedObject/fieldPath").into()
     }),
     wide("Source", "string", |o| {
-        let parts = [string(o, "/source/component"), string(o, "/source/host")];
-        parts
-            .iter()
-            .filter(|p| !p.is_empty())
-            .cloned()
-            .collect::<Vec<_>>()
-            .join(", ")
-            .into()
+        let either = |old: &str, new: &str| match string(o, old) {
+            text if text.is_empty() => string(o, new),
+            text => text,
+        };
+        let component = either("/source/component", "/reportingComponent");
+        match either("/source/host", "/reportingInstance") {
+            host if host.is_empty() => component.into(),
+            host => format!("{component}, {host}").into(),
+        }
     }),
     column("Message", "string", |o| string(o, "/message").trim().into()),
-    wide("First Seen", "string", |o| {
-        let first = ["firstTimestamp", "eventTime"]
-            .iter()
-            .map(|f| &o[*f])
-            .find(|t| t.is_string());
-        age(first.unwrap_or(&o["metadata"]["creationTimestamp"])).into()
+    wide("First Seen", "string", |o| age(first_seen(o)).into()),
+    wide("Count", "string", |o| match &o["series"] {
+        Value::Null => number(o, "/count").max(1).into(),
+        series => number(series, "/count").into(),
     }),
-    wide("Count", "string", |o| number(o, "/count").max(1).into()),
     wide("Name", "string", |o| meta::name(o).into()),
 ];
+
+fn first_seen(event: &Value) -> &Value {
+    match &event["firstTimestamp"] {
+        Value::Null => &event["eventTime"],
+        first => first,
+    }
+}
 
 fn size(object: &Value, part: &str) -> usize {
     object[part].as_object().map_or(0, Map::len)
@@ -343,11 +361,13 @@ pub(super) static INGRESS: &[Column] = &[
         }
     }),
     column("Address", "string", |o| {
-        items(o, "/status/loadBalancer/ingress")
-            .map(|i| string(i, "/ip"))
-            .collect::<Vec<_>>()
-            .join(",")
-            .into()
+        let address = |ingress: &Value| match string(ingress, "/ip") {
+            ip if ip.is_empty() => string(ingress, "/hostname"),
+            ip => ip,
+        };
+        let all = items(o, "/status/loadBalancer/ingress").map(address);
+        let all: BTreeSet<String> = all.filter(|address| !address.is_empty()).collect();
+        all.into_iter().collect::<Vec<_>>().join(",").into()
     }),
     column("Ports", "string", |o| {
         if items(o, "/spec/tls").next().is_some() {
@@ -365,7 +385,16 @@ pub(super) static INGRESS_CLASS: &[Column] = &[
         string(o, "/spec/controller").into()
     }),
     column("Parameters", "string", |o| {
-        or(string(o, "/spec/parameters/name"), "<none>")
+        let parameters = &o["spec"]["parameters"];
+        if parameters.is_null() {
+            return "<none>".into();
+        }
+        let group = match parameters["apiGroup"].as_str() {
+            Some(group) => format!(".{group}"),
+            None => String::new(),
+        };
+        let (kind, name) = (string(parameters, "/kind"), string(parameters, "/name"));
+        format!("{kind}{group}/{name}").into()
     }),
     AGE,
 ];

@@ -84,7 +84,7 @@ pub fn columns(group: &str, kind: &str) -> &'static [Column] {
         ("", "Service") => cluster::SERVICE,
         ("", "Endpoints") => cluster::ENDPOINTS,
         ("discovery.k8s.io", "EndpointSlice") => cluster::ENDPOINT_SLICE,
-        ("", "Event") => cluster::EVENT,
+        ("" | "events.k8s.io", "Event") => cluster::EVENT,
         ("", "ConfigMap") => cluster::CONFIG_MAP,
         ("", "Secret") => cluster::SECRET,
         ("", "PersistentVolume") => cluster::PERSISTENT_VOLUME,
@@ -163,7 +163,10 @@ pub fn cells_of(resource: &Resource, object: &Value) -> Value {
 fn definitions(group: &str, kind: &str) -> Value {
     let columns = columns(group, kind).iter();
     let definitions = columns.map(|c| {
-        let format = if c.name == "Name" { "name" } else { "" };
+        let format = match c.name {
+            "Name" | "Attacher" => "name",
+            _ => "",
+        };
         let description = descriptions::of(group, kind, c.name);
         json!({"name": c.name, "type": c.ty, "format": format, "description": description, "priority": c.priority})
     });

@@ -243,34 +243,59 @@ pub(super) static HORIZONTAL_POD_AUTOSCALER: &[Column] = &[
     AGE,
 ];
 
+/// Metrics that are shown; of more it is said how many.
+const SHOWN_METRICS: usize = 2;
+
 fn targets(hpa: &Value) -> Value {
     let current: Vec<&Value> = items(hpa, "/status/currentMetrics").collect();
-    let list: Vec<String> = items(hpa, "/spec/metrics")
-        .enumerate()
-        .map(|(i, metric)| {
-            let resource = &metric["resource"];
-            let name = resource["name"].as_str().unwrap_or_default();
-            let now = current.get(i).map(|c| &c["resource"]["current"]);
-            match resource["target"]["averageUtilization"].as_i64() {
-                Some(wanted) => {
-                    let now = now.and_then(|n| n["averageUtilization"].as_i64());
-                    let now = now.map_or("<unknown>".to_owned(), |n| format!("{n}%"));
-                    format!("{name}: {now}/{wanted}%")
-                }
-                None => {
-                    let now = now
-                        .map(|n| string(n, "/averageValue"))
-                        .filter(|n| !n.is_empty());
-                    let wanted = string(resource, "/target/averageValue");
-                    format!(
-                        "{name}: {}/{wanted}",
-                        now.unwrap_or_else(|| "<unknown>".into())
-                    )
-                }
-            }
-        })
+    let metrics = items(hpa, "/spec/metrics").enumerate();
+    let list: Vec<String> = metrics
+        .map(|(i, metric)| target(metric, current.get(i).copied().unwrap_or(&Value::Null)))
         .collect();
-    or(list.join(", "), "<none>")
+    let shown = list.iter().take(SHOWN_METRICS).cloned().collect::<Vec<_>>();
+    match list.len().saturating_sub(SHOWN_METRICS) {
+        0 => or(shown.join(", "), "<none>"),
+        more => format!("{} + {more} more...", shown.join(", ")).into(),
+    }
+}
+
+/// What a metric is, and what it should be.
+fn target(metric: &Value, status: &Value) -> String {
+    const SOURCES: [(&str, &str); 5] = [
+        ("External", "external"),
+        ("Object", "object"),
+        ("Pods", "pods"),
+        ("Resource", "resource"),
+        ("ContainerResource", "containerResource"),
+    ];
+    let ty = metric["type"].as_str().unwrap_or_default();
+    let Some((_, field)) = SOURCES.iter().find(|(name, _)| *name == ty) else {
+        return "<unknown type>".into();
+    };
+    let (wanted, now) = (&metric[*field]["target"], &status[*field]["current"]);
+    let of = |values: &Value, field: &str, unit: &str, otherwise: &str| match &values[field] {
+        Value::Null => otherwise.to_owned(),
+        Value::String(text) => text.clone(),
+        number => format!("{number}{unit}"),
+    };
+    let pair = |field: &str, unit: &str, otherwise: &str| {
+        let now = of(now, field, unit, "<unknown>");
+        format!("{now}/{}", of(wanted, field, unit, otherwise))
+    };
+    let is_average = !wanted["averageValue"].is_null();
+    match *field {
+        "pods" => pair("averageValue", "", ""),
+        "external" | "object" if is_average => format!("{} (avg)", pair("averageValue", "", "")),
+        "external" | "object" => pair("value", "", ""),
+        source => {
+            let name = metric[source]["name"].as_str().unwrap_or_default();
+            let pair = match is_average {
+                true => pair("averageValue", "", ""),
+                false => pair("averageUtilization", "%", "<auto>"),
+            };
+            format!("{name}: {pair}")
+        }
+    }
 }
 
 pub(super) static POD_DISRUPTION_BUDGET: &[Column] = &[

@@ -178,16 +178,16 @@ impl Shape {
     fn row(&self, entry: &Entry) -> Value {
         let object = self.object(entry);
         let stored = working_resource(&self.resource);
-        // Columns are written for the stored version.
-        let cells = if self.convert {
+        // Columns are written for the stored version, and what goes with another one is not shown beside them.
+        let own = if self.convert {
             entry.object()
         } else {
             object.clone()
         };
-        let mut row = json!({"cells": table::cells_of(stored, &cells)});
+        let mut row = json!({"cells": table::cells_of(stored, &own)});
         match self.include {
             Include::None => row["object"] = Value::Null,
-            Include::Metadata => row["object"] = partial(&object),
+            Include::Metadata => row["object"] = partial(&own),
             Include::Object => row["object"] = object,
         }
         row
