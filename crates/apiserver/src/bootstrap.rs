@@ -289,11 +289,16 @@ async fn kubernetes_service(server: &Arc<Server>) -> Result<(), Error> {
         return Ok(());
     };
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
-    let service = json!({
+    let mut service = json!({
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
         "spec": {"type": "ClusterIP", "clusterIP": address.to_string(), "ports": [
             {"name": "https", "protocol": "TCP", "port": 443, "targetPort": config.advertise.port()}]},
     });
+    let node_port = config.endpoints.kubernetes_service_node_port;
+    if node_port > 0 {
+        service["spec"]["type"] = "NodePort".into();
+        service["spec"]["ports"][0]["nodePort"] = node_port.into();
+    }
     create(server, "", "services", "default", service).await?;
     endpoint_reconciler::reconcile(server).await
 }
@@ -310,9 +315,14 @@ pub(crate) async fn publish_endpoints(
         .iter()
         .map(|ip| json!({"ip": ip.to_string()}))
         .collect();
+    let subsets = if ips.is_empty() {
+        json!([])
+    } else {
+        json!([{"addresses": ips, "ports": ports}])
+    };
     let endpoints = json!({
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": ips, "ports": ports}],
+        "subsets": subsets,
     });
     let ready: Vec<Value> = addresses
         .iter()
@@ -359,10 +369,10 @@ pub(crate) async fn replace(
 
 async fn extension_configuration(server: &Arc<Server>) -> Result<(), Error> {
     let mut data = Map::new();
-    data.insert(
-        "client-ca-file".into(),
-        server.config.client_ca_pem.clone().into(),
-    );
+    let clients = &server.config.client_ca_pem;
+    if !clients.is_empty() {
+        data.insert("client-ca-file".into(), clients.clone().into());
+    }
     if let Some(pem) = &server.config.requestheader_ca_pem {
         data.insert("requestheader-client-ca-file".into(), pem.clone().into());
         let proxy = &server.config.authentication.front_proxy;

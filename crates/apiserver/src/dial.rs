@@ -1,22 +1,42 @@
-//! Outgoing connections to kubelets, pods and services. Where the cluster's network is not the process's own, the master
-//! hands in a [`Dialer`] that opens sockets inside it.
+//! Outgoing connections. Where the cluster's network is not the process's own, the master hands in a [`Dialer`] that opens
+//! sockets inside it.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Opens connections into the cluster's network.
+/// What bytes go through, in both directions.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
+
+/// A connection, whichever way it takes.
+pub type Connection = Box<dyn Stream>;
+
+/// Opens connections into a network.
 #[async_trait]
 pub trait Dialer: Send + Sync + 'static {
     /// # Errors
     /// What the kernel says.
-    async fn connect(&self, address: SocketAddr) -> std::io::Result<TcpStream>;
+    async fn connect(&self, address: SocketAddr) -> std::io::Result<Connection>;
+
+    /// Connects to a host by its name, which is looked up from the process's own network.
+    ///
+    /// # Errors
+    /// As [`Self::connect`], and when there is no such host.
+    async fn connect_name(&self, host: &str, port: u16) -> std::io::Result<Connection> {
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
+    }
 }
 
 /// Connects from the process's own network.
@@ -24,8 +44,26 @@ pub struct Direct;
 
 #[async_trait]
 impl Dialer for Direct {
-    async fn connect(&self, address: SocketAddr) -> std::io::Result<TcpStream> {
-        TcpStream::connect(address).await
+    async fn connect(&self, address: SocketAddr) -> std::io::Result<Connection> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
+    }
+}
+
+/// How services of the control plane are reached: webhooks that are named by kubeconfigs, and the collector of spans.
+#[derive(Clone)]
+pub struct ControlPlane(pub Arc<dyn Dialer>);
+
+impl Default for ControlPlane {
+    fn default() -> Self {
+        Self(Arc::new(Direct))
+    }
+}
+
+impl fmt::Debug for ControlPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ControlPlane")
     }
 }
 
@@ -38,9 +76,8 @@ pub async fn connect_tls(
     config: Arc<ClientConfig>,
     address: SocketAddr,
     name: Option<&str>,
-) -> std::io::Result<TlsStream<TcpStream>> {
+) -> std::io::Result<TlsStream<Connection>> {
     let stream = dialer.connect(address).await?;
-    stream.set_nodelay(true)?;
     let name = match name {
         Some(name) => ServerName::try_from(name.to_owned()).map_err(std::io::Error::other)?,
         None => ServerName::IpAddress(address.ip().into()),

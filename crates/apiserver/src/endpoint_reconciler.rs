@@ -1,5 +1,9 @@
-//! The endpoints of the `kubernetes` service. Servers that share a store keep a key with a time to live each
-//! (`masterleases`), and every one of them publishes all whose keys are there.
+//! The `kubernetes` service and its endpoints. Servers that share a store keep a key with a time to live each
+//! (`masterleases`), and every one of them publishes all whose keys are there; or each keeps its own address among as many
+//! as there shall be.
+
+mod flags;
+mod master_count;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,6 +16,8 @@ use serde_json::json;
 use crate::Server;
 use crate::bootstrap;
 use crate::cache::REGISTRY;
+
+pub use flags::{Endpoints, Reconciler};
 
 /// How long a server counts after it was last heard of, in seconds.
 const TTL: i64 = 15;
@@ -33,17 +39,22 @@ fn address(server: &Server) -> Option<Ipv4Addr> {
 
 /// Keeps this server among the endpoints until shutdown.
 pub async fn run(server: Arc<Server>) {
-    if !server.config.shares_store {
+    let kind = server.config.endpoints.endpoint_reconciler_type;
+    if !server.config.shares_store || kind == Reconciler::None {
         return;
     }
+    let _held = server.drain.hold();
     loop {
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
-            () = server.shutdown.cancelled() => return withdraw(&server).await,
+            () = server.shutdown.cancelled() => break,
         }
         if let Err(error) = reconcile(&server).await {
             tracing::warn!(%error, "cannot keep the endpoints of the kubernetes service");
         }
+    }
+    if let Err(error) = withdraw(&server).await {
+        tracing::warn!(%error, "this server stays among the endpoints of the kubernetes service");
     }
 }
 
@@ -55,8 +66,11 @@ pub async fn reconcile(server: &Arc<Server>) -> Result<(), Error> {
     let Some(own) = address(server) else {
         return Ok(());
     };
-    if !server.config.shares_store {
-        return bootstrap::publish_endpoints(server, &[own]).await;
+    match server.config.endpoints.endpoint_reconciler_type {
+        Reconciler::None => return Ok(()),
+        Reconciler::MasterCount => return master_count::reconcile(server, own).await,
+        Reconciler::Lease if server.config.shares_store => {}
+        Reconciler::Lease => return bootstrap::publish_endpoints(server, &[own]).await,
     }
     announce(server, own).await?;
     let keys = Keys::prefix(prefix());
@@ -95,16 +109,21 @@ async fn announce(server: &Server, own: Ipv4Addr) -> Result<(), Error> {
     Ok(())
 }
 
-/// The others publish what is left.
-async fn withdraw(server: &Server) {
-    let Some(own) = address(server) else { return };
+/// What is left, the others publish.
+async fn withdraw(server: &Arc<Server>) -> Result<(), Error> {
+    let Some(own) = address(server) else {
+        return Ok(());
+    };
+    if server.config.endpoints.endpoint_reconciler_type == Reconciler::MasterCount {
+        return master_count::withdraw(server, own).await;
+    }
     let delete = Op::Delete(Delete {
         keys: Keys::One(format!("{}{own}", prefix()).into()),
         prev_kv: false,
     });
-    if let Err(error) = server.caches.store().txn(only(delete)).await {
-        tracing::warn!(%error, "this server stays among the endpoints until its key expires");
-    }
+    let store = server.caches.store();
+    store.txn(only(delete)).await.map_err(Error::internal)?;
+    Ok(())
 }
 
 fn only(op: Op) -> Txn {

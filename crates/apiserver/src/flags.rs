@@ -4,37 +4,37 @@ mod admission;
 mod audit;
 mod authentication;
 mod authorization;
+mod etcd;
 mod flow_control;
+mod serving;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{ArgAction, ArgMatches, Args as _, Command};
-use fluyt_etcd::embedded::Embedded;
-use fluyt_etcd::external::{self, External};
-use fluyt_etcd::{DynStore, Rebased};
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::REGISTRY;
-use crate::dial::Direct;
+use crate::aggregator::Routing;
+use crate::browsers::Browsers;
+use crate::egress::Egress;
+use crate::endpoint_reconciler::Endpoints;
+use crate::health::EtcdChecks;
 use crate::limits;
-use crate::listen::TlsSettings;
+use crate::listen::{TlsSettings, Usual};
+use crate::metrics::Exposition;
 use crate::served;
-use crate::{
-    Config, Encryption, Features, Limits, MediaType, Server, ServiceNetwork, Storage,
-    TracingConfiguration,
-};
+use crate::{Config, Features, Limits, Server, ServiceNetwork, TracingConfiguration};
 
 use admission::AdmissionArgs;
 use audit::AuditArgs;
 use authentication::AuthenticationArgs;
 use authorization::AuthorizationArgs;
+use etcd::EtcdArgs;
 use flow_control::FlowControlArgs;
+use serving::ServingArgs;
 
 /// The command line of kube-apiserver: its flags, and what they were given as.
 #[derive(Debug)]
@@ -96,40 +96,10 @@ const ADDRESS_TYPES: [&str; 5] = [
 /// Flags of kube-apiserver.
 #[derive(clap::Args, Debug)]
 struct ServerFlags {
-    /// Directory of the embedded store, which is used unless --etcd-servers is given.
-    #[arg(long, default_value = "/var/lib/fluyt/apiserver")]
-    data_dir: PathBuf,
-    /// Members of an etcd cluster to keep the state in (scheme://ip:port), comma separated.
-    #[arg(long, value_delimiter = ',')]
-    etcd_servers: Vec<String>,
-    /// Authorities that the etcd servers' certificates are verified with.
-    #[arg(long, requires = "etcd_servers")]
-    etcd_cafile: Option<PathBuf>,
-    /// Client certificate for etcd.
-    #[arg(long, requires = "etcd_keyfile")]
-    etcd_certfile: Option<PathBuf>,
-    /// Its private key.
-    #[arg(long, requires = "etcd_certfile")]
-    etcd_keyfile: Option<PathBuf>,
-    /// Prefix of all keys in etcd.
-    #[arg(long, default_value = "/registry")]
-    etcd_prefix: String,
-    /// What built-in kinds are stored as.
-    #[arg(long, default_value = "application/vnd.kubernetes.protobuf")]
-    storage_media_type: MediaType,
-    /// File that says what is encrypted in the store, and with what.
-    #[arg(long)]
-    encryption_provider_config: Option<PathBuf>,
-    /// Take over changes of that file while the server runs.
-    #[arg(long, requires = "encryption_provider_config", num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
-    encryption_provider_config_automatic_reload: bool,
-    #[arg(long, default_value = "0.0.0.0")]
-    bind_address: IpAddr,
-    #[arg(long, default_value_t = 6443)]
-    secure_port: u16,
-    /// Address that pods reach through the kubernetes service.
-    #[arg(long)]
-    advertise_address: Option<IpAddr>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
+    #[command(flatten)]
+    serving: ServingArgs,
     /// Range that services' addresses are from, or two of different families, comma separated.
     #[arg(long, value_delimiter = ',', default_value = "10.0.0.0/24")]
     service_cluster_ip_range: Vec<IpNet>,
@@ -137,12 +107,9 @@ struct ServerFlags {
     service_node_port_range: String,
     #[command(flatten)]
     admission: AdmissionArgs,
+    /// Authorities of clients' certificates.
     #[arg(long)]
-    client_ca_file: PathBuf,
-    #[arg(long)]
-    tls_cert_file: PathBuf,
-    #[arg(long)]
-    tls_private_key_file: PathBuf,
+    client_ca_file: Option<PathBuf>,
     /// RSA, P-256 or P-384 key that signs service-account tokens, and verifies them unless other keys do.
     #[arg(long)]
     service_account_signing_key_file: PathBuf,
@@ -170,7 +137,23 @@ struct ServerFlags {
     #[command(flatten)]
     limits: Limits,
     #[command(flatten)]
+    etcd_checks: EtcdChecks,
+    #[command(flatten)]
+    metrics: Exposition,
+    /// Profiles of Go programs, which this is not: only false, as nothing is served under /debug/pprof.
+    #[arg(long, value_parser = without_profiles, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    profiling: Option<bool>,
+    #[command(flatten)]
     tls: TlsSettings,
+    #[command(flatten)]
+    browsers: Browsers,
+    #[command(flatten)]
+    routing: Routing,
+    #[command(flatten)]
+    endpoints: Endpoints,
+    /// Port of kubelets that do not say theirs; deprecated.
+    #[arg(long, default_value_t = 10250)]
+    kubelet_port: u16,
     /// Allow privileged containers.
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     allow_privileged: bool,
@@ -180,14 +163,14 @@ struct ServerFlags {
     /// Kinds of nodes' addresses by which kubelets are reached, the preferred ones first, comma separated.
     #[arg(long, value_delimiter = ',', value_parser = ADDRESS_TYPES, default_value = "Hostname,InternalDNS,InternalIP,ExternalDNS,ExternalIP")]
     kubelet_preferred_address_types: Vec<String>,
-    /// How long the store's history is kept at least; 0 leaves it to the store.
-    #[arg(long, default_value = "5m0s", value_parser = limits::duration)]
-    etcd_compaction_interval: Duration,
     #[command(flatten)]
     versions: served::Flags,
     /// File with a TracingConfiguration: where the spans of requests are sent, and of how many.
     #[arg(long)]
     tracing_config_file: Option<PathBuf>,
+    /// File with an EgressSelectorConfiguration: the proxies that connections go through.
+    #[arg(long)]
+    egress_selector_config_file: Option<PathBuf>,
     /// Features to turn on and off: Name=bool, comma separated.
     #[arg(long)]
     feature_gates: Vec<String>,
@@ -207,46 +190,12 @@ fn pair(
     }
 }
 
-/// What keys start with in the store.
-fn prefix(args: &ServerFlags) -> String {
-    if args.etcd_servers.is_empty() {
-        return REGISTRY.to_owned();
-    }
-    format!("/{}/", args.etcd_prefix.trim_matches('/'))
-}
-
-/// The form of objects in the store.
-async fn storage(args: &ServerFlags, shutdown: &CancellationToken) -> anyhow::Result<Storage> {
-    let encryption = match &args.encryption_provider_config {
-        None => Arc::default(),
-        Some(path) => {
-            let reload = args.encryption_provider_config_automatic_reload;
-            Encryption::load_file(path, &prefix(args), reload, shutdown.clone())
-                .await
-                .context("--encryption-provider-config")?
-        }
-    };
-    Ok(Storage {
-        media_type: args.storage_media_type,
-        encryption,
-    })
-}
-
-/// The store that the flags name.
-async fn store(args: &ServerFlags) -> anyhow::Result<DynStore> {
-    if args.etcd_servers.is_empty() {
-        return Ok(Arc::new(Embedded::open(&args.data_dir)?));
-    }
-    let mut config = external::Config::new(args.etcd_servers.clone());
-    config.ca_pem = args.etcd_cafile.as_deref().map(read).transpose()?;
-    config.client_pem = pair(args.etcd_certfile.as_ref(), args.etcd_keyfile.as_ref())?;
-    let store: DynStore = Arc::new(External::connect(config).await.context("--etcd-servers")?);
-    let prefix = prefix(args);
-    Ok(if prefix == REGISTRY {
-        store
+fn without_profiles(text: &str) -> Result<bool, &'static str> {
+    if matches!(text, "false" | "f" | "F" | "False" | "FALSE" | "0") {
+        Ok(false)
     } else {
-        Arc::new(Rebased::new(store, REGISTRY, prefix))
-    })
+        Err("there are no profiles to serve")
+    }
 }
 
 /// The ranges of services' addresses.
@@ -281,23 +230,16 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         low.parse().context("--service-node-port-range")?,
         high.parse().context("--service-node-port-range")?,
     );
-    let listener = tokio::net::TcpListener::bind((args.bind_address, args.secure_port))
-        .await
-        .with_context(|| {
-            format!(
-                "cannot listen on {}:{}",
-                args.bind_address, args.secure_port
-            )
-        })?;
-    let advertise = args.advertise_address.unwrap_or_else(|| {
-        if args.bind_address.is_unspecified() {
-            IpAddr::V4(Ipv4Addr::LOCALHOST)
-        } else {
-            args.bind_address
-        }
-    });
-    let store = store(&args).await?;
-    let storage = storage(&args, &shutdown).await?;
+    args.tls.check()?;
+    args.endpoints.check(node_ports)?;
+    let listener = args.serving.bind()?;
+    let service_network = ServiceNetwork {
+        cluster_ips: cluster_ips(&args.service_cluster_ip_range)?,
+        node_ports,
+    };
+    let certificate = args.serving.certificate(service_network.first_address())?;
+    let store = args.etcd.store().await?;
+    let storage = args.etcd.storage(&shutdown).await?;
     let audiences = if args.api_audiences.is_empty() {
         vec![args.authentication.issuer()]
     } else {
@@ -313,6 +255,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let admission = args.admission.settings()?;
     let tracing = args.tracing_config_file.as_deref();
     let tracing = tracing.map(TracingConfiguration::load);
+    let egress = args.egress_selector_config_file.as_deref();
+    let egress = egress.map(Egress::load).transpose()?.unwrap_or_default();
     let flow_control = args.flow_control.settings()?;
     if flow_control.enabled {
         args.versions.check_flow_control()?;
@@ -321,18 +265,22 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         admission,
         store,
         storage,
-        shares_store: !args.etcd_servers.is_empty(),
-        dialer: Arc::new(Direct),
-        advertise: SocketAddr::new(advertise, args.secure_port),
-        service_network: ServiceNetwork {
-            cluster_ips: cluster_ips(&args.service_cluster_ip_range)?,
-            node_ports,
-        },
-        client_ca_pem: read(&args.client_ca_file)?,
-        tls_certificate_pem: read(&args.tls_cert_file)?,
-        tls_key_pem: read(&args.tls_private_key_file)?,
+        shares_store: args.etcd.shares_store(),
+        dialer: egress.cluster,
+        control_plane: egress.control_plane,
+        advertise: args.serving.advertised(),
+        external_hostname: args.serving.external_hostname,
+        service_network,
+        client_ca_pem: args
+            .client_ca_file
+            .as_deref()
+            .map(read)
+            .transpose()?
+            .unwrap_or_default(),
+        certificate: Usual::Files(certificate),
         service_account_key_pem: read(&args.service_account_signing_key_file)?,
         service_account_issuer: args.authentication.issuer(),
+        token_lifetimes: args.authentication.token_lifetimes,
         api_audiences: audiences,
         kubelet_client: pair(
             args.kubelet_client_certificate.as_ref(),
@@ -360,11 +308,19 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         features,
         flags: given,
         limits: args.limits,
+        etcd_checks: args.etcd_checks,
+        metrics: args.metrics,
         tls: args.tls,
+        browsers: args.browsers,
+        routing: args.routing,
+        endpoints: args.endpoints,
+        kubelet_port: args.kubelet_port,
+        lease_reuse: args.etcd.lease_reuse_duration_seconds,
         allow_privileged: args.allow_privileged,
+        enable_garbage_collector: args.etcd.enable_garbage_collector,
         event_ttl: args.event_ttl,
         kubelet_address_types: args.kubelet_preferred_address_types,
-        compaction_interval: args.etcd_compaction_interval,
+        compaction_interval: args.etcd.etcd_compaction_interval,
         served: args.versions.served(features)?,
         tracing: tracing.transpose()?,
         shutdown,
@@ -387,18 +343,13 @@ mod tests {
 
     #[test]
     fn every_flag_is_shown_with_its_value() {
-        let needed = [
-            "client-ca-file",
-            "tls-cert-file",
-            "tls-private-key-file",
-            "service-account-signing-key-file",
-        ];
+        let needed = ["client-ca-file", "service-account-signing-key-file"];
         let given = needed.map(|flag| format!("--{flag}=/f"));
         let name = "kube-apiserver".to_owned();
         let others = ["--runtime-config=api/beta=true,apps/v1=false".to_owned()];
         let line = std::iter::once(name).chain(given).chain(others);
         let Args { flags, given } = Cli::try_parse_from(line).unwrap().args;
-        assert_eq!(flags.client_ca_file, Path::new("/f"));
+        assert_eq!(flags.client_ca_file.as_deref(), Some(Path::new("/f")));
         for (flag, value) in [
             ("client-ca-file", "/f"),
             ("runtime-config", "[api/beta=true,apps/v1=false]"),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clap::ArgAction;
 use fluyt_api::{Error, Reason};
 
 use crate::request::RequestInfo;
@@ -25,6 +26,19 @@ pub struct Limits {
     /// How long the server serves on after it was told to stop, not ready any more, so that load balancers notice.
     #[arg(long, default_value = "0s", value_parser = duration)]
     pub shutdown_delay_duration: Duration,
+    /// How many objects of a collection are deleted at a time.
+    #[arg(long, default_value_t = 1)]
+    pub delete_collection_workers: usize,
+    /// Bytes a second that a connection to a pod, service or node may carry in each direction once it has switched protocols;
+    /// 0 for no bound.
+    #[arg(long, default_value_t = 0)]
+    pub max_connection_bytes_per_sec: u64,
+    /// When stopping, listen on until all requests are answered, and ask new ones to come again later.
+    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub shutdown_send_retry_after: bool,
+    /// How long it may take until all watches have ended when the server stops; 0 ends them at once.
+    #[arg(long, default_value = "0s", value_parser = duration)]
+    pub shutdown_watch_termination_grace_period: Duration,
 }
 
 impl Default for Limits {
@@ -35,6 +49,10 @@ impl Default for Limits {
             http2_max_streams_per_connection: 0,
             goaway_chance: 0.0,
             shutdown_delay_duration: Duration::ZERO,
+            delete_collection_workers: 1,
+            max_connection_bytes_per_sec: 0,
+            shutdown_send_retry_after: false,
+            shutdown_watch_termination_grace_period: Duration::ZERO,
         }
     }
 }

@@ -21,18 +21,23 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::aggregator::Routing;
 use crate::authn::jwt::AuthenticationConfiguration;
 use crate::authn::{self, Authenticator, ClientCertificates};
 use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
+use crate::browsers::Browsers;
 use crate::cache::Caches;
-use crate::dial::{Dialer, Direct};
+use crate::dial::{ControlPlane, Dialer, Direct};
+use crate::drain::Drain;
+use crate::endpoint_reconciler::Endpoints;
 use crate::features::Features;
 use crate::flowcontrol::{self, FlowControl};
-use crate::handlers::{self, Call};
+use crate::handlers::{self, Call, TokenLifetimes};
+use crate::health::EtcdChecks;
 use crate::http::{self, Body, BoxError, Wanted};
 use crate::limits::{self, Limits};
-use crate::listen::TlsSettings;
-use crate::metrics::{Labels, Metrics};
+use crate::listen::{Certificates, TlsSettings, Usual};
+use crate::metrics::{self, Exposition, Labels, Metrics};
 use crate::registry::{Registry, ServiceNetwork};
 use crate::request::RequestInfo;
 use crate::served::{Served, Versions};
@@ -54,14 +59,19 @@ pub struct Config {
     pub shares_store: bool,
     /// What is served of the built-in versions.
     pub served: Served,
+    /// How kubelets, pods and services are reached.
     pub dialer: Arc<dyn Dialer>,
+    /// How the services that the configuration names are reached.
+    pub control_plane: ControlPlane,
     /// The address that pods reach through the `kubernetes` service.
     pub advertise: SocketAddr,
+    /// Host, or host and port, by which discovery documents name the server, when it is not that address.
+    pub external_hostname: Option<String>,
     pub service_network: ServiceNetwork,
     /// Verifies client certificates.
     pub client_ca_pem: String,
-    pub tls_certificate_pem: String,
-    pub tls_key_pem: String,
+    /// The serving certificate.
+    pub certificate: Usual,
     pub service_account_key_pem: String,
     pub service_account_issuer: String,
     pub api_audiences: Vec<String>,
@@ -72,11 +82,15 @@ pub struct Config {
     pub proxy_client: Option<(String, String)>,
     pub requestheader_ca_pem: Option<String>,
     pub authentication: authn::Settings,
+    pub token_lifetimes: TokenLifetimes,
     pub authorization: authz::Settings,
     pub audit: audit::Settings,
     pub flow_control: flowcontrol::Settings,
     pub features: Features,
     pub limits: Limits,
+    pub etcd_checks: EtcdChecks,
+    /// What of the metrics is shown.
+    pub metrics: Exposition,
     /// The command line's flags with their values, for `/flagz`.
     pub flags: BTreeMap<String, String>,
     /// Whom the spans of requests are sent to.
@@ -85,6 +99,8 @@ pub struct Config {
     pub admission: admission::Settings,
     /// Whether pods may be privileged.
     pub allow_privileged: bool,
+    /// Whether somebody collects what deleted objects own.
+    pub enable_garbage_collector: bool,
     /// How long events are kept.
     pub event_ttl: Duration,
     /// Kinds of nodes' addresses by which kubelets are reached, the preferred ones first.
@@ -92,6 +108,13 @@ pub struct Config {
     /// How long the store's history is kept at least.
     pub compaction_interval: Duration,
     pub tls: TlsSettings,
+    pub browsers: Browsers,
+    pub routing: Routing,
+    pub endpoints: Endpoints,
+    /// The port of kubelets that do not say theirs.
+    pub kubelet_port: u16,
+    /// How long events share a lease of the store, in seconds.
+    pub lease_reuse: i64,
     pub shutdown: CancellationToken,
 }
 
@@ -115,11 +138,15 @@ impl Config {
             shares_store: false,
             served: Served::default(),
             dialer: Arc::new(Direct),
+            control_plane: ControlPlane::default(),
             advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
+            external_hostname: None,
             service_network: ServiceNetwork::default(),
             client_ca_pem: credentials.client_ca_pem,
-            tls_certificate_pem: credentials.tls_certificate_pem,
-            tls_key_pem: credentials.tls_key_pem,
+            certificate: Usual::Pem {
+                certificate: credentials.tls_certificate_pem,
+                key: credentials.tls_key_pem,
+            },
             service_account_key_pem: credentials.service_account_key_pem,
             service_account_issuer: issuer.into(),
             api_audiences: vec![issuer.into()],
@@ -128,28 +155,49 @@ impl Config {
             proxy_client: None,
             requestheader_ca_pem: None,
             authentication: authn::Settings::default(),
+            token_lifetimes: TokenLifetimes::default(),
             authorization: authz::Settings::default(),
             audit: audit::Settings::default(),
             flow_control: flowcontrol::Settings::default(),
             features: Features::default(),
             limits: Limits::default(),
+            etcd_checks: EtcdChecks::default(),
+            metrics: Exposition::default(),
             flags: BTreeMap::new(),
             tracing: None,
             admission: admission::Settings::default(),
             allow_privileged: true,
+            enable_garbage_collector: true,
             event_ttl: Duration::from_secs(3600),
             kubelet_address_types: ["InternalIP", "ExternalIP"].map(str::to_owned).into(),
             compaction_interval: compactor::INTERVAL,
             tls: TlsSettings::default(),
+            browsers: Browsers::default(),
+            routing: Routing::default(),
+            endpoints: Endpoints::default(),
+            kubelet_port: 10250,
+            lease_reuse: 60,
             shutdown,
         }
     }
 
-    /// Address and port, for discovery.
+    /// Host and port, for discovery.
     #[must_use]
     pub fn external_address(&self) -> String {
-        self.advertise.to_string()
+        let port = self.advertise.port();
+        match self.external_hostname.as_deref() {
+            None | Some("") => self.advertise.to_string(),
+            Some(host) if has_port(host) => host.to_owned(),
+            Some(host) if host.contains(':') => format!("[{host}]:{port}"),
+            Some(host) => format!("{host}:{port}"),
+        }
     }
+}
+
+/// Whether a host says its port as well.
+fn has_port(host: &str) -> bool {
+    host.rsplit_once(':')
+        .is_some_and(|(host, _)| !host.contains(':') || host.ends_with(']'))
 }
 
 /// A running API server.
@@ -161,15 +209,19 @@ pub struct Server {
     pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) tokens: Arc<TokenKeys>,
     pub(crate) dialer: Arc<dyn Dialer>,
+    pub(crate) certificates: Arc<Certificates>,
     pub(crate) kubelet_tls: Arc<ClientConfig>,
     /// For targets whose certificates nobody vouches for (`https:` proxies, `insecureSkipTLSVerify`).
     pub(crate) insecure_tls: Arc<ClientConfig>,
     pub(crate) metrics: Arc<Metrics>,
+    shown_metrics: metrics::Filter,
     /// Collects the spans of requests.
     pub(crate) tracer: Option<Arc<Tracer>>,
     auditor: Arc<audit::Auditor>,
     pub(crate) flow_control: FlowControl,
+    /// Cancelled when the server takes no new requests any more.
     pub(crate) shutdown: CancellationToken,
+    pub(crate) drain: Arc<Drain>,
     /// What aggregated servers say they serve.
     pub(crate) aggregated: aggregator::Discovered,
     ready: AtomicBool,
@@ -202,6 +254,7 @@ impl Server {
             &config.service_account_issuer,
             config.api_audiences.clone(),
             &config.authentication,
+            &config.control_plane,
             config.shutdown.clone(),
         )?;
         let kubelet_tls = client_tls(
@@ -212,9 +265,14 @@ impl Server {
         let webhooks = Arc::new(webhook::Client::new(
             caches.clone(),
             config.dialer.clone(),
+            config.routing,
             config.proxy_client.clone(),
         ));
-        let authorizer = Arc::new(Authorizer::new(caches.clone(), &config.authorization)?);
+        let authorizer = Arc::new(Authorizer::new(
+            caches.clone(),
+            &config.authorization,
+            &config.control_plane,
+        )?);
         let shared = admission::Shared {
             caches: caches.clone(),
             authorizer: authorizer.clone(),
@@ -222,7 +280,13 @@ impl Server {
             webhooks,
             server: Arc::default(),
         };
+        let named = config.tls.tls_sni_cert_key.clone();
+        let certificates = Certificates::load(config.certificate.clone(), named)?;
+        let drain = Drain::start(&config.limits, config.shutdown.clone());
         let server = Arc::new(Self {
+            certificates,
+            shutdown: drain.stopping.clone(),
+            drain,
             registry: Registry::new(&config, &shared)?,
             authenticator,
             authorizer,
@@ -231,10 +295,10 @@ impl Server {
             kubelet_tls,
             insecure_tls,
             metrics: caches.metrics.clone(),
+            shown_metrics: config.metrics.filter()?,
             tracer: tracer(&config)?,
-            auditor: audit::Auditor::new(&config.audit, &config.shutdown)?,
+            auditor: audit::Auditor::new(&config.audit, &config.control_plane, &config.shutdown)?,
             flow_control: FlowControl::new(caches.clone(), config.flow_control),
-            shutdown: stopped_after(&config),
             aggregated: aggregator::Discovered::default(),
             ready: AtomicBool::new(false),
             started: Instant::now(),
@@ -242,11 +306,13 @@ impl Server {
             config,
         });
         let _ = shared.server.set(Arc::downgrade(&server));
-        let (feeding, shutdown) = (server.caches.clone(), server.shutdown.clone());
-        tokio::spawn(async move { feeding.run(shutdown).await });
+        // Requests and watches need it to the end.
+        let (feeding, drained) = (server.caches.clone(), server.drain.drained.clone());
+        tokio::spawn(async move { feeding.run(drained).await });
         server.caches.filled(&server.shutdown).await?;
         bootstrap::run(&server).await?;
         server.follow_configuration()?;
+        server.certificates.follow(&server.shutdown)?;
         if server.flow_control.is_enabled() {
             flowcontrol::bootstrap(&server).await?;
             tokio::spawn(flowcontrol::run(server.clone()));
@@ -269,9 +335,9 @@ impl Server {
         Ok(server)
     }
 
-    /// Whether the defaults are in place and the store answers.
-    pub(crate) async fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire) && self.caches.consistent().await.is_ok()
+    /// Whether the defaults are in place.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_shutting_down(&self) -> bool {
@@ -325,8 +391,17 @@ impl Server {
         let in_flight = self.metrics.in_flight(labels.as_ref());
         let wanted = Wanted::of(request.headers(), &info, self.config.features);
         let (converts, compresses) = (info.is_api(), info.is_compressible());
+        let origin = self.config.browsers.allowed(request.headers());
+        let preflight = origin
+            .as_ref()
+            .map(|_| Browsers::preflight(request.method()));
         // Boxed: the future of a whole request is large, and most of it is rarely needed.
-        let answer: BoxFuture<'static, _> = Box::pin(self.clone().in_time(info, request));
+        let refusal = self.drain.refusal(&info, request.headers());
+        let counted = self.drain.request(&info);
+        let answer: BoxFuture<'static, _> = match refusal.or_else(|| preflight.flatten()) {
+            Some(response) => Box::pin(std::future::ready(Ok(response))),
+            None => Box::pin(self.clone().in_time(info, request)),
+        };
         let answered = AssertUnwindSafe(answer).catch_unwind().await;
         let mut response = match answered {
             Ok(Ok(response)) => response,
@@ -350,11 +425,12 @@ impl Server {
         }
         let headers = response.headers_mut();
         headers.insert("audit-id", id);
+        self.config.browsers.tell(origin, headers);
         // What is the state of the cluster is nobody's to keep, unless it says so.
         headers
             .entry(CACHE_CONTROL)
             .or_insert(HeaderValue::from_static("no-cache, private"));
-        drop(in_flight);
+        drop((in_flight, counted));
         self.metrics
             .observe(labels, response.status(), started.elapsed());
         response
@@ -410,10 +486,14 @@ impl Server {
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
         let (mut parts, body) = request.into_parts();
+        let stale = parts.extensions.remove::<authn::StaleToken>();
         let exchange = self.auditor.begin(&info, &mut parts, &user, &question);
         exchange.received().await?;
         let request = Request::from_parts(parts, body);
         let record = exchange.record().clone();
+        if let Some(stale) = stale {
+            record.annotate("authentication.k8s.io/stale-token", stale.0);
+        }
         let answer = self.audited(info, user, question, request, record).await;
         exchange.finish(answer).await
     }
@@ -608,10 +688,15 @@ impl Server {
     }
 
     fn render_metrics(&self) -> String {
-        let mut text = self.metrics.render(&self.caches);
+        let counts_objects = !self
+            .config
+            .etcd_checks
+            .etcd_count_metric_poll_period
+            .is_zero();
+        let mut text = self.metrics.render(&self.caches, counts_objects);
         self.auditor.render_metrics(&mut text);
         self.flow_control.render_metrics(&mut text);
-        text
+        self.shown_metrics.apply(text)
     }
 
     /// How long it has been running.
@@ -633,10 +718,10 @@ impl Server {
 
 fn tracer(config: &Config) -> anyhow::Result<Option<Arc<Tracer>>> {
     let instance = || identity::name(&identity::host());
-    let tracer = config
-        .tracing
-        .as_ref()
-        .map(|tracing| Tracer::new(tracing, &instance(), config.shutdown.clone()));
+    let tracer = config.tracing.as_ref().map(|tracing| {
+        let (network, shutdown) = (config.control_plane.clone(), config.shutdown.clone());
+        Tracer::new(tracing, &instance(), network, shutdown)
+    });
     tracer.transpose()
 }
 
@@ -644,22 +729,6 @@ fn tracer(config: &Config) -> anyhow::Result<Option<Arc<Tracer>>> {
 fn new_audit_id() -> HeaderValue {
     let id = uuid::Uuid::new_v4().to_string();
     HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-/// When the server stops: some time after it was told to.
-fn stopped_after(config: &Config) -> CancellationToken {
-    let delay = config.limits.shutdown_delay_duration;
-    if delay.is_zero() {
-        return config.shutdown.clone();
-    }
-    let (told, stopped) = (config.shutdown.clone(), CancellationToken::new());
-    let stopping = stopped.clone();
-    tokio::spawn(async move {
-        told.cancelled().await;
-        tokio::time::sleep(delay).await;
-        stopping.cancel();
-    });
-    stopped
 }
 
 fn version(versions: Versions) -> serde_json::Value {

@@ -16,7 +16,7 @@ use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio_rustls::TlsConnector;
 
-use crate::aggregator;
+use crate::aggregator::Routing;
 use crate::cache::Caches;
 use crate::dial::Dialer;
 use crate::remote::{User, Users};
@@ -32,6 +32,7 @@ const IDLE: usize = 4;
 pub struct Client {
     caches: Arc<Caches>,
     dialer: Arc<dyn Dialer>,
+    routing: Routing,
     /// The certificate with which the server calls.
     identity: Option<(String, String)>,
     idle: Mutex<HashMap<String, Vec<SendRequest<Full<Bytes>>>>>,
@@ -73,10 +74,12 @@ impl Client {
     pub fn new(
         caches: Arc<Caches>,
         dialer: Arc<dyn Dialer>,
+        routing: Routing,
         identity: Option<(String, String)>,
     ) -> Self {
         Self {
             caches,
+            routing,
             dialer,
             identity,
             idle: Mutex::default(),
@@ -95,7 +98,7 @@ impl Client {
         timeout: Duration,
         users: &Users,
     ) -> Result<Value, CallError> {
-        let target = self.target(config, timeout)?;
+        let target = self.target(config, timeout).await?;
         let user = users.of(&target.host_port);
         let body = Bytes::from(serde_json::to_vec(review).unwrap_or_default());
         match tokio::time::timeout(timeout, self.post(config, &target, user, body)).await {
@@ -107,7 +110,7 @@ impl Client {
         }
     }
 
-    fn target(&self, config: &Value, timeout: Duration) -> Result<Target, CallError> {
+    async fn target(&self, config: &Value, timeout: Duration) -> Result<Target, CallError> {
         let query = format!("timeout={}s", timeout.as_secs());
         if let Some(url) = config["url"].as_str() {
             let invalid = || CallError::Resolve(format!("invalid webhook URL: {url}"));
@@ -143,13 +146,11 @@ impl Client {
             path => format!("/{path}"),
         };
         let server_name = format!("{}.{}.svc", text("name"), text("namespace"));
-        let address = aggregator::resolve(
-            &self.caches,
-            text("namespace"),
-            text("name"),
-            &port.to_string(),
-        )
-        .map_err(|e| CallError::Resolve(e.to_string()))?;
+        let (namespace, name) = (text("namespace"), text("name"));
+        let resolving = self.routing.resolve(&self.caches, namespace, name, port);
+        let address = resolving
+            .await
+            .map_err(|e| CallError::Resolve(e.to_string()))?;
         Ok(Target {
             url: format!("https://{server_name}:{port}{path}?{query}"),
             host: server_name.clone(),
@@ -244,11 +245,12 @@ impl Client {
                 .connect(*address)
                 .await
                 .map_err(|e| format!("dial tcp {address}: {e}"))?,
-            Address::Host(host, port) => tokio::net::TcpStream::connect((host.as_str(), *port))
+            Address::Host(host, port) => self
+                .dialer
+                .connect_name(host, *port)
                 .await
                 .map_err(|e| format!("dial tcp {host}:{port}: {e}"))?,
         };
-        let _ = stream.set_nodelay(true);
         let name = ServerName::try_from(target.server_name.clone()).map_err(|e| e.to_string())?;
         let stream = TlsConnector::from(tls)
             .connect(name, stream)

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use clap::Subcommand;
-use fluyt_service::{logs, tasks};
+use fluyt_service::logs::{self, Format};
+use fluyt_service::tasks;
 
 #[derive(Subcommand, Debug)]
 #[expect(
@@ -52,19 +53,32 @@ pub struct Logged<T: clap::Args> {
     /// Log level: 0 to 3 tell what happens, 4 and 5 more, higher ones everything.
     #[arg(long, short, default_value_t = 0)]
     v: u8,
+    /// Log format: text, or json for an object a line.
+    #[arg(long, default_value = "text", value_parser = format)]
+    logging_format: Format,
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    match text {
+        "text" => Ok(Format::Text),
+        "json" => Ok(Format::Json),
+        other => Err(format!(
+            "format: Invalid value: {other:?}: Unsupported log format"
+        )),
+    }
 }
 
 impl Command {
-    /// The log level that was asked for.
-    fn verbosity(&self) -> u8 {
+    /// The log level and format that were asked for.
+    fn logging(&self) -> (u8, Format) {
         match self {
-            Self::KubeApiserver(of) => of.v,
-            Self::KubeControllerManager(of) => of.v,
-            Self::KubeScheduler(of) => of.v,
-            Self::Kubelet(of) => of.v,
-            Self::KubeProxy(of) => of.v,
-            Self::CloudControllerManager(of) => of.v,
-            _ => 0,
+            Self::KubeApiserver(of) => (of.v, of.logging_format),
+            Self::KubeControllerManager(of) => (of.v, of.logging_format),
+            Self::KubeScheduler(of) => (of.v, of.logging_format),
+            Self::Kubelet(of) => (of.v, of.logging_format),
+            Self::KubeProxy(of) => (of.v, of.logging_format),
+            Self::CloudControllerManager(of) => (of.v, of.logging_format),
+            _ => (0, Format::Text),
         }
     }
 }
@@ -99,14 +113,15 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     let shutdown = tasks::shutdown_on_signals()?;
     // Those two have log files of their own.
     if !matches!(command, Command::Master(_) | Command::Node(_)) {
-        logs::init_foreground(command.verbosity());
+        let (verbosity, format) = command.logging();
+        logs::init_foreground(verbosity, format);
     }
     tokio::spawn(crate::memory::keep_small());
     match command {
         Command::Serve(args) => fluyt_service::serve::run(args, shutdown).await,
         Command::Master(args) => fluyt_service::master::run(args, shutdown).await,
         Command::Node(args) => fluyt_service::node::run(args, shutdown).await,
-        Command::KubeApiserver(of) => fluyt_apiserver::run(of.args, shutdown).await,
+        Command::KubeApiserver(of) => Box::pin(fluyt_apiserver::run(of.args, shutdown)).await,
         Command::KubeControllerManager(of) => {
             fluyt_controller_manager::run(of.args, shutdown).await
         }

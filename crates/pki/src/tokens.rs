@@ -68,6 +68,9 @@ pub struct KubernetesClaims {
     pub secret: Option<NamedReference>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NamedReference>,
+    /// After this second the token should have been renewed, though it still counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warnafter: Option<i64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -242,6 +245,7 @@ mod tests {
                 pod: None,
                 secret: None,
                 node: None,
+                warnafter: None,
             },
         }
     }

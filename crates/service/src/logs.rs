@@ -1,6 +1,8 @@
 //! The log store: one file per component in the data directory, told apart by the crate that logs, each kept small by
 //! rotation.
 
+mod json;
+
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -9,6 +11,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tracing::Metadata;
+use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -62,13 +65,25 @@ pub fn init(directory: &Path, process: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What lines of a log look like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    #[default]
+    Text,
+    /// An object a line, with upstream's keys.
+    Json,
+}
+
 /// Logs to standard error, for processes in the foreground, as much as upstream does at a level of verbosity.
-pub fn init_foreground(verbosity: u8) {
+pub fn init_foreground(verbosity: u8, format: Format) {
     use std::io::IsTerminal as _;
     let layer = tracing_subscriber::fmt::layer()
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
-        .with_target(false);
+        .with_ansi(format == Format::Text && io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    let layer = match format {
+        Format::Text => layer.with_target(false).boxed(),
+        Format::Json => layer.event_format(json::Lines).boxed(),
+    };
     let level = match verbosity {
         0..=3 => tracing::Level::INFO,
         4..=5 => tracing::Level::DEBUG,

@@ -29,6 +29,8 @@ pub enum Unavailable {
         port: String,
     },
     #[error("{0}")]
+    Route(String),
+    #[error("{0}")]
     Discovery(String),
 }
 
@@ -41,7 +43,7 @@ impl Unavailable {
             Self::NoPort { .. } => "ServicePortError",
             Self::NoSlices { .. } => "EndpointsNotFound",
             Self::NoAddresses { .. } => "MissingEndpoints",
-            Self::Discovery(_) => "FailedDiscoveryCheck",
+            Self::Route(_) | Self::Discovery(_) => "FailedDiscoveryCheck",
         }
     }
 }

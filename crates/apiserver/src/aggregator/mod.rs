@@ -6,6 +6,7 @@ mod discover;
 mod endpoint;
 mod local;
 mod proxy;
+mod routing;
 
 use fluyt_api::resources;
 use serde_json::Value;
@@ -18,6 +19,7 @@ pub use discover::Discovered;
 pub use endpoint::resolve;
 pub use local::{priorities, register};
 pub use proxy::proxy;
+pub use routing::Routing;
 
 /// The `APIService` of a group and version that another server serves.
 #[must_use]

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use ::http::header::UPGRADE;
-use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use ::http::header::{LOCATION, UPGRADE};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use fluyt_api::{Error, Reason};
 use serde_json::Value;
 
-use super::endpoint::{self, Unavailable};
+use super::endpoint::Unavailable;
 use crate::Server;
-use crate::dial::connect_tls;
+use crate::dial::{Connection, connect_tls};
 use crate::handlers::forward;
-use crate::http::Body;
+use crate::http::{self, Body};
 use crate::spans::{self, Held};
 use crate::user::User;
 
@@ -60,13 +60,22 @@ pub async fn proxy(
     for name in spoofed {
         request.headers_mut().remove(name);
     }
+    let rejects = server.config.routing.aggregator_reject_forwarding_redirect;
+    let allowed = |response| {
+        if rejects {
+            unless_redirect(response)
+        } else {
+            response
+        }
+    };
     // Whoever switches protocols talks to the server itself.
     if request.headers().contains_key(UPGRADE) {
-        return forward(request, method, &path, &host, headers, stream).await;
+        let answer = forward(request, method, &path, &host, headers, stream, 0).await;
+        return answer.map(allowed);
     }
     let url = format!("https://{host}{path}");
     let passing = spans::call(&method, &url, request.headers_mut());
-    let mut response = forward(request, method, &path, &host, headers, stream)
+    let mut response = forward(request, method, &path, &host, headers, stream, 0)
         .await
         .inspect_err(|error| passing.failed(&error.message))?;
     passing.answered(response.status());
@@ -74,7 +83,18 @@ pub async fn proxy(
         let is_object = false;
         response.extensions_mut().insert(Held { span, is_object });
     }
-    Ok(response)
+    Ok(allowed(response))
+}
+
+/// An answer, unless it would lead the client, and its credentials, somewhere else.
+fn unless_redirect(response: Response<Body>) -> Response<Body> {
+    if !response.status().is_redirection() || !response.headers().contains_key(LOCATION) {
+        return response;
+    }
+    let why = "the backend attempted to redirect this request, which is not permitted";
+    let mut refused = Response::new(http::full(why));
+    *refused.status_mut() = StatusCode::BAD_GATEWAY;
+    refused
 }
 
 /// A key of extra attributes as part of a header's name.
@@ -91,7 +111,7 @@ fn escape_key(key: &str) -> String {
     })
 }
 
-type Stream = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
+type Stream = tokio_rustls::client::TlsStream<Connection>;
 
 async fn connect(server: &Server, service: &Value) -> Result<(Stream, String), Unavailable> {
     let reference = &service["spec"]["service"];
@@ -99,8 +119,11 @@ async fn connect(server: &Server, service: &Value) -> Result<(Stream, String), U
         reference["namespace"].as_str().unwrap_or_default(),
         reference["name"].as_str().unwrap_or_default(),
     );
-    let port = reference["port"].as_i64().unwrap_or(443).to_string();
-    let address = endpoint::resolve(&server.caches, namespace, name, &port)?;
+    let port = reference["port"].as_i64().unwrap_or(443);
+    let routing = server.config.routing;
+    let address = routing
+        .resolve(&server.caches, namespace, name, port)
+        .await?;
     let host = format!("{name}.{namespace}.svc");
     let tls = if service["spec"]["insecureSkipTLSVerify"] == true {
         server.insecure_tls.clone()

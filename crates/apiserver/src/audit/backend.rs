@@ -10,6 +10,7 @@ use super::event::Event;
 use super::log::{Log, LogSettings};
 use super::policy::Level;
 use super::webhook::{Webhook, WebhookSettings};
+use crate::dial::ControlPlane;
 
 /// How events are delivered to one back end.
 #[derive(Clone, Debug)]
@@ -65,11 +66,12 @@ impl Backend {
 
     pub(super) fn webhook(
         settings: &WebhookSettings,
+        network: &ControlPlane,
         delivery: &Delivery,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Self> {
         Ok(Self::new(
-            Box::new(Webhook::new(settings)?),
+            Box::new(Webhook::new(settings, network)?),
             delivery,
             shutdown,
         ))

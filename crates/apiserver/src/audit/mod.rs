@@ -18,6 +18,7 @@ use fluyt_api::Error;
 use tokio_util::sync::CancellationToken;
 
 use crate::authz::Question;
+use crate::dial::ControlPlane;
 use crate::request::RequestInfo;
 use crate::user::User;
 
@@ -54,13 +55,17 @@ pub struct Auditor {
 impl Auditor {
     /// # Errors
     /// When a back end cannot be set up.
-    pub fn new(settings: &Settings, shutdown: &CancellationToken) -> anyhow::Result<Arc<Self>> {
+    pub fn new(
+        settings: &Settings,
+        network: &ControlPlane,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Arc<Self>> {
         let mut backends = Vec::new();
         if let Some((log, delivery)) = &settings.log {
             backends.push(Backend::log(log, delivery, shutdown)?);
         }
         if let Some((webhook, delivery)) = &settings.webhook {
-            backends.push(Backend::webhook(webhook, delivery, shutdown)?);
+            backends.push(Backend::webhook(webhook, network, delivery, shutdown)?);
         }
         // A policy without a back end, or the other way round, audits nothing.
         let policy = settings.policy.clone().filter(|_| !backends.is_empty());

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::backend::Sink;
 use super::event::Event;
+use crate::dial::ControlPlane;
 use crate::remote::{self, Backoff, Remote};
 
 /// How long one call may take.
@@ -28,9 +29,9 @@ pub(super) struct Webhook {
 }
 
 impl Webhook {
-    pub(super) fn new(settings: &WebhookSettings) -> anyhow::Result<Self> {
+    pub(super) fn new(settings: &WebhookSettings, network: &ControlPlane) -> anyhow::Result<Self> {
         Ok(Self {
-            remote: remote::load(&settings.kubeconfig)?,
+            remote: remote::load(&settings.kubeconfig)?.through(network),
             backoff: Backoff {
                 initial: settings.initial_backoff,
                 ..Backoff::default()

@@ -25,6 +25,7 @@ use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Caches;
+use crate::dial::ControlPlane;
 use crate::user::{AUTHENTICATED, UNAUTHENTICATED, User};
 
 pub use anonymous::Anonymous;
@@ -32,7 +33,7 @@ pub use impersonation::{Impersonated, impersonate};
 pub use request_header::FrontProxy;
 pub use secret_token::Uses;
 pub(crate) use secret_token::begin_tracking;
-pub use service_account::Authenticated;
+pub use service_account::{Authenticated, StaleToken};
 pub use settings::Settings;
 pub use token_file::TokenFile;
 pub use webhook::TokenWebhookSettings;
@@ -77,13 +78,15 @@ impl Authenticator {
         issuer: &str,
         audiences: Vec<String>,
         settings: &Settings,
+        network: &ControlPlane,
         shutdown: CancellationToken,
     ) -> anyhow::Result<(Self, Uses)> {
         let issuers = std::iter::once(issuer.to_owned())
             .chain(settings.service_account_issuers.iter().cloned())
             .collect();
         let keys = trusted.tokens;
-        let (secret_tokens, uses) = SecretTokens::new(caches.clone(), keys.clone());
+        let (secret_tokens, uses) =
+            SecretTokens::new(caches.clone(), keys.clone(), settings.secret_token_lookup);
         let authenticator = Self {
             service_accounts: ServiceAccounts::new(caches.clone(), keys, issuers),
             secret_tokens,
@@ -97,7 +100,7 @@ impl Authenticator {
             webhook: settings
                 .webhook
                 .as_ref()
-                .map(TokenWebhook::new)
+                .map(|webhook| TokenWebhook::new(webhook, network))
                 .transpose()?,
             anonymous: RwLock::new(settings.anonymous.clone()),
             audiences,
@@ -165,7 +168,7 @@ impl Authenticator {
         }
         if let Some(token) = bearer(&parts.headers) {
             match self.token(token, &self.audiences).await {
-                Ok(found) => return Some(found.user),
+                Ok(found) => return Some(found.into_user(parts)),
                 Err(why) => errors.push(why),
             }
         }
@@ -173,7 +176,7 @@ impl Authenticator {
             Ok(Some((token, rest))) => match self.token(&token, &self.audiences).await {
                 Ok(found) => {
                     parts.headers.insert(SEC_WEBSOCKET_PROTOCOL, rest);
-                    return Some(found.user);
+                    return Some(found.into_user(parts));
                 }
                 Err(why) => errors.push(why),
             },
@@ -194,6 +197,7 @@ impl Authenticator {
         let local = |user: User| Authenticated {
             user,
             audiences: ours.clone(),
+            stale: None,
         };
         if !ours.is_empty()
             && let Some(user) = self.token_file.as_ref().and_then(|file| file.user(token))
@@ -239,6 +243,16 @@ impl Authenticator {
     #[must_use]
     pub fn audiences(&self) -> &[String] {
         &self.audiences
+    }
+}
+
+impl Authenticated {
+    /// The user; what the record shall say of the token goes with the request.
+    fn into_user(self, parts: &mut Parts) -> User {
+        if let Some(stale) = self.stale {
+            parts.extensions.insert(stale);
+        }
+        self.user
     }
 }
 

@@ -35,15 +35,22 @@ pub(super) struct SecretTokens {
     caches: Arc<Caches>,
     keys: Arc<TokenKeys>,
     used: mpsc::Sender<Used>,
+    lookup: bool,
 }
 
 /// The other end: what has been used.
 pub struct Uses(mpsc::Receiver<Used>);
 
 impl SecretTokens {
-    pub(super) fn new(caches: Arc<Caches>, keys: Arc<TokenKeys>) -> (Self, Uses) {
+    /// Without `lookup`, a token is good whatever has become of its Secret and account.
+    pub(super) fn new(caches: Arc<Caches>, keys: Arc<TokenKeys>, lookup: bool) -> (Self, Uses) {
         let (used, uses) = mpsc::channel(QUEUE);
-        let tokens = Self { caches, keys, used };
+        let tokens = Self {
+            caches,
+            keys,
+            used,
+            lookup,
+        };
         (tokens, Uses(uses))
     }
 
@@ -76,6 +83,19 @@ impl SecretTokens {
         if claims.sub != format!("system:serviceaccount:{namespace}:{account}") {
             return Err("sub claim does not match namespace and name".into());
         }
+        if self.lookup {
+            self.look_up(claims, token)?;
+        }
+        Ok(User::service_account(
+            namespace,
+            account,
+            &claims.account_uid,
+        ))
+    }
+
+    /// Whether Secret and account are still those that a token is of. That it is used is noted.
+    fn look_up(&self, claims: &SecretClaims, token: &str) -> Result<(), String> {
+        let (namespace, account) = (claims.namespace.as_str(), claims.account.as_str());
         let gone = || "Token has been invalidated".to_owned();
         let secret = self.object("secrets", namespace, &claims.secret);
         let secret = secret.ok_or_else(gone)?;
@@ -95,11 +115,7 @@ impl SecretTokens {
         if label(&secret, INVALID_SINCE).is_some_and(|since| !since.is_empty()) {
             return Err("the token has been marked invalid because nobody used it".into());
         }
-        Ok(User::service_account(
-            namespace,
-            account,
-            &claims.account_uid,
-        ))
+        Ok(())
     }
 
     /// One that is not being deleted.

@@ -24,7 +24,12 @@ const CACHE: usize = 4096;
 pub struct Authenticated {
     pub user: User,
     pub audiences: Vec<String>,
+    pub stale: Option<StaleToken>,
 }
+
+/// Why a token that still counts should have been renewed, for the record.
+#[derive(Clone, Debug)]
+pub struct StaleToken(pub String);
 
 pub(super) struct ServiceAccounts {
     caches: Arc<Caches>,
@@ -140,6 +145,20 @@ impl ServiceAccounts {
         Ok(Authenticated {
             user,
             audiences: meant,
+            stale: self.staleness(claims),
+        })
+    }
+
+    /// Whether an extended token is used after its own time.
+    fn staleness(&self, claims: &Claims) -> Option<StaleToken> {
+        let due = claims.kubernetes.warnafter.filter(|due| *due != 0)?;
+        let late = jiff::Timestamp::now().as_second() - due;
+        self.caches.metrics.extended_token(late > 0);
+        (late > 0).then(|| {
+            StaleToken(format!(
+                "subject: {}, seconds after warning threshold: {late}",
+                claims.sub
+            ))
         })
     }
 

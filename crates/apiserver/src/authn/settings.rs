@@ -14,6 +14,8 @@ pub struct Settings {
     pub service_account_keys: Vec<String>,
     /// Issuers of older service-account tokens, which are still good.
     pub service_account_issuers: Vec<String>,
+    /// Whether the tokens of Secrets must be those that their Secrets have now.
+    pub secret_token_lookup: bool,
     /// Where the public keys are said to be, when it is not this server.
     pub jwks_uri: Option<String>,
     pub bootstrap_tokens: bool,
@@ -31,6 +33,7 @@ impl Default for Settings {
             front_proxy: FrontProxy::default(),
             service_account_keys: Vec::new(),
             service_account_issuers: Vec::new(),
+            secret_token_lookup: true,
             jwks_uri: None,
             bootstrap_tokens: true,
             token_file: None,

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::Authenticated;
+use crate::dial::ControlPlane;
 use crate::expiring::Expiring;
 use crate::remote::{self, Backoff, Remote};
 use crate::user::User;
@@ -35,9 +36,12 @@ pub(super) struct TokenWebhook {
 }
 
 impl TokenWebhook {
-    pub(super) fn new(settings: &TokenWebhookSettings) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        settings: &TokenWebhookSettings,
+        network: &ControlPlane,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
-            remote: remote::load(&settings.kubeconfig)?,
+            remote: remote::load(&settings.kubeconfig)?.through(network),
             settings: settings.clone(),
             answers: Expiring::new(CACHE),
         })
@@ -130,6 +134,7 @@ fn judge(status: &Value, audiences: &[String]) -> Result<Authenticated, String> 
             extra,
         },
         audiences: meant,
+        stale: None,
     })
 }
 

@@ -14,6 +14,7 @@ use fluyt_api::Error;
 use parking_lot::RwLock;
 
 use crate::cache::Caches;
+use crate::dial::ControlPlane;
 use crate::user::{MASTERS, User};
 
 pub use abac::Policies;
@@ -50,6 +51,7 @@ pub struct Authorizer {
     chain: RwLock<Arc<[Step]>>,
     node: Arc<NodeAuthorizer>,
     rbac: Arc<Rbac>,
+    network: ControlPlane,
 }
 
 /// One authorizer of the chain.
@@ -110,11 +112,16 @@ impl Decision {
 impl Authorizer {
     /// # Errors
     /// When a webhook's kubeconfig cannot be used.
-    pub fn new(caches: Arc<Caches>, settings: &Settings) -> anyhow::Result<Self> {
+    pub fn new(
+        caches: Arc<Caches>,
+        settings: &Settings,
+        network: &ControlPlane,
+    ) -> anyhow::Result<Self> {
         let authorizer = Self {
             chain: RwLock::new(Arc::new([])),
             node: Arc::new(NodeAuthorizer::new(caches.clone())),
             rbac: Arc::new(Rbac::new(caches)),
+            network: network.clone(),
         };
         authorizer.install(&settings.modes)?;
         Ok(authorizer)
@@ -134,7 +141,7 @@ impl Authorizer {
                 Mode::AlwaysAllow => Step::AlwaysAllow,
                 Mode::AlwaysDeny => Step::AlwaysDeny,
                 Mode::Webhook(settings) => {
-                    Step::Webhook(Arc::new(WebhookAuthorizer::new(settings)?))
+                    Step::Webhook(Arc::new(WebhookAuthorizer::new(settings, &self.network)?))
                 }
             });
         }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Decision, Question, Verdict, aggregate};
 use crate::cel_types::object;
+use crate::dial::ControlPlane;
 use crate::expiring::Expiring;
 use crate::remote::{self, Backoff, Remote};
 use crate::user::User;
@@ -122,13 +123,13 @@ pub(super) fn compile(expression: &str) -> Result<Program, String> {
 }
 
 impl WebhookAuthorizer {
-    pub(super) fn new(settings: &WebhookSettings) -> anyhow::Result<Self> {
+    pub(super) fn new(settings: &WebhookSettings, network: &ControlPlane) -> anyhow::Result<Self> {
         let compiled = settings.match_conditions.iter().map(|e| compile(e));
         Ok(Self {
             conditions: compiled
                 .collect::<Result<_, _>>()
                 .map_err(|why| anyhow::anyhow!("matchConditions: {why}"))?,
-            remote: remote::load(&settings.kubeconfig)?,
+            remote: remote::load(&settings.kubeconfig)?.through(network),
             settings: settings.clone(),
             answers: Expiring::new(CACHE),
         })

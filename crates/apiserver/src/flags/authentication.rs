@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::ArgAction;
-use fluyt_api::validation::Errors;
+use fluyt_api::validation::{Errors, Url};
 
 use super::read;
 use crate::authn::jwt::{
@@ -13,7 +13,7 @@ use crate::authn::jwt::{
     Mapping, validate_all,
 };
 use crate::authn::{Anonymous, FrontProxy, Settings, TokenFile, TokenWebhookSettings};
-use crate::go_duration;
+use crate::{TokenLifetimes, go_duration};
 
 #[derive(clap::Args, Debug)]
 pub struct AuthenticationArgs {
@@ -38,6 +38,11 @@ pub struct AuthenticationArgs {
     /// Where the discovery document says that the public keys are.
     #[arg(long)]
     service_account_jwks_uri: Option<String>,
+    /// Whether tokens of Secrets count only as long as Secret and account are there.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    service_account_lookup: bool,
+    #[command(flatten)]
+    pub(super) token_lifetimes: TokenLifetimes,
     /// Kubeconfig of a service that knows tokens.
     #[arg(long)]
     authentication_token_webhook_config_file: Option<PathBuf>,
@@ -96,6 +101,7 @@ impl AuthenticationArgs {
     /// # Errors
     /// When a file cannot be read, or what the flags say makes no sense.
     pub(super) fn settings(&self) -> anyhow::Result<Settings> {
+        self.check()?;
         let keys = self.service_account_key_file.iter().map(|path| read(path));
         let token_file = self.token_auth_file.as_deref().map(read).transpose()?;
         let webhook = self.authentication_token_webhook_config_file.as_ref();
@@ -118,7 +124,11 @@ impl AuthenticationArgs {
                 .skip(1)
                 .cloned()
                 .collect(),
-            jwks_uri: self.service_account_jwks_uri.clone(),
+            secret_token_lookup: self.service_account_lookup,
+            jwks_uri: self
+                .service_account_jwks_uri
+                .clone()
+                .filter(|uri| !uri.is_empty()),
             bootstrap_tokens: self.enable_bootstrap_token_auth,
             token_file: token_file
                 .map(|text| TokenFile::parse(&text).context("--token-auth-file"))
@@ -155,6 +165,37 @@ impl AuthenticationArgs {
             }
         }
         Ok(settings)
+    }
+
+    /// What the flags about service accounts' tokens must be like.
+    fn check(&self) -> anyhow::Result<()> {
+        let issuers = &self.service_account_issuer;
+        for (i, issuer) in issuers.iter().enumerate() {
+            if issuer.is_empty() {
+                bail!("service-account-issuer should not be an empty string");
+            }
+            if issuer.contains(':')
+                && let Err(why) = Url::parse(issuer)
+            {
+                bail!(
+                    "service-account-issuer {issuer:?} contained a ':' but was not a valid URL: {why}"
+                );
+            }
+            if issuers[..i].contains(issuer) {
+                bail!("service-account-issuer {issuer:?} is already specified");
+            }
+        }
+        let jwks_uri = self.service_account_jwks_uri.as_deref();
+        if let Some(uri) = jwks_uri.filter(|uri| !uri.is_empty()) {
+            match Url::parse(uri) {
+                Err(why) => bail!("service-account-jwks-uri must be a valid URL: {why}"),
+                Ok(url) if url.scheme != "https" => {
+                    bail!("service-account-jwks-uri requires https scheme, parsed as: {uri}")
+                }
+                Ok(_) => {}
+            }
+        }
+        self.token_lifetimes.check()
     }
 
     /// The flags for one issuer as an authenticator of a configuration.

@@ -11,6 +11,7 @@ mod route;
 mod selection;
 mod shape;
 mod subresources;
+mod throttle;
 mod token;
 mod transport;
 mod websocket;
@@ -37,6 +38,7 @@ use crate::warnings::Warnings;
 pub(crate) use decode::not_an_object;
 pub(crate) use proxy::forward;
 pub(crate) use route::page_not_found;
+pub use token::TokenLifetimes;
 
 /// A request to a known resource, authenticated and authorized.
 pub struct Call {

@@ -11,13 +11,11 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::Call;
 use super::transport::Proxied;
+use super::{Call, throttle};
 use crate::dial::connect_tls;
 use crate::http::Body;
 use crate::registry::Location;
-
-const KUBELET_PORT: u16 = 10250;
 
 /// Headers that belong to one hop, or that say who the client is; neither goes on.
 const HOP_HEADERS: [header::HeaderName; 5] = [
@@ -172,10 +170,14 @@ async fn kubelet(call: &Call, node: &str) -> Result<SocketAddr, Error> {
     }
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
         .as_u64()
-        .and_then(|p| u16::try_from(p).ok());
+        .and_then(|p| u16::try_from(p).ok())
+        .filter(|port| *port > 0);
     let address = address
         .ok_or_else(|| Error::internal("no preferred addresses found; known addresses: []"))?;
-    Ok(SocketAddr::new(address, port.unwrap_or(KUBELET_PORT)))
+    Ok(SocketAddr::new(
+        address,
+        port.unwrap_or(call.server.config.kubelet_port),
+    ))
 }
 
 async fn log(call: Call) -> Result<Response<Body>, Error> {
@@ -327,6 +329,7 @@ async fn to_kubelet(
     path: &str,
 ) -> Result<Response<Body>, Error> {
     let address = kubelet(&call, node).await?;
+    let rate = call.server.config.limits.max_connection_bytes_per_sec;
     let stream = connect_tls(
         &*call.server.dialer,
         call.server.kubelet_tls.clone(),
@@ -342,6 +345,7 @@ async fn to_kubelet(
         &address.to_string(),
         HeaderMap::new(),
         stream,
+        rate,
     )
     .await
 }
@@ -416,6 +420,7 @@ async fn to_backend(
     address: SocketAddr,
 ) -> Result<Response<Body>, Error> {
     let (path, method) = (rest_and_query(&call), call.parts.method.clone());
+    let rate = call.server.config.limits.max_connection_bytes_per_sec;
     let unreachable = |e: std::io::Error| {
         Error::new(
             Reason::ServiceUnavailable,
@@ -438,6 +443,7 @@ async fn to_backend(
             &address.to_string(),
             HeaderMap::new(),
             stream,
+            rate,
         )
         .await
     } else {
@@ -454,12 +460,14 @@ async fn to_backend(
             &address.to_string(),
             HeaderMap::new(),
             stream,
+            rate,
         )
         .await
     }
 }
 
-/// Sends a request over a fresh connection and hands back the answer; a switch of protocols joins both connections.
+/// Sends a request over a fresh connection and hands back the answer; a switch of protocols joins both connections, which
+/// then carry `rate` bytes a second in each direction, or as many as they can when that is 0.
 pub(crate) async fn forward<S>(
     mut request: Request<Body>,
     method: Method,
@@ -467,6 +475,7 @@ pub(crate) async fn forward<S>(
     host: &str,
     added: HeaderMap,
     stream: S,
+    rate: u64,
 ) -> Result<Response<Body>, Error>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -510,7 +519,7 @@ where
     {
         let backend = hyper::upgrade::on(&mut response);
         tokio::spawn(async move {
-            if let Err(error) = join(client, backend).await {
+            if let Err(error) = join(client, backend, rate).await {
                 tracing::debug!(%error, "an upgraded connection ended");
             }
         });
@@ -529,10 +538,15 @@ where
 async fn join(
     client: hyper::upgrade::OnUpgrade,
     backend: hyper::upgrade::OnUpgrade,
+    rate: u64,
 ) -> Result<(), crate::http::BoxError> {
     let (client, backend) = tokio::try_join!(client, backend)?;
     let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-    tokio::io::copy_bidirectional(&mut client, &mut backend).await?;
+    if rate > 0 {
+        throttle::copy_bidirectional(client, backend, rate).await?;
+    } else {
+        tokio::io::copy_bidirectional(&mut client, &mut backend).await?;
+    }
     Ok(())
 }
 

@@ -20,6 +20,7 @@ use crate::cache::{
     Change, Entry, Objects, Parts, REGISTRY, ResourceCache, Snapshot, Subscription, WatchEvent,
     storage_resource,
 };
+use crate::drain::Watching;
 use crate::http::{self as responses, Body, View};
 use crate::metrics::{Labels, LongRunning};
 use crate::spans::{self, KeyValue};
@@ -440,7 +441,7 @@ pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
         subscription,
         bookmarks: options.bookmarks,
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
-        shutdown: call.server.shutdown.clone(),
+        watching: call.server.drain.watch(),
         at: as_of,
     };
     let mut response = stream_response(&watch.shape, responses::full(""));
@@ -469,7 +470,7 @@ struct WatchStream {
     subscription: Subscription,
     bookmarks: bool,
     deadline: tokio::time::Instant,
-    shutdown: tokio_util::sync::CancellationToken,
+    watching: Watching,
     /// The client has seen everything up to here.
     at: i64,
     _running: Option<LongRunning>,
@@ -506,7 +507,7 @@ impl WatchStream {
             let event = tokio::select! {
                 biased;
                 event = self.subscription.events.recv() => event,
-                () = self.shutdown.cancelled() => return Next::End,
+                () = self.watching.ended() => return Next::End,
                 () = tokio::time::sleep_until(self.deadline) => return Next::End,
                 () = tokio::time::sleep_until(bookmark_at), if self.bookmarks => {
                     // Read first: what is applied by now has been queued before.

@@ -1,5 +1,9 @@
 //! Requests for tokens of service accounts.
 
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::ArgAction;
 use fluyt_api::validation::{At, Errors};
 use fluyt_api::{Error, meta, resources};
 use fluyt_pki::{Claims, KubernetesClaims, NamedReference};
@@ -7,8 +11,10 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::{Call, decode};
+use crate::go_duration;
 use crate::http::{self as responses, Body};
 use crate::registry::Location;
+use crate::warnings::Warnings;
 
 /// Shortest and longest lifetime of a token, in seconds.
 const MIN_SECONDS: i64 = 600;
@@ -20,6 +26,88 @@ const USUAL_SECONDS: i64 = 3600;
 const GROUP: &str = "authentication.k8s.io";
 
 const KIND: &str = "TokenRequest";
+
+/// What the ServiceAccount plugin asks for in pods: kubelets' requests are known by it.
+const INJECTED_SECONDS: i64 = 3607;
+
+/// How long an extended token lives.
+const EXTENDED_SECONDS: i64 = 365 * 24 * 3600;
+
+/// How long tokens live.
+#[derive(clap::Args, Clone, Debug)]
+pub struct TokenLifetimes {
+    /// Longest life of a token; who asks for more gets this much. 0 for no such bound.
+    #[arg(long, default_value = "0s", value_parser = go_duration::parse)]
+    service_account_max_token_expiration: Duration,
+    /// Let tokens that were put into pods by admission live for a year, while their use after an hour is on record: for
+    /// programs that do not read their token again.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    service_account_extend_token_expiration: bool,
+}
+
+impl Default for TokenLifetimes {
+    fn default() -> Self {
+        Self {
+            service_account_max_token_expiration: Duration::ZERO,
+            service_account_extend_token_expiration: true,
+        }
+    }
+}
+
+impl TokenLifetimes {
+    /// # Errors
+    /// When the bound is too low, or is none.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let most = self.service_account_max_token_expiration;
+        if most.is_zero() {
+            return Ok(());
+        }
+        let allowed = Duration::from_secs(3600)..=Duration::from_secs(1 << 32);
+        if !allowed.contains(&most) {
+            bail!(
+                "the service-account-max-token-expiration must be between 1 hour and 2^32 seconds"
+            );
+        }
+        let seconds = i64::try_from(most.as_secs()).unwrap_or(i64::MAX);
+        let shown = go_duration::show(most);
+        if !self.service_account_extend_token_expiration {
+            return Ok(());
+        }
+        if seconds < INJECTED_SECONDS {
+            tracing::warn!(
+                "service-account-extend-token-expiration is true, in order to correctly trigger safe transition logic, service-account-max-token-expiration must be set longer than {INJECTED_SECONDS} seconds (currently {shown})"
+            );
+        }
+        if seconds < EXTENDED_SECONDS {
+            tracing::warn!(
+                "service-account-extend-token-expiration is true, enabling tokens valid up to {EXTENDED_SECONDS} seconds, which is longer than service-account-max-token-expiration set to {shown}"
+            );
+        }
+        Ok(())
+    }
+
+    /// A wish as it is granted.
+    fn granted(&self, seconds: i64, warnings: &Warnings) -> i64 {
+        let most = self.service_account_max_token_expiration.as_secs();
+        match i64::try_from(most) {
+            Ok(most) if most > 0 && seconds > most => {
+                warnings.add(format!(
+                    "requested expiration of {seconds} seconds shortened to {most} seconds"
+                ));
+                most
+            }
+            _ => seconds,
+        }
+    }
+
+    /// Whether a token is one that lives on after its time.
+    fn extends(&self, seconds: i64, claims: &Claims, audiences: &[String]) -> bool {
+        self.service_account_extend_token_expiration
+            && claims.kubernetes.pod.is_some()
+            && seconds == INJECTED_SECONDS
+            && claims.aud.iter().all(|a| audiences.contains(a))
+    }
+}
 
 /// Issues a token.
 pub(super) async fn request(call: &mut Call) -> Result<Response<Body>, Error> {
@@ -57,6 +145,8 @@ pub(super) async fn request(call: &mut Call) -> Result<Response<Body>, Error> {
     if audiences.is_empty() {
         audiences = call.server.authenticator.audiences().to_vec();
     }
+    let lifetimes = &call.server.config.token_lifetimes;
+    let seconds = lifetimes.granted(seconds, &call.warnings);
     let now = jiff::Timestamp::now().as_second();
     let mut claims = Claims {
         iss: call.server.config.service_account_issuer.clone(),
@@ -78,15 +168,20 @@ pub(super) async fn request(call: &mut Call) -> Result<Response<Body>, Error> {
             pod: None,
             secret: None,
             node: None,
+            warnafter: None,
         },
     };
     bind(call, &spec["boundObjectRef"], &mut claims).await?;
+    let expires = jiff::Timestamp::from_second(claims.exp).map_err(Error::internal)?;
+    if lifetimes.extends(seconds, &claims, call.server.authenticator.audiences()) {
+        claims.kubernetes.warnafter = Some(claims.exp);
+        claims.exp = now + EXTENDED_SECONDS;
+    }
     let token = call.server.tokens.sign(&claims).map_err(Error::internal)?;
     if let Some(id) = &claims.jti {
         let key = "authentication.kubernetes.io/issued-credential-id";
         call.record().annotate(key, format!("JTI={id}"));
     }
-    let expires = jiff::Timestamp::from_second(claims.exp).map_err(Error::internal)?;
     for (field, value) in [
         ("name", call.target.name.clone()),
         ("namespace", call.target.namespace.clone()),

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use fluyt_api::resources::Resource;
 use fluyt_api::validation::Errors;
 use fluyt_api::{Error, Reason, convert, meta, patch};
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -339,6 +341,26 @@ fn details(resource: &Resource, object: &Value) -> Value {
     details
 }
 
+/// Deletes an object of a collection, and shows it as it was; `None` if it is gone already.
+async fn delete_one(
+    call: &Call,
+    cx: &WriteContext,
+    options: &DeleteOptions,
+    entry: &Entry,
+) -> Result<Option<Value>, Error> {
+    let at = Location {
+        resource: working_resource(&call.resource),
+        namespace: entry.namespace(),
+        name: entry.name(),
+        subresource: "",
+    };
+    match call.server.registry.delete(cx, at, options).await {
+        Ok(_) => Ok(Some(from_storage(&call.resource, entry.object()))),
+        Err(error) if error.reason == Reason::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 pub(super) async fn delete_collection(call: &mut Call) -> Result<Response<Body>, Error> {
     let (options, cx) = delete_options(call).await?;
     let selection = Selection::of(call)?;
@@ -346,21 +368,16 @@ pub(super) async fn delete_collection(call: &mut Call) -> Result<Response<Body>,
     let stored_resource = working_resource(&call.resource);
     let snapshot = call.server.caches.of(stored_resource).snapshot();
     let objects = selection.judge(call, snapshot.objects).await?;
-    let mut items = Vec::new();
     let selected: Vec<Arc<Entry>> = objects.select(&selection.filter, "").cloned().collect();
-    for entry in selected {
-        let at = Location {
-            resource: stored_resource,
-            namespace: entry.namespace(),
-            name: entry.name(),
-            subresource: "",
-        };
-        match call.server.registry.delete(&cx, at, &options).await {
-            Ok(_) => items.push(from_storage(&call.resource, entry.object())),
-            Err(error) if error.reason == Reason::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let call: &Call = call;
+    let deleting = selected
+        .iter()
+        .map(|entry| delete_one(call, &cx, &options, entry).boxed());
+    let deleting: Vec<BoxFuture<'_, _>> = deleting.collect();
+    let workers = call.server.config.limits.delete_collection_workers.max(1);
+    let deleting = futures::stream::iter(deleting).buffered(workers);
+    let deleted: Vec<Option<Value>> = deleting.try_collect().await?;
+    let items: Vec<Value> = deleted.into_iter().flatten().collect();
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if call.resource.definition.is_some() {
         metadata["continue"] = "".into();

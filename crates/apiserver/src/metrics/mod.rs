@@ -1,11 +1,12 @@
 //! `/metrics`, with upstream's names.
 
+mod exposition;
 mod process;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ::http::{HeaderMap, StatusCode};
@@ -17,6 +18,8 @@ use crate::http::content_type;
 use crate::request::RequestInfo;
 use crate::served::MINOR;
 use text::{Histogram, Text};
+
+pub use exposition::{Exposition, Filter};
 
 /// Upper bounds of the sizes of events.
 const EVENT_SIZES: &[f64] = &[
@@ -32,6 +35,9 @@ pub struct Metrics {
     long_running: Mutex<HashMap<Labels, u64>>,
     events: Mutex<HashMap<Kind, Histogram>>,
     store: Mutex<HashMap<(&'static str, Kind), Stored>>,
+    /// Uses of extended tokens before and after they should have been renewed.
+    valid_tokens: AtomicU64,
+    stale_tokens: AtomicU64,
 }
 
 /// What a request is counted under.
@@ -218,6 +224,16 @@ impl Metrics {
         histogram.observe(size as f64);
     }
 
+    /// Counts the use of a service-account token that lives on after its time.
+    pub(crate) fn extended_token(&self, stale: bool) {
+        let count = if stale {
+            &self.stale_tokens
+        } else {
+            &self.valid_tokens
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a request to the store.
     pub(crate) fn stored(
         &self,
@@ -233,13 +249,14 @@ impl Metrics {
         stored.errors += u64::from(!succeeded);
     }
 
-    /// The Prometheus text format.
-    pub(crate) fn render(&self, caches: &Caches) -> String {
+    /// The Prometheus text format; with how many objects there are, if those are counted.
+    pub(crate) fn render(&self, caches: &Caches, counts_objects: bool) -> String {
         let mut text = Text::default();
         self.render_requests(&mut text);
         self.render_deprecated(&mut text);
         self.render_watches(&mut text);
-        self.render_store(&mut text, caches);
+        self.render_store(&mut text, caches, counts_objects);
+        self.render_tokens(&mut text);
         let name = "kubernetes_build_info";
         text.metric(
             name,
@@ -368,7 +385,16 @@ impl Metrics {
         }
     }
 
-    fn render_store(&self, text: &mut Text, caches: &Caches) {
+    fn render_tokens(&self, text: &mut Text) {
+        for (kind, count) in [("stale", &self.stale_tokens), ("valid", &self.valid_tokens)] {
+            let name = format!("serviceaccount_{kind}_tokens_total");
+            let help = format!("Cumulative {kind} projected service account tokens used");
+            text.metric(&name, "counter", &help);
+            text.value(&name, &[], count.load(Ordering::Relaxed));
+        }
+    }
+
+    fn render_store(&self, text: &mut Text, caches: &Caches, counts_objects: bool) {
         let store = self.store.lock();
         let mut all: Vec<_> = store.iter().collect();
         all.sort_by_key(|(key, _)| **key);
@@ -405,6 +431,9 @@ impl Metrics {
         );
         for (key, stored) in &all {
             text.value(name, &labels(key), stored.errors);
+        }
+        if !counts_objects {
+            return;
         }
         let counts = caches.counts();
         let name = "apiserver_resource_objects";

@@ -67,7 +67,7 @@ impl Registry {
             for _ in 0..ATTEMPTS {
                 let old = current.object();
                 options.check(&old, at)?;
-                let object = mark(at.resource, &old, options);
+                let object = self.mark(at.resource, &old, options);
                 let gone = is_finished(at.resource, &object);
                 // What goes at once is shown as it was, unless it is of a kind that may take its time.
                 let takes_time = at.resource.strategy().grace_period(&old, None).is_some();
@@ -179,6 +179,21 @@ impl DeleteOptions {
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl Registry {
+    /// The object as deletion leaves it. Where nobody collects garbage, nobody would take finalizers away that are for that.
+    fn mark(&self, resource: &Resource, old: &Value, options: &DeleteOptions) -> Value {
+        let mut object = mark(resource, old, options);
+        if !self.collects_garbage {
+            meta::set(
+                &mut object,
+                "finalizers",
+                old["metadata"]["finalizers"].clone(),
+            );
+        }
+        object
     }
 }
 

@@ -4,6 +4,7 @@ mod claims;
 mod delete;
 mod devices;
 mod empties;
+mod event_leases;
 mod managed;
 mod names;
 mod owners;
@@ -12,7 +13,6 @@ pub(crate) mod service;
 mod write;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use fluyt_api::resources::Resource;
@@ -34,6 +34,7 @@ use crate::warnings::Warnings;
 
 pub use delete::{DeleteOptions, Deleted};
 use empties::Empties;
+use event_leases::EventLeases;
 pub use managed::Writer;
 pub(crate) use managed::replicas_path;
 use owners::Stage;
@@ -51,18 +52,15 @@ const COLLISIONS: usize = 1000;
 /// Names that are tried for an object that wants a generated one.
 const GENERATED_NAMES: usize = 8;
 
-/// How often a new lease is made for events, in seconds.
-const EVENT_LEASE_REUSE: i64 = 60;
-
 /// Writes objects.
 pub struct Registry {
     caches: Arc<Caches>,
     pub(crate) converter: Arc<Converter>,
     admission: admission::Chain,
     services: service::Allocator,
-    event_lease: tokio::sync::Mutex<Option<(i64, std::time::Instant)>>,
-    event_ttl: Duration,
+    event_leases: EventLeases,
     allow_privileged: bool,
+    collects_garbage: bool,
 }
 
 /// What makes the new object of the present one. It may run several times.
@@ -142,9 +140,9 @@ impl Registry {
                 .context("failed to apply admission")?,
             services: service::Allocator::new(&config.service_network),
             caches: shared.caches.clone(),
-            event_lease: tokio::sync::Mutex::default(),
-            event_ttl: config.event_ttl,
+            event_leases: EventLeases::new(config.event_ttl, config.lease_reuse),
             allow_privileged: config.allow_privileged,
+            collects_garbage: config.enable_garbage_collector,
         })
     }
 
@@ -675,27 +673,12 @@ impl Registry {
         Ok(Committed::Lost(Some(Arc::new(entry))))
     }
 
-    /// Events live under a lease; a minute's worth of them shares one.
+    /// Events live under a lease.
     async fn lease_for(&self, resource: &Resource) -> Result<i64, Error> {
         if resource.plural != "events" {
             return Ok(0);
         }
-        let mut lease = self.event_lease.lock().await;
-        let reuse = Duration::from_secs(EVENT_LEASE_REUSE.unsigned_abs());
-        if let Some((id, made)) = *lease
-            && made.elapsed() < reuse
-        {
-            return Ok(id);
-        }
-        let ttl = i64::try_from(self.event_ttl.as_secs()).unwrap_or(i64::MAX / 2);
-        let (id, _) = self
-            .caches
-            .store()
-            .lease_grant(0, ttl + EVENT_LEASE_REUSE)
-            .await
-            .map_err(store_error)?;
-        *lease = Some((id, std::time::Instant::now()));
-        Ok(id)
+        self.event_leases.get(&**self.caches.store()).await
     }
 }
 

@@ -19,9 +19,9 @@ use parking_lot::Mutex;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::dial::ControlPlane;
 use crate::server::{client_tls, roots};
 
 pub use kubeconfig::{User, Users, load};
@@ -72,6 +72,7 @@ pub struct Remote {
     tls: Option<Arc<ClientConfig>>,
     server_name: String,
     credentials: Credentials,
+    network: ControlPlane,
     idle: Mutex<Vec<Sender>>,
 }
 
@@ -154,8 +155,16 @@ impl Remote {
             host,
             tls,
             credentials,
+            network: ControlPlane::default(),
             idle: Mutex::default(),
         })
+    }
+
+    /// Reaches it another way than directly.
+    #[must_use]
+    pub fn through(mut self, network: &ControlPlane) -> Self {
+        self.network = network.clone();
+        self
     }
 
     #[must_use]
@@ -265,10 +274,11 @@ impl Remote {
 
     async fn connect(&self) -> anyhow::Result<Sender> {
         let (host, port) = (self.host.as_str(), self.port);
-        let stream = TcpStream::connect((host, port))
+        let ControlPlane(dialer) = &self.network;
+        let stream = dialer
+            .connect_name(host, port)
             .await
             .with_context(|| format!("dial tcp {host}:{port}"))?;
-        stream.set_nodelay(true)?;
         match &self.tls {
             Some(tls) => {
                 let name = ServerName::try_from(self.server_name.clone())?;
@@ -297,7 +307,13 @@ where
 }
 
 /// Settings for outgoing TLS.
-fn tls(trust: &Trust, identity: Option<&(String, String)>) -> anyhow::Result<Arc<ClientConfig>> {
+///
+/// # Errors
+/// When the authorities or the identity are malformed.
+pub fn tls(
+    trust: &Trust,
+    identity: Option<&(String, String)>,
+) -> anyhow::Result<Arc<ClientConfig>> {
     match trust {
         Trust::Authorities(pem) => {
             if roots(pem)?.is_empty() {

@@ -23,6 +23,7 @@ use super::otlp::{
     EXPORT, ExportTraceServiceRequest, ExportTraceServiceResponse, InstrumentationScope, KeyValue,
     Resource, ResourceSpans, ScopeSpans, Span,
 };
+use crate::dial::{Connection, ControlPlane};
 
 /// Spans that wait; what comes next is dropped.
 const QUEUE: usize = 2048;
@@ -59,13 +60,14 @@ impl Exporter {
     pub(super) fn spawn(
         address: &Address,
         resource: Vec<KeyValue>,
+        network: ControlPlane,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
         let task = Task {
             receiver,
-            channel: channel(address)?,
+            channel: channel(address, network)?,
             resource: Resource {
                 attributes: resource,
             },
@@ -93,7 +95,7 @@ impl Exporter {
 }
 
 /// A connection that is made when it is needed, and again when it broke.
-fn channel(address: &Address) -> anyhow::Result<Channel> {
+fn channel(address: &Address, network: ControlPlane) -> anyhow::Result<Channel> {
     let uri = match address {
         Address::Network(target) => format!("http://{target}"),
         // gRPC wants an authority; nobody looks it up.
@@ -102,7 +104,10 @@ fn channel(address: &Address) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(uri).context("the collector's endpoint")?;
     let endpoint = endpoint.connect_timeout(ATTEMPT);
     let address = match address {
-        Address::Network(_) => return Ok(endpoint.connect_lazy()),
+        Address::Network(_) => {
+            let connect = tower::service_fn(move |uri: Uri| dial(uri, network.clone()));
+            return Ok(endpoint.connect_with_connector_lazy(connect));
+        }
         Address::Socket(path) => SocketAddr::from_pathname(path)?,
         Address::Abstract(name) => SocketAddr::from_abstract_name(name)?,
     };
@@ -115,6 +120,12 @@ fn channel(address: &Address) -> anyhow::Result<Channel> {
         }
     };
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(connect)))
+}
+
+async fn dial(uri: Uri, network: ControlPlane) -> std::io::Result<TokioIo<Connection>> {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let port = uri.port_u16().unwrap_or(80);
+    Ok(TokioIo::new(network.0.connect_name(host, port).await?))
 }
 
 struct Task {
@@ -248,7 +259,13 @@ mod tests {
     async fn a_full_queue_drops_what_comes() {
         let address = Address::Socket("/nonexistent/collector.sock".into());
         let shutdown = CancellationToken::new();
-        let exporter = Exporter::spawn(&address, Vec::new(), shutdown.clone()).unwrap();
+        let exporter = Exporter::spawn(
+            &address,
+            Vec::new(),
+            ControlPlane::default(),
+            shutdown.clone(),
+        )
+        .unwrap();
         for _ in 0..QUEUE + 3 {
             exporter.push("scope", Span::default());
         }

@@ -11,6 +11,7 @@ use super::export::Exporter;
 use super::otlp::{self, KeyValue, SpanKind};
 use super::sampler::Sampler;
 use super::span::{Carried, Span, Start};
+use crate::dial::ControlPlane;
 
 /// The service that the spans are of.
 const SERVICE: &str = "apiserver";
@@ -43,6 +44,7 @@ impl Tracer {
     pub fn new(
         config: &TracingConfiguration,
         instance: &str,
+        network: ControlPlane,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
         let resource = vec![
@@ -54,7 +56,7 @@ impl Tracer {
         ];
         Ok(Arc::new(Self {
             sampler: config.sampler(),
-            exporter: Exporter::spawn(&config.address(), resource, shutdown)?,
+            exporter: Exporter::spawn(&config.address(), resource, network, shutdown)?,
         }))
     }
 

@@ -19,6 +19,11 @@ struct Cli {
     args: Args,
 }
 
+fn free_port() -> u16 {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap().port()
+}
+
 /// The files that a server cannot do without, and how a client with all rights reaches it.
 struct Files {
     directory: TempDir,
@@ -79,7 +84,7 @@ impl Files {
     /// Why a server does not start.
     async fn refused(&self, more: &[&str]) -> String {
         let more: Vec<String> = more.iter().map(|flag| (*flag).to_owned()).collect();
-        let ran = self.run(0, &more, CancellationToken::new()).await;
+        let ran = self.run(free_port(), &more, CancellationToken::new()).await;
         format!("{:#}", ran.unwrap_err())
     }
 
@@ -178,9 +183,7 @@ async fn plugins_are_configured_by_the_file() {
     files.write("security.json", &security.to_string());
     let plugins = json!([{"name": "PodSecurity", "path": "security.json"}]);
     let file = configuration(files.directory.path(), &plugins);
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
+    let port = free_port();
     let more = [
         format!("--admission-control-config-file={}", file.display()),
         "--enable-admission-plugins=NamespaceAutoProvision".to_owned(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use fluyt_pki::{Authority, Identity, Usage};
+use http::header::LOCATION;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -77,6 +78,11 @@ impl Service {
                             let mut response =
                                 Response::new(Full::new(bytes::Bytes::from(value.to_string())));
                             *response.status_mut() = StatusCode::from_u16(status).unwrap();
+                            // A text with a redirect is where it leads.
+                            if let Some(to) = value.as_str().filter(|_| status / 100 == 3) {
+                                let to = to.parse().unwrap();
+                                response.headers_mut().insert(LOCATION, to);
+                            }
                             Ok::<_, hyper::Error>(response)
                         }
                     });

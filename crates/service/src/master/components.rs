@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use fluyt_apiserver::dial::Dialer as _;
 use fluyt_apiserver::{MASTERS, Server, User};
 use fluyt_client::Informers;
 use fluyt_controller_manager::config::SigningAuthority;
@@ -125,7 +124,7 @@ fn cloud_controller_manager(config: &Config) -> fluyt_cloud_controller_manager::
         load_balancer_pool: config.load_balancer_pool,
         connect: Arc::new(move |address| {
             let network = network.clone();
-            Box::pin(async move { network.connect(address).await })
+            Box::pin(async move { network.connect_tcp(address).await })
         }),
     }
 }

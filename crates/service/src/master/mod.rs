@@ -15,7 +15,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use fluyt_apiserver::authn::Anonymous;
-use fluyt_apiserver::dial::Dialer;
+use fluyt_apiserver::dial::{Connection, Dialer};
 use fluyt_apiserver::{Encryption, Server, ServiceNetwork, Storage};
 use fluyt_etcd::DynStore;
 use fluyt_etcd::embedded::Embedded;
@@ -108,7 +108,15 @@ struct InNetwork(PathBuf);
 
 #[async_trait]
 impl Dialer for InNetwork {
-    async fn connect(&self, address: SocketAddr) -> std::io::Result<TcpStream> {
+    async fn connect(&self, address: SocketAddr) -> std::io::Result<Connection> {
+        let stream = self.connect_tcp(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
+    }
+}
+
+impl InNetwork {
+    async fn connect_tcp(&self, address: SocketAddr) -> std::io::Result<TcpStream> {
         netns::connect_tcp_in(&self.0, address)
             .await
             .map_err(std::io::Error::other)

@@ -1,0 +1,67 @@
+//! What of the metrics is shown.
+
+use fluyt_apiserver::Exposition;
+use http::Request;
+use http_body_util::Full;
+
+use crate::common::Api;
+use crate::{given, refused_or};
+
+async fn metrics(api: &Api) -> String {
+    let mut request = Request::get("/metrics").body(Full::default()).unwrap();
+    request.extensions_mut().insert(api.user.clone());
+    let (_, _, body) = api.send(request).await;
+    body.as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn metrics_are_left_out_and_labels_are_held_together() {
+    let api = Api::configured(|config, _| {
+        config.metrics = given(&[
+            "--disabled-metrics=kubernetes_build_info,etcd_requests_total",
+            "--allow-metric-labels=apiserver_request_total,verb=LIST",
+        ]);
+    })
+    .await;
+    for path in ["/api/v1/namespaces", "/api/v1/namespaces/default"] {
+        api.get(path).await;
+    }
+    let shown = metrics(&api).await;
+    for name in ["kubernetes_build_info", "etcd_requests_total"] {
+        assert!(!shown.contains(name), "{name}");
+    }
+    let verbs: Vec<&str> = shown
+        .lines()
+        .filter(|line| line.starts_with("apiserver_request_total{"))
+        .filter_map(|line| line.split("verb=\"").nth(1)?.split('"').next())
+        .collect();
+    assert!(
+        verbs.contains(&"LIST") && verbs.contains(&"unexpected"),
+        "{verbs:?}"
+    );
+    assert!(!verbs.contains(&"GET"), "{verbs:?}");
+
+    let error = refused_or::<Exposition>(&["--disabled-metrics=a-b"]).unwrap_err();
+    assert!(
+        error.contains("must be fully qualified metric names matching"),
+        "{error}"
+    );
+    let error = refused_or::<Exposition>(&["--allow-metric-labels=a=b"]).unwrap_err();
+    assert!(
+        error.contains("must have keys with format `metricName,labelName`"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn objects_are_counted_unless_that_is_off() {
+    for (flags, counted) in [
+        (&[][..], true),
+        (&["--etcd-count-metric-poll-period=0"], false),
+    ] {
+        let api = Api::configured(|config, _| config.etcd_checks = given(flags)).await;
+        let shown = metrics(&api).await;
+        let line = "apiserver_storage_objects{resource=\"namespaces\"} 4";
+        assert_eq!(shown.contains(line), counted);
+    }
+}
