@@ -18,6 +18,7 @@ pub fn spawn(
     shutdown: CancellationToken,
     apply: impl Fn(String) + Send + 'static,
 ) -> anyhow::Result<()> {
+    let path = std::path::absolute(path)?;
     let mut known = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let inotify = Inotify::init().context("inotify")?;
     let directory = path.parent().unwrap_or_else(|| Path::new("/")).to_owned();
