@@ -51,3 +51,16 @@ pub fn spawn(
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_may_be_named_without_its_directory() {
+        let shutdown = CancellationToken::new();
+        let file = PathBuf::from("Cargo.toml");
+        spawn(file, shutdown.clone(), |_| {}).unwrap();
+        shutdown.cancel();
+    }
+}
