@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ::http::Version;
 use ::http::header::CONNECTION;
+use fluyt_transport::in_turns;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -114,6 +115,7 @@ impl Server {
             Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
             Err(_) => return,
         };
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2".as_slice());
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let peer = PeerCertificates::new(chain.iter().map(|c| c.clone().into_owned()).collect());
         let shutdown = self.drain.closed().clone();
@@ -139,7 +141,6 @@ impl Server {
                 Ok::<_, std::convert::Infallible>(response)
             }
         });
-        let io = TokioIo::new(stream);
         let stopped = async {
             tokio::select! { () = shutdown.cancelled() => {}, () = goodbye.cancelled() => {} }
         };
@@ -148,7 +149,9 @@ impl Server {
             builder
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT);
-            let connection = builder.serve_connection(io, service).with_upgrades();
+            let connection = builder
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
             let ended = serve_until!(connection, stopped);
             ended.map_err(|error| -> BoxError { Box::new(error) })
         } else {
@@ -163,8 +166,16 @@ impl Server {
                 .max_concurrent_streams(limits.streams())
                 .max_header_list_size(MAX_HEADERS)
                 .keep_alive_interval(Some(Duration::from_secs(30)));
-            let connection = builder.serve_connection_with_upgrades(io, service);
-            serve_until!(connection, stopped)
+            if http2 {
+                // Nothing takes such a connection over.
+                let (stream, turns) = in_turns(stream);
+                let connection = builder.serve_connection(TokioIo::new(stream), service);
+                turns.run(async { serve_until!(connection, stopped) }).await
+            } else {
+                let io = TokioIo::new(stream);
+                let connection = builder.serve_connection_with_upgrades(io, service);
+                serve_until!(connection, stopped)
+            }
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended");

@@ -35,7 +35,7 @@ enum Command {
     /// The store as a server, for the loads
     Etcd(fluyt_etcd::Args),
     /// What requests cost the API server
-    Apiserver,
+    Apiserver(apiserver::Args),
     /// The API server, for the loads
     KubeApiserver(fluyt_apiserver::Args),
 }
@@ -63,7 +63,7 @@ fn main() -> anyhow::Result<()> {
         None => {}
         Some(Command::Store { filter }) => return store::run(&filter),
         Some(Command::Etcd(args)) => return serve(|stop| fluyt_etcd::run(args, stop)),
-        Some(Command::Apiserver) => return apiserver::run(),
+        Some(Command::Apiserver(args)) => return apiserver::run(&args),
         Some(Command::KubeApiserver(args)) => {
             let _ = rustls::crypto::ring::default_provider().install_default();
             return serve(|stop| fluyt_apiserver::run(args, stop));

@@ -14,8 +14,16 @@ use server::Server;
 
 use crate::row;
 
-/// Objects that are created, read and updated, each.
-const OBJECTS: usize = 5000;
+/// What is measured.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only what single requests cost
+    #[arg(long)]
+    requests_only: bool,
+    /// Objects that are created, read and updated, each; memory is measured with twice as many
+    #[arg(long, default_value_t = 5000)]
+    objects: usize,
+}
 
 /// Lists of all of them.
 const LISTS: usize = 20;
@@ -24,7 +32,7 @@ const WATCHERS: usize = 100;
 /// Objects that are created under the eyes of the watchers.
 const SEEN: usize = 1000;
 
-const MANY: usize = 10_000;
+const WATCHES: usize = 10_000;
 /// Watches of one connection.
 const STREAMS: usize = 100;
 
@@ -45,14 +53,14 @@ fn body(name: &str, value: char) -> Vec<u8> {
 ///
 /// # Errors
 /// When the server does not start or refuses a request.
-pub fn run() -> anyhow::Result<()> {
+pub fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(measure())
+    runtime.block_on(measure(args))
 }
 
-async fn measure() -> anyhow::Result<()> {
+async fn measure(args: &Args) -> anyhow::Result<()> {
     let begin = Instant::now();
     let server = Server::start().await?;
     row(
@@ -63,9 +71,12 @@ async fn measure() -> anyhow::Result<()> {
     tokio::time::sleep(Duration::from_secs(3)).await;
     row("RSS, idle", format!("{:.1} MB", server.usage()?.resident));
     let clients = Clients::connect(&server.access).await?;
-    requests(&server, &clients).await?;
+    requests(&server, &clients, args.objects).await?;
+    if args.requests_only {
+        return Ok(());
+    }
     events(&server, &clients).await?;
-    memory(&server, &clients).await?;
+    memory(&server, &clients, args.objects).await?;
     drop((clients, server));
     pods::measure().await
 }
@@ -97,8 +108,8 @@ async fn cost(
     Ok(micros)
 }
 
-async fn requests(server: &Server, clients: &Clients) -> anyhow::Result<()> {
-    let names = || (0..OBJECTS).map(|n| format!("a-{n}"));
+async fn requests(server: &Server, clients: &Clients, objects: usize) -> anyhow::Result<()> {
+    let names = || (0..objects).map(|n| format!("a-{n}"));
     let creates = names().map(|n| client::Request::post(MAPS, body(&n, 'x')));
     cost(server, clients, "create", creates.collect()).await?;
     let gets = names().map(|n| client::Request::get(format!("{MAPS}/{n}")));
@@ -106,7 +117,7 @@ async fn requests(server: &Server, clients: &Clients) -> anyhow::Result<()> {
     let updates = names().map(|n| client::Request::put(format!("{MAPS}/{n}"), body(&n, 'y')));
     cost(server, clients, "update", updates.collect()).await?;
     let lists = (0..LISTS).map(|_| client::Request::get(MAPS.to_owned()));
-    let what = format!("list of {OBJECTS}");
+    let what = format!("list of {objects}");
     cost(server, clients, &what, lists.collect()).await?;
     Ok(())
 }
@@ -131,17 +142,19 @@ async fn events(server: &Server, clients: &Clients) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn memory(server: &Server, clients: &Clients) -> anyhow::Result<()> {
-    let present = OBJECTS + 2 * SEEN;
-    let names = (present..MANY).map(|n| format!("d-{n}"));
+async fn memory(server: &Server, clients: &Clients, objects: usize) -> anyhow::Result<()> {
+    let (present, many) = (objects + 2 * SEEN, 2 * objects);
+    let names = (present..many).map(|n| format!("d-{n}"));
     let creates = names.map(|n| client::Request::post(MAPS, body(&n, 'x')));
-    cost(server, clients, "create, up to 10,000", creates.collect()).await?;
+    let what = format!("create, up to {many}");
+    cost(server, clients, &what, creates.collect()).await?;
     let before = server.usage()?.resident;
-    row("RSS with 10,000 objects", format!("{before:.1} MB"));
-    let watches = Clients::hold(&server.access, MAPS, MANY / STREAMS, STREAMS).await?;
+    let what = format!("RSS with {many} objects");
+    row(&what, format!("{before:.1} MB"));
+    let watches = Clients::hold(&server.access, MAPS, WATCHES / STREAMS, STREAMS).await?;
     let with = server.usage()?.resident;
     #[expect(clippy::cast_precision_loss)]
-    let each = (with - before) * 1e3 / MANY as f64;
+    let each = (with - before) * 1e3 / WATCHES as f64;
     row(
         "RSS with 10,000 watches as well",
         format!("{with:.1} MB, {each:.1} KB each"),

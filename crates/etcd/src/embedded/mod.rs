@@ -11,6 +11,7 @@ pub mod fuzz;
 mod hash;
 mod identity;
 mod lease;
+mod queue;
 mod quota;
 mod read;
 pub mod snapshot;

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::codec::{self, Head, Record};
 use super::lease::{LeaseStatus, Leases};
+use super::queue::Queue;
 use super::storage::{Batch, Change as Changed, Space, Writing};
 use super::watch::{Revision, event};
 use super::{Shared, quota, read, storage};
@@ -76,18 +76,21 @@ pub(super) enum Command {
 
 /// The thread and its queue; dropping waits for what is queued.
 pub(super) struct Thread {
-    commands: Option<Sender<Command>>,
+    commands: Queue<Command>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Thread {
     pub fn spawn(shared: Arc<Shared>, writing: Writing, quota: u64) -> Result<Self, Error> {
-        let (commands, receiver) = channel();
+        let commands = Queue::default();
+        let receiver = commands.clone();
         let leases = Leases::load(&shared)?;
         let revision = shared.hub.revision();
         let thread = std::thread::Builder::new()
             .name("etcd-writer".into())
             .spawn(move || {
+                // Whatever ends the writer, nobody waits for it any more.
+                let commands = Closing(receiver);
                 Writer {
                     shared,
                     writing,
@@ -96,28 +99,40 @@ impl Thread {
                     leases,
                     last: Pace::default(),
                 }
-                .run(&receiver)
+                .run(&commands.0);
             })
             .map_err(super::failed)?;
         Ok(Self {
-            commands: Some(commands),
+            commands,
             thread: Some(thread),
         })
     }
 
     pub fn send(&self, command: Command) -> Result<(), Error> {
-        let commands = self.commands.as_ref().ok_or(Error::Stopped)?;
-        commands.send(command).map_err(|_| Error::Stopped)
+        self.commands.send(command).map_err(|_| Error::Stopped)
     }
 }
 
 impl Drop for Thread {
     fn drop(&mut self) {
-        self.commands = None;
+        self.commands.close();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
             tracing::error!("the store's writer panicked");
+        }
+    }
+}
+
+/// Closes a queue, and drops what is in it, when it goes.
+struct Closing(Queue<Command>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+        let mut rest = Vec::new();
+        while self.0.receive(0, GROUP, None, &mut rest) {
+            rest.clear();
         }
     }
 }
@@ -180,21 +195,11 @@ impl Group {
 }
 
 impl Writer {
-    fn run(mut self, commands: &Receiver<Command>) {
-        loop {
-            let first = match self.leases.next_expiry() {
-                Some(deadline) => {
-                    commands.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-                }
-                None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
+    fn run(mut self, commands: &Queue<Command>) {
+        let mut taken = Vec::new();
+        while commands.receive(1, GROUP, self.leases.next_expiry(), &mut taken) {
             let mut group = Group::default();
-            match first {
-                Ok(command) => self.evaluate(command, &mut group),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-            self.fill(commands, &mut group);
+            self.fill(commands, &mut taken, &mut group);
             for lease in self.leases.expired(Instant::now()) {
                 if let Err(error) = self.revoke(lease, &mut group) {
                     tracing::error!(lease, %error, "cannot expire a lease");
@@ -207,20 +212,23 @@ impl Writer {
     /// Takes in what is waiting. Those who were answered together come back one after the other: to commit what the
     /// first of them wants alone would have the others wait for two fsyncs. So a group waits, as long as commands
     /// keep coming and no longer than a commit takes, until it is as large as the one before.
-    fn fill(&mut self, commands: &Receiver<Command>, group: &mut Group) {
+    fn fill(&mut self, commands: &Queue<Command>, taken: &mut Vec<Command>, group: &mut Group) {
         let begin = Instant::now();
-        while group.replies.len() < GROUP {
-            let waits = group.durable
-                && group.replies.len() < self.last.commands
-                && begin.elapsed() < self.last.took;
-            let command = if waits {
-                commands.recv_timeout(self.last.took / GAP).ok()
+        let end = begin + self.last.took;
+        loop {
+            for command in taken.drain(..) {
+                self.evaluate(command, group);
+            }
+            let (had, now) = (group.replies.len(), Instant::now());
+            let missing = self.last.commands.saturating_sub(had);
+            let (wanted, deadline) = if group.durable && now < end {
+                (missing, end.min(now + self.last.took / GAP))
             } else {
-                commands.try_recv().ok()
+                (0, now)
             };
-            match command {
-                Some(command) => self.evaluate(command, group),
-                None => return,
+            commands.receive(wanted, GROUP - had.min(GROUP), Some(deadline), taken);
+            if taken.is_empty() {
+                return;
             }
         }
     }

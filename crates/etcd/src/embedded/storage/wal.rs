@@ -25,8 +25,10 @@ const MAGIC: &[u8; 8] = b"FLUYTWAL";
 const RECORD_MAGIC: [u8; 4] = *b"FREC";
 const MARKER: usize = 40;
 
-/// Disk space is reserved in steps of this size: a file that grows with every record costs the file system more.
-const CHUNK: u64 = 256 << 10;
+/// Zeros are written ahead of the records in steps of this size. A record in a place that was written before is durable
+/// with its own blocks; one that makes the file grow, or fills space that was only reserved, has the file system commit
+/// its journal too, which takes as long again.
+const AHEAD: usize = 256 << 10;
 
 /// The buffer of a record is kept for the next one up to this size.
 const KEPT: usize = 1 << 20;
@@ -46,8 +48,8 @@ pub struct Log {
     file: File,
     /// End of the valid part of the segment.
     end: u64,
-    /// End of the reserved space.
-    reserved: u64,
+    /// End of the zeros that were written ahead.
+    prepared: u64,
     /// Index of the next record.
     index: u64,
     committed: File,
@@ -289,7 +291,7 @@ impl Log {
             segment: current,
             file,
             end: state.end,
-            reserved: state.file_length,
+            prepared: state.file_length,
             index: state.index.unwrap_or(1),
             committed,
             spoiled: !state.clean,
@@ -345,13 +347,19 @@ impl Log {
 
     fn write(&mut self, bytes: &[u8], sync: bool) -> io::Result<()> {
         let end = self.end + bytes.len() as u64;
-        if end > self.reserved {
-            let step = (end - self.reserved).max(CHUNK);
+        let grows = end > self.prepared;
+        // A large record's own blocks are what counts.
+        let ahead = if grows && bytes.len() <= AHEAD {
+            AHEAD
+        } else {
+            0
+        };
+        if grows {
+            let step = end + ahead as u64 - self.prepared;
             // Space is made sure of before anything is written: running out of it later would be found by a failing
             // sync, or by nobody.
-            match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), self.reserved, step) {
-                Ok(()) => self.reserved += step,
-                Err(rustix::io::Errno::OPNOTSUPP) => {}
+            match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), self.prepared, step) {
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -361,8 +369,15 @@ impl Log {
             _ => error,
         };
         self.file.write_all_at(bytes, self.end).map_err(spoil)?;
+        if ahead > 0 {
+            let zeros = vec![0; ahead];
+            self.file.write_all_at(&zeros, end).map_err(spoil)?;
+        }
         if sync {
             (self.sync)(&self.file).map_err(spoil)?;
+        }
+        if grows {
+            self.prepared = end + ahead as u64;
         }
         Ok(())
     }
@@ -399,7 +414,7 @@ impl Log {
         self.file = file;
         self.segment = header.segment;
         self.end = HEADER as u64;
-        self.reserved = self.end;
+        self.prepared = self.end;
         self.spoiled = false;
         Ok(ended)
     }
