@@ -467,7 +467,7 @@ impl Server {
             Ok(user) => user,
             Err(error) => {
                 let refused = self.auditor.refused(&info, &parts, &question, &error);
-                refused.await;
+                Box::pin(refused).await;
                 return Err(error);
             }
         };
@@ -593,7 +593,8 @@ impl Server {
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
         let Some(target) = info.target.clone() else {
-            return self.non_resource(info, user, request).await;
+            let answer: BoxFuture<'static, _> = Box::pin(self.non_resource(info, user, request));
+            return answer.await;
         };
         if let Some(resource) = target.resource.clone() {
             let (parts, body) = request.into_parts();

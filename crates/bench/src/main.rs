@@ -45,6 +45,7 @@ fn serve<F>(run: impl FnOnce(tokio_util::sync::CancellationToken) -> F) -> anyho
 where
     F: Future<Output = anyhow::Result<()>>,
 {
+    fluyt_memory::give_back_when_idle()?;
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let shutdown = tokio_util::sync::CancellationToken::new();

@@ -116,7 +116,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         let (verbosity, format) = command.logging();
         logs::init_foreground(verbosity, format);
     }
-    tokio::spawn(crate::memory::keep_small());
+    fluyt_memory::give_back_when_idle()?;
     match command {
         Command::Serve(args) => fluyt_service::serve::run(args, shutdown).await,
         Command::Master(args) => fluyt_service::master::run(args, shutdown).await,

@@ -8,7 +8,6 @@ mod credentials;
 mod group;
 mod image;
 mod login;
-mod memory;
 mod merge;
 mod output;
 

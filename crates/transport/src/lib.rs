@@ -7,7 +7,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -27,7 +27,8 @@ pub struct Turns(Arc<AtomicU64>);
 impl Turns {
     /// Runs what uses the stream of these turns. Nothing else may: what is written is sent only in a later poll of this.
     pub async fn run<F: Future>(&self, connection: F) -> F::Output {
-        let mut connection = pin!(connection);
+        // Boxed, since it would be in this future twice: as what is passed and as what is polled.
+        let mut connection = Box::pin(connection);
         poll_fn(|context| {
             // Only the connection's own task looks at it.
             self.0.fetch_add(1, Ordering::Relaxed);

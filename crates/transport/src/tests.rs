@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Mutex;
 use std::task::{Wake, Waker};
 
