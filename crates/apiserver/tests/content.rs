@@ -90,6 +90,65 @@ async fn protobuf_is_the_same_object() {
     assert_eq!(protobuf::open(&got).unwrap().kind, "PartialObjectMetadata");
 }
 
+/// What a write is answered with is what a read would be, in every format; a dry run's is what would have been written.
+#[tokio::test]
+async fn writes_are_answered_as_reads_are() {
+    let api = Api::start().await;
+    api.namespace().await;
+    let one = format!("{MAPS}/a");
+    let json = ("content-type", "application/json");
+    let table = "application/json;as=Table;g=meta.k8s.io;v=v1";
+    for accepted in ["application/json", PROTOBUF, table] {
+        let headers = [json, ("accept", accepted)];
+        let comparable = |answer: Bytes| match serde_json::from_slice::<Value>(&answer) {
+            // The age in it passes.
+            Ok(mut table) if table["kind"] == "Table" => {
+                table["rows"][0]["cells"]
+                    .as_array_mut()
+                    .unwrap()
+                    .truncate(2);
+                Bytes::from(table.to_string())
+            }
+            _ => answer,
+        };
+        let write = async |method, path: &str, headers: &[(&str, &str)], body: String| {
+            let (status, _, answer) = send(&api, method, path, headers, body).await;
+            assert!(status.is_success(), "{status}");
+            comparable(answer)
+        };
+        let read = async || comparable(send(&api, Method::GET, &one, &headers, "").await.2);
+        let mut object = config_map("a");
+        let created = write(Method::POST, MAPS, &headers, object.to_string()).await;
+        assert_eq!(created, read().await, "{accepted}");
+
+        object["data"]["key"] = "changed".into();
+        let dry = format!("{one}?dryRun=All");
+        let would = write(Method::PUT, &dry, &headers, object.to_string()).await;
+        if accepted != table {
+            assert!(memchr::memmem::find(&would, b"changed").is_some());
+            assert!(memchr::memmem::find(&read().await, b"changed").is_none());
+        }
+        let updated = write(Method::PUT, &one, &headers, object.to_string()).await;
+        assert_eq!(updated, read().await, "{accepted}");
+
+        let merge = [("content-type", "application/merge-patch+json"), headers[1]];
+        let patch = r#"{"metadata": {"finalizers": ["example.com/kept"]}}"#;
+        let patched = write(Method::PATCH, &one, &merge, patch.into()).await;
+        assert_eq!(patched, read().await, "{accepted}");
+        // It is still there, marked.
+        let deleted = write(Method::DELETE, &one, &headers, String::new()).await;
+        let (_, marked) = api.get(&one).await;
+        assert!(marked["metadata"]["deletionTimestamp"].is_string());
+        if accepted == "application/json" {
+            assert_eq!(serde_json::from_slice::<Value>(&deleted).unwrap(), marked);
+        }
+        let patch = r#"{"metadata": {"finalizers": null}}"#;
+        write(Method::PATCH, &one, &merge, patch.into()).await;
+        let (status, _) = api.get(&one).await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+    }
+}
+
 #[tokio::test]
 async fn lists_and_watches_in_protobuf() {
     use k8s_pb::api::core::v1::ConfigMapList;

@@ -15,8 +15,7 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 // SAFETY: the allocator reads the name as text that ends with a zero, as this one does.
 #[expect(unsafe_code, reason = "the allocator finds its options by their name")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
-pub static OPTIONS: &[u8; 62] =
-    b"narenas:2,tcache_max:8192,dirty_decay_ms:200,muzzy_decay_ms:0\0";
+pub static OPTIONS: &[u8; 62] = b"narenas:2,tcache_max:8192,dirty_decay_ms:200,muzzy_decay_ms:0\0";
 
 /// Has what was freed go back to the system even when nothing is allocated or freed any more. It takes threads, so it is
 /// not for those who fork.

@@ -15,7 +15,7 @@ use super::escalation::check_escalation;
 use super::selection::Selection;
 use super::shape::Shape;
 use super::{Call, apply};
-use crate::cache::{Entry, working_resource};
+use crate::cache::{Entry, storage_resource, working_resource};
 use crate::features::Feature;
 use crate::http::{self as responses, Body, View};
 use crate::registry::{Change, DeleteOptions, Deleted, Location, WriteContext};
@@ -46,37 +46,51 @@ pub(super) fn stored<'a>(at: Location<'a>) -> Location<'a> {
 }
 
 pub(super) fn respond(call: &Call, status: StatusCode, object: Value) -> Response<Body> {
-    match another_view(call) {
-        Some(shape) => {
-            let revision = meta::resource_version(&object).parse().unwrap_or_default();
-            let at = call.location();
-            let entry = Entry::new(
-                working_resource(&call.resource),
-                &at.key(),
-                revision,
-                crate::cache::Change::Added,
-                &object,
-            );
-            responses::bytes(status, shape.content_type(), shape.single(&entry))
+    let Ok(accepted) = Shape::accepted(call) else {
+        return responses::json(status, &from_storage(&call.resource, object));
+    };
+    let entry = match written(call, &object) {
+        Some(entry) => entry,
+        // What is whole is brought into its format when the answer is finished.
+        None if accepted.view == View::Object => {
+            return responses::json(status, &from_storage(&call.resource, object));
         }
-        None => responses::json(status, &from_storage(&call.resource, object)),
+        None => {
+            let revision = meta::resource_version(&object).parse().unwrap_or_default();
+            let resource = working_resource(&call.resource);
+            let change = crate::cache::Change::Added;
+            let key = of_name(call, &object).key();
+            Arc::new(Entry::new(resource, &key, revision, change, &object))
+        }
+    };
+    let shape = Shape::new(&call.resource, accepted, call);
+    responses::bytes(status, shape.content_type(), shape.single(&entry))
+}
+
+/// Where an object is whose name the server may have made.
+fn of_name<'a>(call: &'a Call, object: &'a Value) -> Location<'a> {
+    Location {
+        name: meta::name(object),
+        ..call.location()
     }
 }
 
-/// How to show what was written to somebody who does not want to see all of it.
-fn another_view(call: &Call) -> Option<Shape> {
-    let accept = call
-        .parts
-        .headers
-        .get(http::header::ACCEPT)?
-        .to_str()
-        .ok()?;
-    if !accept.contains("as=") {
+/// What was written as the cache has it, so that it is encoded only once. A write is answered when the cache shows it; it
+/// may show what came after it by now.
+fn written(call: &Call, object: &Value) -> Option<Arc<Entry>> {
+    let is_whole = matches!(call.target.subresource.as_str(), "" | "status");
+    // Nothing is written in a dry run, and only deletions may ask for one anywhere but here.
+    let is_stored = call.info.verb != "delete" && call.info.query.get("dryRun").is_none();
+    // In another version it would have to be decoded to be converted.
+    let as_stored = std::ptr::eq(working_resource(&call.resource), &*call.resource);
+    if !is_whole || !is_stored || !as_stored {
         return None;
     }
-    let accepted = Shape::accepted(call).ok()?;
-    let shape = Shape::new(&call.resource, accepted, call);
-    (accepted.view != View::Object).then_some(shape)
+    let revision: i64 = meta::resource_version(object).parse().ok()?;
+    let cache = call.server.caches.of(storage_resource(&call.resource));
+    let entry = cache.get(&of_name(call, object).key())?;
+    let in_version = entry.version.is_none_or(|v| v == call.resource.version);
+    (entry.revision == revision && in_version).then_some(entry)
 }
 
 pub(super) async fn create(call: &mut Call) -> Result<Response<Body>, Error> {
