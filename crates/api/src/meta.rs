@@ -96,7 +96,9 @@ pub fn set(object: &mut Value, field: &str, value: impl Into<Value>) {
 /// Now, as a `Time`.
 #[must_use]
 pub fn now() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
+    let second = jiff::Timestamp::now().as_second();
+    // A whole second is written without a fraction.
+    jiff::Timestamp::from_second(second)
+        .unwrap_or_default()
         .to_string()
 }

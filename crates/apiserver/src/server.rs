@@ -369,7 +369,7 @@ impl Server {
         let started = Instant::now();
         let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
         let id = request.headers().get("audit-id").cloned();
-        let id = id.unwrap_or_else(new_audit_id);
+        let mut id = id.unwrap_or_else(new_audit_id);
         if self.auditor.is_active() {
             let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
             request.extensions_mut().insert(audit::AuditId(text));
@@ -424,6 +424,8 @@ impl Server {
             response = arrival.answer(response, serializing);
         }
         let headers = response.headers_mut();
+        // Headers so marked stay out of HTTP/2's tables, from which one that is never the same would drive the others.
+        id.set_sensitive(true);
         headers.insert("audit-id", id);
         self.config.browsers.tell(origin, headers);
         // What is the state of the cluster is nobody's to keep, unless it says so.

@@ -622,6 +622,29 @@ mod tests {
     }
 
     #[test]
+    fn small_records_go_into_space_that_was_written_before() {
+        let store = filled(&[]);
+        let (mut log, _) = read(store.path()).unwrap();
+        let path = segment(store.path(), 1);
+        let length = || std::fs::metadata(&path).unwrap().len();
+        append(&mut log, b"first").unwrap();
+        let prepared = length();
+        assert_eq!(prepared, log.end + AHEAD as u64);
+        append(&mut log, b"second").unwrap();
+        assert_eq!(length(), prepared);
+        // What is larger than what is written ahead needs no zeros after it.
+        append(&mut log, &vec![b'l'; AHEAD + 1]).unwrap();
+        assert_eq!(length(), log.end);
+        append(&mut log, b"last").unwrap();
+        assert_eq!(length(), log.end + AHEAD as u64);
+        drop(log);
+        let (log, records) = read(store.path()).unwrap();
+        assert_eq!(records.len(), 4);
+        assert_eq!(records[3], b"last");
+        assert_eq!(log.prepared, length());
+    }
+
+    #[test]
     fn a_torn_record_that_nobody_knows_of_is_dropped() {
         let directory = filled(&[b"a"]);
         let path = segment(directory.path(), 1);
