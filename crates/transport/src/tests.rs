@@ -178,11 +178,11 @@ async fn what_waits_is_sent_before_the_end() {
     assert!(ends.shut);
 }
 
-#[tokio::test]
+/// On one thread, so that tasks run in the order in which they became ready.
+#[tokio::test(flavor = "current_thread")]
 async fn other_tasks_add_to_a_turn() {
-    let (client, server) = tokio::io::duplex(1 << 10);
     let wire = Wire::default();
-    let (mut stream, turns) = in_turns(tokio::io::join(server, wire.clone()));
+    let (mut stream, turns) = in_turns(wire.clone());
     let (sender, mut pieces) = tokio::sync::mpsc::unbounded_channel::<Vec<u8>>();
     let connection = tokio::spawn(async move {
         let write = poll_fn(move |context| {
@@ -197,20 +197,18 @@ async fn other_tasks_add_to_a_turn() {
         });
         turns.run(write).await;
     });
-    let answers: Vec<_> = (0..5_u8)
-        .map(|n| {
-            let sender = sender.clone();
-            tokio::spawn(async move { sender.send(vec![n]).unwrap() })
-        })
-        .collect();
-    for answer in answers {
-        answer.await.unwrap();
+    tokio::task::yield_now().await;
+    // The connection is ready first; each of the others is only when it has had its turn.
+    sender.send(vec![0]).unwrap();
+    for n in 1..5 {
+        let sender = sender.clone();
+        tokio::spawn(async move { sender.send(vec![n]).unwrap() });
     }
     while wire.sent().is_empty() {
         tokio::task::yield_now().await;
     }
     assert_eq!(wire.sent(), [vec![0, 1, 2, 3, 4]]);
-    drop((sender, client));
+    drop(sender);
     connection.await.unwrap();
 }
 

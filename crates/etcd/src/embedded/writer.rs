@@ -226,7 +226,7 @@ impl Writer {
             } else {
                 (0, now)
             };
-            commands.receive(wanted, GROUP - had.min(GROUP), Some(deadline), taken);
+            commands.receive(wanted, GROUP.saturating_sub(had), Some(deadline), taken);
             if taken.is_empty() {
                 return;
             }
