@@ -630,6 +630,9 @@ mod tests {
         append(&mut log, b"first").unwrap();
         let prepared = length();
         assert_eq!(prepared, log.end + AHEAD as u64);
+        // Space that is only reserved would be told as a hole.
+        let last = rustix::fs::SeekFrom::Data(prepared - 1);
+        assert_eq!(rustix::fs::seek(&log.file, last), Ok(prepared - 1));
         append(&mut log, b"second").unwrap();
         assert_eq!(length(), prepared);
         // What is larger than what is written ahead needs no zeros after it.
