@@ -5,13 +5,14 @@ mod socket;
 mod tls;
 mod verify;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::Version;
 use ::http::header::CONNECTION;
-use fluyt_transport::in_turns;
+use ::http::{Request, Response, Version};
+use fluyt_transport::Settings;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -19,11 +20,12 @@ use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::Server;
 use crate::authn::PeerCertificates;
-use crate::http::BoxError;
+use crate::http::{Body, BoxError};
 
 pub use certificates::{Certificates, NamedPair, Pair, Usual};
 pub use socket::Sharing;
@@ -41,6 +43,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
 
 /// Longest headers of a request, in bytes.
 const MAX_HEADERS: u32 = 1 << 20;
+
+/// How often a client has to show that it is there.
+const PING: Duration = Duration::from_secs(30);
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]
@@ -118,64 +123,16 @@ impl Server {
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2".as_slice());
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let peer = PeerCertificates::new(chain.iter().map(|c| c.clone().into_owned()).collect());
-        let shutdown = self.drain.closed().clone();
-        let limits = self.config.limits.clone();
-        let http1_only = self.config.tls.disable_http2_serving;
-        // The client shall connect anew, to whichever server there is.
-        let goodbye = CancellationToken::new();
-        let (chance, leaving) = (limits.clone(), goodbye.clone());
-        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-            let (server, peer) = (self.clone(), peer.clone());
-            request.extensions_mut().insert(peer);
-            request.extensions_mut().insert(PeerAddress(address));
-            if request.version() == Version::HTTP_2 && chance.says_goodbye() {
-                leaving.cancel();
-            }
-            let (is_http2, leaving) = (request.version() == Version::HTTP_2, leaving.clone());
-            async move {
-                let mut response = server.handle(request).await;
-                // HTTP/2 has no such header, but says the same in its own way.
-                if is_http2 && response.headers_mut().remove(CONNECTION).is_some() {
-                    leaving.cancel();
-                }
-                Ok::<_, std::convert::Infallible>(response)
-            }
+        let connection = Arc::new(Connection {
+            server: self,
+            peer,
+            address,
+            goodbye: CancellationToken::new(),
         });
-        let stopped = async {
-            tokio::select! { () = shutdown.cancelled() => {}, () = goodbye.cancelled() => {} }
-        };
-        let ended = if http1_only {
-            let mut builder = http1::Builder::new();
-            builder
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT);
-            let connection = builder
-                .serve_connection(TokioIo::new(stream), service)
-                .with_upgrades();
-            let ended = serve_until!(connection, stopped);
-            ended.map_err(|error| -> BoxError { Box::new(error) })
+        let ended = if http2 {
+            connection.http2(stream).await
         } else {
-            let mut builder = auto::Builder::new(TokioExecutor::new());
-            builder
-                .http1()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT);
-            builder
-                .http2()
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(limits.streams())
-                .max_header_list_size(MAX_HEADERS)
-                .keep_alive_interval(Some(Duration::from_secs(30)));
-            if http2 {
-                // Nothing takes such a connection over.
-                let (stream, turns) = in_turns(stream);
-                let connection = builder.serve_connection(TokioIo::new(stream), service);
-                turns.run(async { serve_until!(connection, stopped) }).await
-            } else {
-                let io = TokioIo::new(stream);
-                let connection = builder.serve_connection_with_upgrades(io, service);
-                serve_until!(connection, stopped)
-            }
+            connection.any(stream).await
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended");
@@ -210,5 +167,87 @@ impl Server {
             config.alpn_protocols.remove(0);
         }
         Ok(config)
+    }
+}
+
+/// What requests of a connection have in common.
+struct Connection {
+    server: Arc<Server>,
+    peer: PeerCertificates,
+    address: SocketAddr,
+    /// The client shall connect anew, to whichever server there is.
+    goodbye: CancellationToken,
+}
+
+impl Connection {
+    async fn answer<B>(self: Arc<Self>, mut request: Request<B>) -> Response<Body>
+    where
+        B: ::http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        request.extensions_mut().insert(self.peer.clone());
+        request.extensions_mut().insert(PeerAddress(self.address));
+        let is_http2 = request.version() == Version::HTTP_2;
+        if is_http2 && self.server.config.limits.says_goodbye() {
+            self.goodbye.cancel();
+        }
+        let mut response = self.server.handle(request).await;
+        // HTTP/2 has no such header, but says the same in its own way.
+        if is_http2 && response.headers_mut().remove(CONNECTION).is_some() {
+            self.goodbye.cancel();
+        }
+        response
+    }
+
+    async fn stopped(&self) {
+        tokio::select! {
+            () = self.server.drain.closed().cancelled() => {}
+            () = self.goodbye.cancelled() => {}
+        }
+    }
+
+    /// Serves a client that has chosen HTTP/2. Nothing takes such a connection over.
+    async fn http2(self: Arc<Self>, stream: TlsStream<TcpStream>) -> Result<(), BoxError> {
+        let settings = Settings {
+            streams: Some(self.server.config.limits.streams()),
+            headers: Some(MAX_HEADERS),
+            ping: Some(PING),
+            date: true,
+        };
+        let answer = |request| Box::pin(self.clone().answer(request));
+        fluyt_transport::serve(stream, settings, answer, self.stopped()).await?;
+        Ok(())
+    }
+
+    /// Serves a client that may speak HTTP/1, or HTTP/2 without having said so.
+    async fn any(self: Arc<Self>, stream: TlsStream<TcpStream>) -> Result<(), BoxError> {
+        let stopped = self.stopped();
+        let service = service_fn(|request| {
+            let answer = self.clone().answer(request);
+            async { Ok::<_, Infallible>(answer.await) }
+        });
+        if self.server.config.tls.disable_http2_serving {
+            let mut builder = http1::Builder::new();
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT);
+            let connection = builder
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
+            return Ok(serve_until!(connection, stopped)?);
+        }
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(self.server.config.limits.streams())
+            .max_header_list_size(MAX_HEADERS)
+            .keep_alive_interval(Some(PING));
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        serve_until!(connection, stopped)
     }
 }

@@ -156,6 +156,12 @@ impl RequestInfo {
         self.verb == "watch" || self.target.as_ref().is_some_and(Target::is_stream)
     }
 
+    /// Whether the answer may take long to compute: it is about more than one object.
+    #[must_use]
+    pub fn is_extensive(&self) -> bool {
+        self.target.is_none() || matches!(self.verb, "list" | "deletecollection")
+    }
+
     /// Whether the answer may be compressed: what is there at once, not what happens over time.
     #[must_use]
     pub fn is_compressible(&self) -> bool {
@@ -309,6 +315,22 @@ mod tests {
             ),
             info.verb,
         )
+    }
+
+    #[test]
+    fn what_is_about_many_objects_is_extensive() {
+        for (method, path, query, expected) in [
+            (Method::GET, "/api/v1/pods", "", true),
+            (Method::GET, "/api/v1/pods", "watch=1", false),
+            (Method::DELETE, "/api/v1/namespaces/a/pods", "", true),
+            (Method::GET, "/api/v1/namespaces/a/pods/b", "", false),
+            (Method::POST, "/api/v1/namespaces/a/pods", "", false),
+            (Method::GET, "/openapi/v2", "", true),
+            (Method::GET, "/apis", "", true),
+        ] {
+            let info = RequestInfo::parse(&Snapshot::default(), &method, path, Some(query));
+            assert_eq!(info.is_extensive(), expected, "{method} {path}?{query}");
+        }
     }
 
     #[test]

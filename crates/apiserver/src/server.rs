@@ -20,6 +20,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::aggregator::Routing;
 use crate::authn::jwt::AuthenticationConfiguration;
@@ -228,6 +229,12 @@ pub struct Server {
     started: Instant,
 }
 
+/// What is said of a request whose handler has panicked.
+fn panicked() -> Error {
+    tracing::error!("a request handler panicked");
+    Error::internal("this request caused apiserver to panic. Look in the logs for details.")
+}
+
 impl Server {
     /// Loads the caches, puts the defaults in place, and is then ready to [`Server::handle`] requests.
     ///
@@ -359,15 +366,38 @@ impl Server {
         }
     }
 
-    /// The way of a request: panics are caught, it is read, goes through [`Server::filtered`] to its handler, and the
-    /// answer is brought into the client's format.
+    /// Answers a request. What may take long to compute is computed in a task of its own: a connection's task runs the
+    /// others that it carries.
     pub async fn handle<B>(self: &Arc<Self>, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let started = Instant::now();
-        let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let info = RequestInfo::parse(
+            &self.caches.served(),
+            request.method(),
+            request.uri().path(),
+            request.uri().query(),
+        );
+        if !info.is_extensive() {
+            return self.clone().answer(info, request, started).await;
+        }
+        let answer = tokio::spawn(self.clone().answer(info, request, started));
+        AbortOnDropHandle::new(answer)
+            .await
+            .unwrap_or_else(|_| http::error(&panicked()))
+    }
+
+    /// The way of a request: panics are caught, it goes through [`Server::filtered`] to its handler, and the answer is
+    /// brought into the client's format.
+    async fn answer(
+        self: Arc<Self>,
+        info: RequestInfo,
+        mut request: Request<Body>,
+        started: Instant,
+    ) -> Response<Body> {
         let id = request.headers().get("audit-id").cloned();
         let mut id = id.unwrap_or_else(new_audit_id);
         if self.auditor.is_active() {
@@ -381,12 +411,6 @@ impl Server {
         if self.config.features != Features::default() {
             request.extensions_mut().insert(self.config.features);
         }
-        let info = RequestInfo::parse(
-            &self.caches.served(),
-            request.method(),
-            request.uri().path(),
-            request.uri().query(),
-        );
         let labels = Labels::of(&info, request.headers());
         let in_flight = self.metrics.in_flight(labels.as_ref());
         let wanted = Wanted::of(request.headers(), &info, self.config.features);
@@ -406,12 +430,7 @@ impl Server {
         let mut response = match answered {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => http::error(&error),
-            Err(_) => {
-                tracing::error!("a request handler panicked");
-                http::error(&Error::internal(
-                    "this request caused apiserver to panic. Look in the logs for details.",
-                ))
-            }
+            Err(_) => http::error(&panicked()),
         };
         let arrival = arrival.map(|arrival| (arrival.serialize(&response), arrival));
         if converts {

@@ -187,7 +187,7 @@ fn fuzz_requests() {
     let store = Arc::new(Embedded::open(directory.path()).unwrap());
     let shutdown = CancellationToken::new();
     let member = Member::new(store.clone(), Options::default(), shutdown.clone());
-    let mut router = member.routes().into_axum_router();
+    let mut router = member.routes();
     let requests = requests();
     let samples: Vec<Vec<u8>> = requests.iter().map(|(_, bytes)| bytes.clone()).collect();
     let mut turn = 0;

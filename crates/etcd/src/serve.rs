@@ -9,9 +9,9 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use fluyt_transport::in_turns;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
+use fluyt_transport::{Settings, sniff};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auto_compaction::{self, Mode, Retention};
 use crate::embedded::{Embedded, snapshot};
-use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, Member, Options};
+use crate::grpc::{CLUSTER_VERSION, ETCD_VERSION, Member, Options, Service};
 
 /// How long requests under way may take once the server is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -192,14 +192,14 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     };
     let member = Member::new(store.clone(), options, shutdown.clone());
     let pages = pages(member.clone());
-    let everything = member.routes().into_axum_router().merge(pages.clone());
+    let everything = Service::new(&member, pages.clone());
     let tasks = TaskTracker::new();
     if let Some(retention) = retention {
         tasks.spawn(auto_compaction::run(store, retention, shutdown.clone()));
     }
-    for (listeners, router) in [(client, everything), (metrics, pages)] {
+    for (listeners, service) in [(client, everything), (metrics, Service::pages(pages))] {
         for listener in listeners {
-            tasks.spawn(listener.serve(router.clone(), tasks.clone(), shutdown.clone()));
+            tasks.spawn(listener.serve(service.clone(), tasks.clone(), shutdown.clone()));
         }
     }
     tracing::info!(directory = %directory.display(), "ready to serve client requests");
@@ -268,7 +268,7 @@ impl Listener {
         Ok(Self { socket, tls })
     }
 
-    async fn serve(self, router: axum::Router, tasks: TaskTracker, shutdown: CancellationToken) {
+    async fn serve(self, service: Service, tasks: TaskTracker, shutdown: CancellationToken) {
         loop {
             let accepted = tokio::select! {
                 accepted = self.socket.accept() => accepted,
@@ -276,9 +276,9 @@ impl Listener {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let (router, tls, shutdown) =
-                        (router.clone(), self.tls.clone(), shutdown.clone());
-                    tasks.spawn(connection(stream, tls, router, shutdown));
+                    let (service, tls, shutdown) =
+                        (service.clone(), self.tls.clone(), shutdown.clone());
+                    tasks.spawn(connection(stream, tls, service, shutdown));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -293,42 +293,73 @@ impl Listener {
 async fn connection(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
-    router: axum::Router,
+    service: Service,
     shutdown: CancellationToken,
 ) {
     // Small messages go back and forth: waiting to fill packets would cost each of them a delay.
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else {
-        return http(stream, router, shutdown).await;
+        return unknown(stream, service, shutdown).await;
     };
     match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-        Ok(Ok(stream)) => http(stream, router, shutdown).await,
+        Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+            http2(stream, service, shutdown).await;
+        }
+        Ok(Ok(stream)) => unknown(stream, service, shutdown).await,
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => tracing::debug!("TLS handshake took too long"),
     }
 }
 
-async fn http(
+/// Serves a client of whichever protocol.
+async fn unknown(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    router: axum::Router,
+    service: Service,
     shutdown: CancellationToken,
 ) {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http2().max_concurrent_streams(None);
-    let (stream, turns) = in_turns(stream);
-    let connection =
-        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let ended = turns.run(async {
-        tokio::pin!(connection);
-        tokio::select! {
-            ended = &mut connection => ended,
-            () = shutdown.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
+    let sniffed = tokio::select! {
+        sniffed = tokio::time::timeout(HANDSHAKE, sniff(stream)) => sniffed,
+        () = shutdown.cancelled() => return,
+    };
+    match sniffed {
+        Ok(Ok((true, stream))) => http2(stream, service, shutdown).await,
+        Ok(Ok((false, stream))) => http1(stream, service, shutdown).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
+        Err(_) => tracing::debug!("a client said nothing"),
+    }
+}
+
+async fn http2(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    service: Service,
+    shutdown: CancellationToken,
+) {
+    let serve = |request| service.call(request);
+    let stopped = shutdown.cancelled();
+    if let Err(error) = fluyt_transport::serve(stream, Settings::default(), serve, stopped).await {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+async fn http1(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: Service,
+    shutdown: CancellationToken,
+) {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HANDSHAKE);
+    let service = TowerToHyperService::new(service.router());
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
         }
-    });
-    let ended = ended.await;
+    };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
     }

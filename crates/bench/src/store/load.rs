@@ -1,12 +1,17 @@
 //! Loads over gRPC.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use anyhow::ensure;
-use etcd_client::{Client, Compare, CompareOp, GetOptions, Txn, TxnOp, WatchOptions};
-use futures::future::try_join_all;
+use anyhow::{Context as _, ensure};
+use etcd_client::proto::{
+    PbCompare, PbCompareTarget, PbPutRequest, PbPutResponse, PbRangeRequest, PbRangeResponse,
+    PbTargetUnion, PbTxnOpRequest, PbTxnRequest, PbTxnRequestOp, PbTxnResponse, PbWatchRequest,
+    PbWatchRequestUnion, PbWatchResponse,
+};
 
 use super::Measured;
+use super::client::{Client, framed, on_one_connection};
 use super::server::{Server, Usage};
 
 /// Bytes of a value: about those of a small object of Kubernetes.
@@ -20,6 +25,9 @@ const RANGE: usize = 1000;
 
 const WATCHERS: usize = 1000;
 
+/// How long starting to watch may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 pub struct Load {
     pub name: &'static str,
     clients: usize,
@@ -28,6 +36,7 @@ pub struct Load {
     kind: Kind,
 }
 
+#[derive(Clone, Copy)]
 enum Kind {
     Put,
     GetOne,
@@ -57,8 +66,16 @@ pub const ALL: [Load; 7] = [
     load("put, 1000 watchers", 1, 300, Kind::Watch),
 ];
 
-fn key(i: usize) -> String {
-    format!("/registry/things/default/object-{i:08}")
+fn key(i: usize) -> Vec<u8> {
+    format!("/registry/things/default/object-{i:08}").into()
+}
+
+fn put_request(i: usize) -> PbPutRequest {
+    PbPutRequest {
+        key: key(i),
+        value: vec![b'v'; VALUE],
+        ..PbPutRequest::default()
+    }
 }
 
 /// Prepares a server, runs a load on it, and measures that.
@@ -66,36 +83,23 @@ fn key(i: usize) -> String {
 /// # Errors
 /// When a request fails.
 pub async fn run(load: &Load, server: &Server) -> anyhow::Result<Measured> {
-    let clients = try_join_all((0..load.clients.min(CONNECTIONS)).map(|_| server.client())).await?;
     if matches!(load.kind, Kind::GetOne | Kind::GetRange) {
-        let puts = (0..RANGE).map(|i| {
-            let mut client = clients[i % clients.len()].clone();
-            async move { client.put(key(i), vec![b'v'; VALUE], None).await }
-        });
-        try_join_all(puts).await?;
+        on_one_connection(&server.url, [0], |client, _| put(client, 0, RANGE)).await?;
     }
     if matches!(load.kind, Kind::Watch) {
         return watch(load, server).await;
     }
+    let connections = load.clients.min(CONNECTIONS);
     let each = load.operations / load.clients;
+    let (clients, kind) = (load.clients, load.kind);
     let before = server.usage()?;
     let begin = Instant::now();
-    let tasks: Vec<_> = (0..load.clients)
-        .map(|n| {
-            let client = clients[n % clients.len()].clone();
-            tokio::spawn(match load.kind {
-                Kind::Put => futures::future::Either::Left(futures::future::Either::Left(put(
-                    client, n, each,
-                ))),
-                Kind::Update => futures::future::Either::Left(futures::future::Either::Right(
-                    update(client, n, each),
-                )),
-                Kind::GetOne => futures::future::Either::Right(futures::future::Either::Left(
-                    get_one(client, n, each),
-                )),
-                Kind::GetRange | Kind::Watch => futures::future::Either::Right(
-                    futures::future::Either::Right(get_range(client, each)),
-                ),
+    let tasks: Vec<_> = (0..connections)
+        .map(|connection| {
+            let url = server.url.clone();
+            tokio::spawn(async move {
+                let own = (connection..clients).step_by(connections);
+                on_one_connection(&url, own, |client, n| work(client, kind, n, each)).await
             })
         })
         .collect();
@@ -104,6 +108,15 @@ pub async fn run(load: &Load, server: &Server) -> anyhow::Result<Measured> {
     }
     let seconds = begin.elapsed().as_secs_f64();
     measured(each * load.clients, seconds, before, server)
+}
+
+async fn work(client: Client, kind: Kind, n: usize, count: usize) -> anyhow::Result<()> {
+    match kind {
+        Kind::Put | Kind::Watch => put(client, n, count).await,
+        Kind::Update => update(client, n, count).await,
+        Kind::GetOne => get_one(client, n, count).await,
+        Kind::GetRange => get_range(client, count).await,
+    }
 }
 
 fn measured(
@@ -121,93 +134,127 @@ fn measured(
     })
 }
 
-async fn put(mut client: Client, n: usize, count: usize) -> anyhow::Result<()> {
+async fn put(client: Client, n: usize, count: usize) -> anyhow::Result<()> {
+    let method = client.method("KV/Put")?;
     for i in 0..count {
-        client
-            .put(key(n * count + i), vec![b'v'; VALUE], None)
+        method
+            .unary::<PbPutResponse>(&put_request(n * count + i))
             .await?;
     }
     Ok(())
 }
 
-async fn update(mut client: Client, n: usize, count: usize) -> anyhow::Result<()> {
-    let mut revision = 0;
+fn get(key: Vec<u8>) -> PbRangeRequest {
+    PbRangeRequest {
+        key,
+        ..PbRangeRequest::default()
+    }
+}
+
+async fn update(client: Client, n: usize, count: usize) -> anyhow::Result<()> {
+    let (range, txn) = (client.method("KV/Range")?, client.method("KV/Txn")?);
+    let operation = |request| PbTxnRequestOp {
+        request: Some(request),
+    };
     for i in 0..count {
         // A handful of objects per client, each written often.
-        let key = key(n * 8 + i % 8);
-        if i % 8 == 0 {
-            revision = 0;
-        }
-        let current = client.get(key.clone(), None).await?;
-        if let Some(kv) = current.kvs().first() {
-            revision = kv.mod_revision();
-        }
-        let txn = Txn::new()
-            .when([Compare::mod_revision(
-                key.clone(),
-                CompareOp::Equal,
-                revision,
-            )])
-            .and_then([TxnOp::put(key.clone(), vec![b'v'; VALUE], None)])
-            .or_else([TxnOp::get(key, None)]);
-        ensure!(client.txn(txn).await?.succeeded(), "lost an update");
-        revision = 0;
+        let number = n * 8 + i % 8;
+        let found: PbRangeResponse = range.unary(&get(key(number))).await?;
+        let revision = found.kvs.first().map_or(0, |kv| kv.mod_revision);
+        let request = PbTxnRequest {
+            compare: vec![PbCompare {
+                target: PbCompareTarget::Mod.into(),
+                target_union: Some(PbTargetUnion::ModRevision(revision)),
+                key: key(number),
+                ..PbCompare::default()
+            }],
+            success: vec![operation(PbTxnOpRequest::RequestPut(put_request(number)))],
+            failure: vec![operation(PbTxnOpRequest::RequestRange(get(key(number))))],
+        };
+        let done: PbTxnResponse = txn.unary(&request).await?;
+        ensure!(done.succeeded, "lost an update");
     }
     Ok(())
 }
 
-async fn get_one(mut client: Client, n: usize, count: usize) -> anyhow::Result<()> {
+async fn get_one(client: Client, n: usize, count: usize) -> anyhow::Result<()> {
+    let range = client.method("KV/Range")?;
     for i in 0..count {
-        let found = client.get(key((n * 37 + i) % RANGE), None).await?;
-        ensure!(found.kvs().len() == 1);
+        let request = get(key((n * 37 + i) % RANGE));
+        let found: PbRangeResponse = range.unary(&request).await?;
+        ensure!(found.kvs.len() == 1);
     }
     Ok(())
 }
 
 async fn get_range(client: Client, count: usize) -> anyhow::Result<()> {
-    let mut kv = client.kv_client().max_decoding_message_size(usize::MAX);
+    let range = client.method("KV/Range")?;
+    let request = PbRangeRequest {
+        range_end: b"/registry/things0".into(),
+        ..get(b"/registry/things/".into())
+    };
     for _ in 0..count {
-        let options = GetOptions::new().with_prefix();
-        let found = kv.get("/registry/things/", Some(options)).await?;
-        ensure!(found.kvs().len() == RANGE);
+        let found: PbRangeResponse = range.unary(&request).await?;
+        ensure!(found.kvs.len() == RANGE);
+    }
+    Ok(())
+}
+
+/// Watches everything several times over one stream, says so, and counts events.
+async fn watch_all(
+    client: Client,
+    watches: usize,
+    events: usize,
+    created: &tokio::sync::Barrier,
+) -> anyhow::Result<()> {
+    // Its type has no public name.
+    let mut create = PbWatchRequestUnion::CreateRequest(Default::default());
+    if let PbWatchRequestUnion::CreateRequest(create) = &mut create {
+        create.key = b"/registry/".into();
+        create.range_end = b"/registry0".into();
+    }
+    let request = PbWatchRequest {
+        request_union: Some(create),
+    };
+    let mut calling = client.method("Watch/Watch")?.open(&request).await?;
+    for _ in 1..watches {
+        calling.requests.send_data(framed(&request)?, false)?;
+    }
+    for _ in 0..watches {
+        let answer: Option<PbWatchResponse> = calling.next().await?;
+        ensure!(answer.is_some_and(|answer| answer.created));
+    }
+    created.wait().await;
+    let mut seen = 0;
+    while seen < events {
+        let answer: PbWatchResponse = calling.next().await?.context("a watch ended")?;
+        seen += answer.events.len();
     }
     Ok(())
 }
 
 /// An operation is an event that reached a watcher.
 async fn watch(load: &Load, server: &Server) -> anyhow::Result<Measured> {
-    let mut tasks = Vec::new();
-    for _ in 0..CONNECTIONS {
-        let mut client = server.client().await?;
-        let mut stream = None;
-        for _ in 0..WATCHERS / CONNECTIONS {
-            let options = WatchOptions::new().with_prefix();
-            let stream = match &mut stream {
-                None => stream.insert(client.watch("/registry/", Some(options)).await?),
-                Some(stream) => {
-                    stream.watch("/registry/", Some(options)).await?;
-                    stream
-                }
-            };
-            ensure!(stream.message().await?.is_some_and(|m| m.created()));
-        }
-        let Some(mut stream) = stream else { continue };
-        let expected = load.operations * (WATCHERS / CONNECTIONS);
-        tasks.push(tokio::spawn(async move {
-            let mut seen = 0;
-            while seen < expected {
-                let answer = stream.message().await?;
-                seen += answer.map_or(expected, |answer| answer.events().len());
-            }
-            anyhow::Ok(())
-        }));
-    }
-    let mut client = server.client().await?;
+    let each = WATCHERS / CONNECTIONS;
+    let events = load.operations * each;
+    let created = Arc::new(tokio::sync::Barrier::new(CONNECTIONS + 1));
+    let tasks: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let (url, created) = (server.url.clone(), created.clone());
+            tokio::spawn(async move {
+                let run = |client, _| watch_all(client, each, events, &created);
+                on_one_connection(&url, [0], run).await
+            })
+        })
+        .collect();
+    // One that failed does not come.
+    tokio::time::timeout(PATIENCE, created.wait()).await?;
     let before = server.usage()?;
     let begin = Instant::now();
-    for i in 0..load.operations {
-        client.put(key(i), vec![b'v'; VALUE], None).await?;
-    }
+    on_one_connection(&server.url, [0], |client, _| {
+        put(client, 0, load.operations)
+    })
+    .await?;
     for task in tasks {
         task.await??;
     }

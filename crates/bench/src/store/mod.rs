@@ -2,6 +2,7 @@
 //!
 //! `fluyt-bench store [FILTER]`; `ETCD` names the etcd to compare with (Debian's by default).
 
+mod client;
 mod embedded;
 mod load;
 mod million;

@@ -6,10 +6,9 @@ use etcd_client::proto::{
 };
 use http::Request;
 use tonic::Status;
-use tonic::body::Body;
 
 use super::Member;
-use super::raw::{self, Methods, Reply};
+use super::raw::{self, Methods, Reply, RequestBody};
 use super::status::{precondition, unknown_method};
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -46,7 +45,7 @@ impl Auth {
 impl Methods for Auth {
     const NAME: &'static str = "etcdserverpb.Auth";
 
-    fn call(&self, method: &str, request: Request<Body>) -> Reply {
+    fn call<B: RequestBody>(&self, method: &str, request: Request<B>) -> Reply {
         let header = Some(self.0.current_header());
         match method {
             "AuthStatus" => {

@@ -2,10 +2,9 @@
 
 use futures::{FutureExt as _, StreamExt as _, stream};
 use http::Request;
-use tonic::body::Body;
 
 use super::Member;
-use super::raw::{self, Methods, Reply};
+use super::raw::{self, Methods, Reply, RequestBody};
 
 const SERVING: i32 = 1;
 const NOT_SERVING: i32 = 2;
@@ -22,7 +21,7 @@ pub(super) struct Health(pub Member);
 impl Methods for Health {
     const NAME: &'static str = "grpc.health.v1.Health";
 
-    fn call(&self, method: &str, request: Request<Body>) -> Reply {
+    fn call<B: RequestBody>(&self, method: &str, request: Request<B>) -> Reply {
         let serving = HealthCheckResponse { status: SERVING };
         match method {
             "Check" => raw::unary(request, Ok(serving)),

@@ -6,10 +6,9 @@ use etcd_client::proto::{
 };
 use http::Request;
 use tonic::Status;
-use tonic::body::Body;
 
 use super::convert::RangeResponse;
-use super::raw::{self, Methods, Reply};
+use super::raw::{self, Methods, Reply, RequestBody};
 use super::{MESSAGE_OVERHEAD, Member, convert, limits};
 use crate::{Error, Op, OpResult, Store as _, Txn};
 
@@ -19,11 +18,11 @@ pub(super) struct Kv(pub Member);
 impl Methods for Kv {
     const NAME: &'static str = "etcdserverpb.KV";
 
-    fn call(&self, method: &str, request: Request<Body>) -> Reply {
+    fn call<B: RequestBody>(&self, method: &str, request: Request<B>) -> Reply {
         let member = self.0.clone();
         let limit = member.0.options.max_request_bytes + MESSAGE_OVERHEAD;
         match method {
-            "Range" => raw::call(request, limit, |range| member.range(range)),
+            "Range" => raw::call_apart(request, limit, reads_many, |range| member.range(range)),
             "Put" => raw::call(request, limit, |put| member.put(put)),
             "DeleteRange" => raw::call(request, limit, |delete| member.delete_range(delete)),
             "Txn" => raw::call(request, limit, |txn| member.txn(txn)),
@@ -31,6 +30,11 @@ impl Methods for Kv {
             method => raw::unknown::<Self>(method, request),
         }
     }
+}
+
+/// Whether a request is for more than one key.
+fn reads_many(request: &PbRangeRequest) -> bool {
+    !request.range_end.is_empty()
 }
 
 impl Member {

@@ -18,12 +18,20 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use etcd_client::proto::{PbClusterServer, PbLeaseServer, PbMaintenanceServer, PbResponseHeader};
+use fluyt_transport::Incoming;
+use futures::FutureExt as _;
+use http::{Request, Response};
+use http_body_util::Either;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tower::ServiceExt as _;
 
 use crate::embedded::{Embedded, Identity};
+use kv::Kv;
 pub use metrics::Metrics;
+use raw::{Answer, Methods as _};
 
 /// The etcd release whose protocol this speaks; clients choose features by it.
 pub const ETCD_VERSION: &str = "3.5.21";
@@ -32,6 +40,56 @@ pub const CLUSTER_VERSION: &str = "3.5.0";
 
 /// What gRPC may add to a request of the largest size.
 const MESSAGE_OVERHEAD: usize = 512 << 10;
+
+/// What is served at an address.
+#[derive(Clone)]
+pub struct Service {
+    /// Calls that come too often for the router.
+    kv: Option<Kv>,
+    router: Router,
+}
+
+impl Service {
+    /// A member's gRPC services, and pages beside them.
+    #[must_use]
+    pub fn new(member: &Member, pages: Router) -> Self {
+        Self {
+            kv: Some(Kv(member.clone())),
+            router: member.routes().merge(pages),
+        }
+    }
+
+    /// Nothing but pages.
+    #[must_use]
+    pub fn pages(router: Router) -> Self {
+        Self { kv: None, router }
+    }
+
+    /// For HTTP/1.
+    pub fn router(&self) -> Router {
+        self.router.clone()
+    }
+
+    /// Answers a request that came over HTTP/2.
+    pub fn call(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Either<Answer, axum::body::Body>>> + use<> {
+        let uri = request.uri().clone();
+        let method = uri.path().strip_prefix('/').and_then(|p| p.split_once('/'));
+        if let (Some(kv), Some((Kv::NAME, method))) = (&self.kv, method) {
+            let answer = kv.call(method, request);
+            return answer
+                .map(|response| response.map(Either::Left))
+                .left_future();
+        }
+        let request = request.map(axum::body::Body::new);
+        let answer = self.router().oneshot(request);
+        answer
+            .map(|Ok(response)| response.map(Either::Right))
+            .right_future()
+    }
+}
 
 /// How a server presents itself and what it accepts.
 #[derive(Clone, Debug)]
@@ -84,15 +142,15 @@ impl Member {
     }
 
     /// All gRPC services.
-    #[must_use]
-    pub fn routes(&self) -> Routes {
-        Routes::new(raw::Server(kv::Kv(self.clone())))
+    pub fn routes(&self) -> Router {
+        Routes::new(raw::Server(Kv(self.clone())))
             .add_service(raw::Server(watch::Watch(self.clone())))
             .add_service(PbLeaseServer::new(self.clone()))
             .add_service(PbClusterServer::new(self.clone()))
             .add_service(PbMaintenanceServer::new(self.clone()))
             .add_service(raw::Server(auth::Auth(self.clone())))
             .add_service(raw::Server(health::Health(self.clone())))
+            .into_axum_router()
     }
 
     /// The metrics page, in Prometheus' text format.

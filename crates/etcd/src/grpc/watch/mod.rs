@@ -9,18 +9,17 @@ use std::convert::Infallible;
 use bytes::Bytes;
 use etcd_client::proto::PbWatchRequest;
 use futures::{StreamExt as _, stream};
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::codec::{Codec as _, Streaming};
-use tonic::metadata::GRPC_CONTENT_TYPE;
 use tonic_prost::ProstCodec;
 
 use super::Member;
-use super::raw::{self, Methods, Reply};
+use super::raw::{self, Answer, Methods, Reply, RequestBody};
 use session::Session;
 
 /// Pieces of the answer that a client may leave unread before its watches stop reading.
@@ -32,27 +31,24 @@ pub(super) struct Watch(pub Member);
 impl Methods for Watch {
     const NAME: &'static str = "etcdserverpb.Watch";
 
-    fn call(&self, method: &str, request: Request<Body>) -> Reply {
+    fn call<B: RequestBody>(&self, method: &str, request: Request<B>) -> Reply {
         match method {
             "Watch" => {
-                let response = watch(self.0.clone(), request.into_body());
-                Box::pin(async move { Ok(response) })
+                let requests = Body::new(request.into_body());
+                let response = watch(self.0.clone(), requests);
+                Box::pin(std::future::ready(response))
             }
             method => raw::unknown::<Self>(method, request),
         }
     }
 }
 
-fn watch(member: Member, requests: Body) -> Response<Body> {
+fn watch(member: Member, requests: Body) -> Response<Answer> {
     let (pieces, answer) = mpsc::channel(QUEUE);
     let decoder = ProstCodec::<(), PbWatchRequest>::default().decoder();
     let requests = Streaming::new_request(decoder, requests, None, None);
     tokio::spawn(async move { Session::new(&member, pieces).run(requests).await });
-    let mut response = Response::new(body(answer));
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
-    response
+    raw::accepted(Answer::Stream(body(answer)))
 }
 
 /// The pieces, and behind the last one that all went well.
