@@ -76,10 +76,18 @@ impl<S: AsyncWrite + Unpin> InTurns<S> {
                 sent => self.sent += sent,
             }
         }
-        // Most connections are idle most of the time, and there may be thousands.
-        self.waiting = Vec::new();
+        spare::give_back(std::mem::take(&mut self.waiting));
         self.sent = 0;
         Poll::Ready(Ok(()))
+    }
+
+    /// What is waiting, with room for more.
+    fn room(&mut self, length: usize) -> &mut Vec<u8> {
+        if self.waiting.capacity() == 0 && length > 0 {
+            self.waiting = spare::take();
+        }
+        self.waiting.reserve(length);
+        &mut self.waiting
     }
 
     fn poll_room(&mut self, context: &mut Context<'_>, wanted: usize) -> Poll<io::Result<()>> {
@@ -110,7 +118,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for InTurns<S> {
         if bytes.len() >= LARGE {
             return Pin::new(&mut self.stream).poll_write(context, bytes);
         }
-        self.waiting.extend_from_slice(bytes);
+        self.room(bytes.len()).extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -124,9 +132,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for InTurns<S> {
         if length >= LARGE {
             return Pin::new(&mut self.stream).poll_write_vectored(context, parts);
         }
-        self.waiting.reserve(length);
+        let waiting = self.room(length);
         for part in parts {
-            self.waiting.extend_from_slice(part);
+            waiting.extend_from_slice(part);
         }
         Poll::Ready(Ok(length))
     }
@@ -157,6 +165,31 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for InTurns<S> {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(context))?;
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Memory of what was sent. Most connections are idle most of the time, and there may be thousands: it is kept by the
+/// threads, of which there are few.
+mod spare {
+    use std::cell::RefCell;
+
+    use super::{LARGE, WAITING};
+
+    thread_local! {
+        static SPARE: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+    }
+
+    pub fn take() -> Vec<u8> {
+        let spare = SPARE.with_borrow_mut(Option::take);
+        spare.unwrap_or_else(|| Vec::with_capacity(LARGE))
+    }
+
+    pub fn give_back(mut bytes: Vec<u8>) {
+        if bytes.capacity() < LARGE || bytes.capacity() > WAITING + LARGE {
+            return;
+        }
+        bytes.clear();
+        SPARE.set(Some(bytes));
     }
 }
 

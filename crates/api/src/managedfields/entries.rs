@@ -227,7 +227,7 @@ impl Managed {
                 continue;
             };
             if let Some(entry) = self.find_mut(&bucket) {
-                entry.set = std::mem::take(&mut entry.set).union(&newer.set);
+                entry.set = std::mem::take(&mut entry.set).union(newer.set);
                 entry.time = newer.time;
             }
             count -= 1;

@@ -172,14 +172,13 @@ impl FieldManager<'_> {
             entry.set = std::mem::take(&mut entry.set).difference(changed.touched());
             !entry.set.is_empty()
         });
-        let own = comparisons.own();
-        let set = own.modified.clone().union(&own.added);
-        let set = set.difference(stripped());
+        let own = comparisons.into_own();
+        let set = own.modified.union(own.added).difference(stripped());
         if !set.is_empty() {
             let writer = self.writer(manager, Operation::Update);
             match managed.find_mut(&writer) {
                 Some(entry) => {
-                    entry.set = std::mem::take(&mut entry.set).union(&set);
+                    entry.set = std::mem::take(&mut entry.set).union(set);
                     entry.time = Some(self.now.to_owned());
                 }
                 None => managed.0.push(Entry {
@@ -392,7 +391,7 @@ impl FieldManager<'_> {
         owned.insert(self.requested, wanted.clone());
         for entry in &others.0 {
             let set = owned.entry(&entry.manager.api_version).or_default();
-            *set = std::mem::take(set).union(&entry.set);
+            *set = std::mem::take(set).union(entry.set.clone());
         }
         let mut versions: Vec<&str> = owned.keys().copied().collect();
         versions.sort_by_key(|v| *v != version);
@@ -405,7 +404,7 @@ impl FieldManager<'_> {
                 continue;
             };
             let named = |set: &Set| merge::with_named_fields(shape, set);
-            let kept = named(&to_set(shape, &cut)).union(&named(&owned[at]));
+            let kept = named(&to_set(shape, &cut)).union(named(&owned[at]));
             let gone = named(&to_set(shape, &full)).difference(&kept);
             pruned = merge::remove(shape, &full, &gone);
             at.clone_into(&mut pruned_at);
@@ -485,7 +484,8 @@ impl Changed {
                 modified,
                 added,
             } = &self.found;
-            removed.clone().union(modified).union(added)
+            let union = removed.clone().union(modified.clone());
+            union.union(added.clone())
         })
     }
 }
@@ -536,6 +536,12 @@ impl Comparisons<'_> {
         self.by_version.get(version)?.as_ref()
     }
 
+    /// As [`Comparisons::own`].
+    fn into_own(mut self) -> Comparison {
+        let own = self.by_version.remove(self.manager.requested).flatten();
+        own.map_or_else(Comparison::default, |changed| changed.found)
+    }
+
     /// What changed in the requested version.
     fn own(&self) -> &Comparison {
         static NOTHING: OnceLock<Comparison> = OnceLock::new();
@@ -552,7 +558,7 @@ fn conflicts(others: &Managed, comparisons: &mut Comparisons<'_>) -> Result<Vec<
         let Some(changed) = comparisons.of(&entry.manager.api_version) else {
             continue;
         };
-        let taken = changed.modified.clone().union(&changed.added);
+        let taken = changed.modified.clone().union(changed.added.clone());
         let paths = entry.set.intersection(&taken).paths().map_err(unknown)?;
         for path in paths {
             conflicts.push(Conflict {

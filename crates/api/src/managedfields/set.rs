@@ -286,30 +286,30 @@ impl Set {
     }
 
     #[must_use]
-    pub fn union(mut self, other: &Self) -> Self {
-        fn add(into: &mut Map<String, Value>, from: &Map<String, Value>) {
+    pub fn union(mut self, other: Self) -> Self {
+        fn add(into: &mut Map<String, Value>, from: Map<String, Value>) {
             for (key, node) in from {
                 if key == SELF {
                     continue;
                 }
-                match (into.get_mut(key), node) {
+                match (into.get_mut(&key), node) {
                     (Some(Value::Object(present)), Value::Object(node)) => {
-                        let member = is_member(present) || is_member(node);
+                        let member = is_member(present) || is_member(&node);
                         add(present, node);
                         if member && !present.is_empty() {
                             present.insert(SELF.to_owned(), empty());
                         }
                     }
-                    _ => {
-                        into.insert(key.clone(), node.clone());
+                    (_, node) => {
+                        into.insert(key, node);
                     }
                 }
             }
         }
         if self.is_empty() {
-            return other.clone();
+            return other;
         }
-        add(&mut self.0, &other.0);
+        add(&mut self.0, other.0);
         self
     }
 
@@ -559,8 +559,8 @@ mod tests {
             let (x, y) = (of(&a), of(&b));
             prop_assert_eq!(members(&x), owned(a.clone()));
             let union: BTreeSet<_> = a.union(&b).cloned().collect();
-            prop_assert_eq!(members(&x.clone().union(&y)), owned(union.clone()));
-            prop_assert_eq!(&x.clone().union(&y), &of(&union));
+            prop_assert_eq!(members(&x.clone().union(y.clone())), owned(union.clone()));
+            prop_assert_eq!(&x.clone().union(y.clone()), &of(&union));
             let difference: BTreeSet<_> = a.difference(&b).cloned().collect();
             prop_assert_eq!(&x.clone().difference(&y), &of(&difference));
             let both: BTreeSet<_> = a.intersection(&b).cloned().collect();

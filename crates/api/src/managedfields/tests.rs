@@ -441,13 +441,13 @@ proptest! {
                     let shape = Shape::root(schema, schema.find("io.k8s.api.apps.v1.Deployment"));
                     let nothing = json!({});
                     let found = compare(shape, if before.is_null() { &nothing } else { &before }, &after);
-                    let touched = found.removed.clone().union(&found.modified).union(&found.added);
+                    let touched = found.removed.clone().union(found.modified.clone()).union(found.added.clone());
                     prop_assert!(lost.difference(&touched).is_empty());
                     // What went away was only this applier's.
                     let given_up = set_of(&before, &own).difference(&stated);
                     let removed = leaves(&before).difference(&leaves(&after));
                     let mut named = merge::with_named_fields(shape, &given_up);
-                    named = named.union(&given_up);
+                    named = named.union(given_up.clone());
                     let atomic = removed.clone().difference(&named);
                     // Below an item that went away, what nobody owned went with it; an empty map that was filled is a leaf no more.
                     let after_leaves = leaves(&after);

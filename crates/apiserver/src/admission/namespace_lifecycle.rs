@@ -1,7 +1,7 @@
 //! Nothing is created in a namespace that does not exist or is being deleted, and the system's namespaces stay.
 
 use async_trait::async_trait;
-use fluyt_api::{Cause, Error, meta, resources};
+use fluyt_api::{Cause, Error, resources};
 use serde_json::Value;
 
 use super::{Attributes, Operation, Plugin};
@@ -46,7 +46,7 @@ impl Plugin for NamespaceLifecycle {
         let Some(namespace) = caches.of(namespaces).get(at.namespace) else {
             return Err(Error::not_found("", "namespaces", at.namespace));
         };
-        if meta::is_terminating(&namespace.object()) {
+        if namespace.is_terminating() {
             let why = format!(
                 "unable to create new content in namespace {} because it is being terminated",
                 at.namespace

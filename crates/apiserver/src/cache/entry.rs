@@ -144,6 +144,12 @@ impl Entry {
         memchr::memmem::find(&self.json.event, text.as_bytes()).is_some()
     }
 
+    /// Whether the object is being deleted.
+    #[must_use]
+    pub fn is_terminating(&self) -> bool {
+        self.mentions("\"deletionTimestamp\"") && meta::is_terminating(&self.object())
+    }
+
     /// The object's arrival as one line of a JSON watch.
     #[must_use]
     pub fn json_event(&self) -> Bytes {

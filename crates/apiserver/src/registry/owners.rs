@@ -18,7 +18,8 @@ pub(super) fn drop_repeated(cx: &WriteContext, stage: Stage, object: &mut Value)
     if stage == Stage::Requested && cx.patches {
         return;
     }
-    let references = object.pointer_mut("/metadata/ownerReferences");
+    let metadata = object.get_mut("metadata");
+    let references = metadata.and_then(|metadata| metadata.get_mut("ownerReferences"));
     let Some(references) = references.and_then(Value::as_array_mut) else {
         return;
     };

@@ -1,11 +1,13 @@
 //! The API server alone: what requests cost it, over mutual TLS and HTTP/2, with JSON ConfigMaps of 1.5 KB.
 //!
-//! `fluyt-bench apiserver`; `APISERVER` names another server with the same flags to measure instead, `ETCD_SERVERS` its store.
+//! `fluyt-bench apiserver`; `APISERVER` names upstream's kube-apiserver to measure in the same run, `ETCD` its store. What is
+//! given of it includes its store.
 
 mod client;
 mod pods;
 mod server;
 
+use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -57,12 +59,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(measure(args))
+    runtime.block_on(async {
+        measure(args, None).await?;
+        if let Some(upstream) = server::upstream() {
+            println!("{} and etcd:", upstream.display());
+            measure(args, Some(upstream)).await?;
+        }
+        Ok(())
+    })
 }
 
-async fn measure(args: &Args) -> anyhow::Result<()> {
+async fn measure(args: &Args, program: Option<OsString>) -> anyhow::Result<()> {
     let begin = Instant::now();
-    let server = Server::start().await?;
+    let server = Server::start(program.clone()).await?;
     row(
         "ready after start",
         format!("{:.0} ms", begin.elapsed().as_secs_f64() * 1e3),
@@ -78,7 +87,10 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
     events(&server, &clients).await?;
     memory(&server, &clients, args.objects).await?;
     drop((clients, server));
-    pods::measure().await
+    if program.is_none() {
+        pods::measure().await?;
+    }
+    Ok(())
 }
 
 /// Prints what a load costs per request, and how long requests took.

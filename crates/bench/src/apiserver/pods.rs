@@ -91,7 +91,7 @@ fn path(pod: &Value) -> String {
 /// When the server does not start or refuses a request.
 pub async fn measure() -> anyhow::Result<()> {
     println!("{PODS} pods");
-    let mut server = Server::start().await?;
+    let mut server = Server::start(None).await?;
     let clients = Clients::connect(&server.access).await?;
     let account = json!({"metadata": {"name": "default"}});
     let accounts = "/api/v1/namespaces/default/serviceaccounts";

@@ -1,5 +1,6 @@
 //! A server with certificates of its own.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -12,12 +13,24 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::client::Connection;
-use crate::store::{Usage, usage};
+use crate::store::{self, Usage, usage};
 
 pub struct Server {
     child: Child,
     pub access: Access,
     directory: tempfile::TempDir,
+    peer: Option<Peer>,
+}
+
+/// Another API server to measure, and its store.
+struct Peer {
+    program: OsString,
+    etcd: store::Server,
+}
+
+/// Upstream's kube-apiserver, if there is one.
+pub fn upstream() -> Option<OsString> {
+    std::env::var_os("APISERVER")
 }
 
 /// How an administrator connects.
@@ -28,22 +41,30 @@ pub struct Access {
 }
 
 impl Server {
-    /// Starts it and waits until it is ready.
-    pub async fn start() -> anyhow::Result<Self> {
+    /// Starts this program's server, or another one with an etcd of its own, and waits until it is ready.
+    pub async fn start(program: Option<OsString>) -> anyhow::Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         // On the disk that this was built on: the temporary directory may be memory.
         let disk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
         std::fs::create_dir_all(&disk)?;
+        let peer = match program {
+            Some(program) => {
+                let etcd = store::Server::start(Some(&store::etcd()), &disk).await?;
+                Some(Peer { program, etcd })
+            }
+            None => None,
+        };
         let directory = tempfile::tempdir_in(disk)?;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
             .port();
         let tls = Arc::new(write_keys(directory.path())?);
-        let child = spawn(directory.path(), port)?;
+        let child = spawn(directory.path(), port, peer.as_ref())?;
         let server = Self {
             child,
             access: Access { port, tls },
             directory,
+            peer,
         };
         server.ready().await?;
         Ok(server)
@@ -68,7 +89,11 @@ impl Server {
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
-        self.child = spawn(self.directory.path(), self.access.port)?;
+        self.child = spawn(
+            self.directory.path(),
+            self.access.port,
+            self.peer.as_ref(),
+        )?;
         self.ready().await
     }
 
@@ -83,8 +108,16 @@ impl Server {
         Ok(kilobytes / 1024.0)
     }
 
+    /// Of the server and its store.
     pub fn usage(&self) -> anyhow::Result<Usage> {
-        usage(&self.child.id().to_string())
+        let mut used = usage(&self.child.id().to_string())?;
+        if let Some(peer) = &self.peer {
+            let store = peer.etcd.usage()?;
+            used.cpu_seconds += store.cpu_seconds;
+            used.resident += store.resident;
+            used.anonymous += store.anonymous;
+        }
+        Ok(used)
     }
 }
 
@@ -136,10 +169,14 @@ fn write_keys(directory: &Path) -> anyhow::Result<ClientConfig> {
     Ok(tls)
 }
 
-fn spawn(directory: &Path, port: u16) -> anyhow::Result<Child> {
+fn spawn(directory: &Path, port: u16, peer: Option<&Peer>) -> anyhow::Result<Child> {
     let file = |name: &str| directory.join(name);
-    let mut command = match std::env::var_os("APISERVER") {
-        Some(other) => Command::new(other),
+    let mut command = match peer {
+        Some(peer) => {
+            let mut other = Command::new(&peer.program);
+            other.args(["--etcd-servers", &peer.etcd.url]);
+            other
+        }
         None => {
             let mut own = Command::new(std::env::current_exe()?);
             own.arg("kube-apiserver");
@@ -147,9 +184,6 @@ fn spawn(directory: &Path, port: u16) -> anyhow::Result<Child> {
             own
         }
     };
-    if let Ok(etcd) = std::env::var("ETCD_SERVERS") {
-        command.args(["--etcd-servers", &etcd]);
-    }
     command
         .arg("--client-ca-file")
         .arg(file("ca.crt"))
@@ -163,11 +197,11 @@ fn spawn(directory: &Path, port: u16) -> anyhow::Result<Child> {
         .args(["--secure-port", &port.to_string()])
         .args(["--service-account-issuer", "https://kubernetes.default.svc"])
         .args(["--service-cluster-ip-range", "10.0.0.0/24"]);
-    if std::env::var_os("APISERVER").is_some() {
-        // Upstream asks for what has a default here.
+    if peer.is_some() {
+        // Upstream asks for what has a default here. Nobody has a token, so that any key verifies them.
         command
             .arg("--service-account-key-file")
-            .arg(file("sa.key"))
+            .arg(file("server.crt"))
             .args(["--authorization-mode", "RBAC"])
             .args(["--advertise-address", "127.0.0.1"])
             .args(["--disable-admission-plugins", "ServiceAccount"]);

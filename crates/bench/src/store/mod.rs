@@ -11,9 +11,8 @@ mod server;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use server::Server;
 
-pub use server::{Usage, usage};
+pub use server::{Server, Usage, usage};
 
 /// What a run of a load has taken.
 pub struct Measured {
@@ -22,12 +21,17 @@ pub struct Measured {
     pub usage: Usage,
 }
 
+/// The etcd to compare with.
+pub fn etcd() -> PathBuf {
+    std::env::var_os("ETCD").map_or_else(|| PathBuf::from("/usr/bin/etcd"), Into::into)
+}
+
 /// Runs all loads whose name contains the filter.
 ///
 /// # Errors
 /// When a server does not start or refuses a request.
 pub fn run(filter: &str) -> anyhow::Result<()> {
-    let etcd = std::env::var_os("ETCD").map_or_else(|| PathBuf::from("/usr/bin/etcd"), Into::into);
+    let etcd = etcd();
     // On the disk that this was built on: the temporary directory may be memory.
     let disk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
     std::fs::create_dir_all(&disk)?;

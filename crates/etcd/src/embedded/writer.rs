@@ -1,6 +1,7 @@
 //! The one writer: a thread that takes all waiting transactions, evaluates them in order against the store and each
 //! other, and commits them with one fsync. Nothing is answered or published before it is durable.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -360,6 +361,7 @@ impl Writer {
             group,
             revision: 0,
             changes: Vec::new(),
+            looked_up: RefCell::default(),
         };
         write.revision = write.writer.revision + 1;
         let result = write.transaction(txn);
@@ -607,6 +609,8 @@ struct Write<'a> {
     group: &'a mut Group,
     revision: i64,
     changes: Vec<Change>,
+    /// The key that was looked up last, and what is stored of it: what is compared is what is put, mostly.
+    looked_up: RefCell<Option<(Bytes, Option<Head>)>>,
 }
 
 impl Write<'_> {
@@ -702,10 +706,18 @@ impl Write<'_> {
         if let Some(record) = self.group.latest.get(key) {
             return Ok(record.clone().map(Current::Whole));
         }
-        match self.writer.shared.storage.get(Space::Latest, key)? {
-            Some(bytes) => Ok(Some(Current::stored(&bytes)?)),
-            None => Ok(None),
-        }
+        let mut looked_up = self.looked_up.borrow_mut();
+        let head = match &*looked_up {
+            Some((last, head)) if last == key => head.clone(),
+            _ => {
+                let found = self.writer.shared.storage.get(Space::Latest, key)?;
+                let head = found.map(|bytes| Head::decode(&bytes).ok_or_else(read::damaged));
+                let head = head.transpose()?;
+                *looked_up = Some((key.clone(), head.clone()));
+                head
+            }
+        };
+        Ok(head.map(Current::Stored))
     }
 
     /// A key's record with its value.

@@ -82,6 +82,11 @@ impl Configuration {
         }
     }
 
+    /// Whether objects may be made where there is no quota.
+    pub(super) fn demands_nothing(&self) -> bool {
+        self.limited_resources.is_empty()
+    }
+
     /// What quotas must be there for an object that counts for `usage`.
     pub(super) fn needs(
         &self,

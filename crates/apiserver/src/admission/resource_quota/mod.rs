@@ -51,6 +51,15 @@ impl Plugin for ResourceQuota {
         let Some(quotas) = resources::find("", "v1", "resourcequotas") else {
             return Ok(());
         };
+        let prefix = format!("{}/", at.namespace);
+        let snapshot = caches.of(quotas).snapshot();
+        let of_namespace = snapshot
+            .entries
+            .iter()
+            .filter(|(k, _)| k.starts_with(&prefix));
+        if self.0.demands_nothing() && of_namespace.clone().next().is_none() {
+            return Ok(());
+        }
         let mut usage = usage(attributes, object);
         let mut needs = self.0.needs(attributes, object, &usage);
         if let Some(old) = attributes.old {
@@ -59,12 +68,6 @@ impl Plugin for ResourceQuota {
                 *entry = entry.minus(amount);
             }
         }
-        let prefix = format!("{}/", at.namespace);
-        let snapshot = caches.of(quotas).snapshot();
-        let of_namespace = snapshot
-            .entries
-            .iter()
-            .filter(|(k, _)| k.starts_with(&prefix));
         let keys: Vec<String> = of_namespace
             .map(|(key, entry)| {
                 needs.find(at.resource.plural, object, &entry.object());
