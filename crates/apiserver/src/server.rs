@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::aggregator::Routing;
+use crate::audit::Layer;
 use crate::authn::jwt::AuthenticationConfiguration;
 use crate::authn::{self, Authenticator, ClientCertificates};
 use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
@@ -366,8 +367,8 @@ impl Server {
         }
     }
 
-    /// Answers a request. What may take long to compute is computed in a task of its own: a connection's task runs the
-    /// others that it carries.
+    /// Answers a request. What may take long to compute, or keep a thread waiting, is done in a task of its own: a
+    /// connection's task runs the others that it carries.
     pub async fn handle<B>(self: &Arc<Self>, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
@@ -381,7 +382,7 @@ impl Server {
             request.uri().path(),
             request.uri().query(),
         );
-        if !info.is_extensive() {
+        if !info.is_extensive() && !self.authorizer.may_block() {
             return self.clone().answer(info, request, started).await;
         }
         let answer = tokio::spawn(self.clone().answer(info, request, started));
@@ -483,6 +484,7 @@ impl Server {
         let question = Question::of(&info);
         let arrival = parts.extensions.get::<Arc<Arrival>>().cloned();
         let authentication = arrival.as_ref().and_then(|a| a.authentication());
+        let received = Instant::now();
         let authenticating = self.authenticator.authenticate(&mut parts);
         let user = match spans::within(authentication, authenticating).await {
             Ok(user) => user,
@@ -494,7 +496,8 @@ impl Server {
         };
         let serving = arrival.and_then(|arrival| arrival.serve(&info, &parts, &user));
         let request = Request::from_parts(parts, body);
-        let recorded: BoxFuture<'_, _> = Box::pin(self.recorded(info, user, question, request));
+        let recorded: BoxFuture<'_, _> =
+            Box::pin(self.recorded(info, user, question, request, received));
         spans::within(spans::filter(serving, "audit"), recorded).await
     }
 
@@ -505,13 +508,18 @@ impl Server {
         user: User,
         question: Question,
         request: Request<Body>,
+        received: Instant,
     ) -> Result<Response<Body>, Error> {
         let (mut parts, body) = request.into_parts();
         let stale = parts.extensions.remove::<authn::StaleToken>();
-        let exchange = self.auditor.begin(&info, &mut parts, &user, &question);
+        let auditor = &self.auditor;
+        let exchange = auditor.begin(&info, &mut parts, &user, &question, received);
+        let record = exchange.record().clone();
+        if record.is_audited() {
+            record.took(Layer::Authentication, received.elapsed());
+        }
         exchange.received().await?;
         let request = Request::from_parts(parts, body);
-        let record = exchange.record().clone();
         if let Some(stale) = stale {
             record.annotate("authentication.k8s.io/stale-token", stale.0);
         }
@@ -532,8 +540,10 @@ impl Server {
         let headers = &mut parts.headers;
         let step = spans::filter(spans::current(), "constrainedimpersonation");
         let impersonation = authn::impersonate(&self.authorizer, &user, headers, &question);
+        let begin = Instant::now();
         let user = match spans::within(step.clone(), impersonation).await {
             Ok(Some(impersonated)) => {
+                record.took(Layer::Impersonation, begin.elapsed());
                 record.impersonated(&impersonated);
                 impersonated.user
             }
@@ -542,7 +552,8 @@ impl Server {
         };
         let step = spans::filter(step, "priorityandfairness");
         let arriving = self.flow_control.admit(&info, &user, &question, &parts.uri);
-        let admission = match spans::within(step.clone(), arriving).await {
+        let arriving = spans::within(step.clone(), arriving);
+        let admission = match record.timed(Layer::Queue, arriving).await {
             Ok(admission) => admission,
             Err(refusal) => return Ok(refusal),
         };
@@ -550,7 +561,8 @@ impl Server {
         let request = Request::from_parts(parts, body);
         let step = spans::filter(step, "authorization");
         let authorizing = self.authorize(&user, &question, &record);
-        let served = match spans::within(step.clone(), authorizing).await {
+        let authorizing = spans::within(step.clone(), authorizing);
+        let served = match record.timed(Layer::Authorization, authorizing).await {
             Ok(()) => spans::within(step, self.dispatch(info, user, request)).await,
             Err(error) => Ok(http::refusal(&error)),
         };

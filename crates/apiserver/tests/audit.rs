@@ -6,6 +6,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use common::service::{Service, eventually};
 use common::{Api, pod};
 use fluyt_apiserver::User;
@@ -102,6 +103,8 @@ async fn events_say_who_did_what_and_what_came_of_it() {
         ("/objectRef/namespace", "n"),
         ("/objectRef/apiVersion", "v1"),
         ("/requestObject/kind", "Pod"),
+        // As it was read: with what its sender left open.
+        ("/requestObject/spec/restartPolicy", "Always"),
         ("/responseObject/status/phase", "Pending"),
         ("/annotations/authorization.k8s.io~1decision", "allow"),
         (
@@ -136,6 +139,74 @@ async fn events_say_who_did_what_and_what_came_of_it() {
         2,
         "what the policy is not interested in is not there"
     );
+}
+
+#[tokio::test]
+async fn what_is_asked_for_is_recorded_in_its_own_version() {
+    let (api, directory) = logging("- {level: Request}\n").await;
+    api.namespace().await;
+    let hpa = json!({"metadata": {"name": "h"}, "spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 50,
+        "scaleTargetRef": {"kind": "Deployment", "name": "d", "apiVersion": "apps/v1"}}});
+    let path = "/apis/autoscaling/v1/namespaces/n/horizontalpodautoscalers";
+    let (status, _) = api.post(path, hpa).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let request = &events(&directory).pop().unwrap()["requestObject"];
+    assert_eq!(request["apiVersion"], "autoscaling/v1");
+    assert_eq!(request["spec"]["minReplicas"], 1);
+    assert_eq!(request["spec"]["targetCPUUtilizationPercentage"], 50);
+}
+
+#[tokio::test]
+async fn a_request_that_took_long_says_where() {
+    let (api, directory) = logging("- {level: Metadata}\n").await;
+    api.namespace().await;
+    let hook = Service::start(|_, review| {
+        std::thread::sleep(Duration::from_millis(510));
+        let uid = &review["request"]["uid"];
+        let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "response": {"uid": uid, "allowed": true}});
+        (200, review)
+    })
+    .await;
+    let ca = base64::engine::general_purpose::STANDARD.encode(&hook.ca_pem);
+    let configuration = json!({"metadata": {"name": "slow"}, "webhooks": [{
+        "name": "slow.example.com", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+        "clientConfig": {"url": hook.url(), "caBundle": ca},
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}],
+    }]});
+    let path = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+    let (status, _) = api.post(path, configuration).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let (status, _) = api
+        .post(
+            "/api/v1/namespaces/n/configmaps",
+            json!({"metadata": {"name": "c"}}),
+        )
+        .await;
+    assert_eq!(status, StatusCode::CREATED);
+    let all = events(&directory);
+    let [.., quick, slow] = all.as_slice() else {
+        panic!("{all:#?}")
+    };
+    let latency = |event: &Value, layer: &str| {
+        event["annotations"][format!("apiserver.latency.k8s.io/{layer}")].clone()
+    };
+    for layer in ["validating-webhook", "total"] {
+        let took = latency(slow, layer);
+        let took = took.as_str().unwrap();
+        // However slow this machine is.
+        let millis = took.strip_suffix("ms").map(|n| n.parse::<f64>().unwrap());
+        assert!(
+            millis.is_none_or(|millis| millis > 500.0),
+            "{layer}: {took}"
+        );
+    }
+    for layer in ["etcd", "authentication", "authorization"] {
+        assert!(latency(slow, layer).is_string(), "{layer} of {slow:#}");
+    }
+    assert!(latency(slow, "mutating-webhook").is_null());
+    assert!(latency(slow, "impersonation").is_null());
+    assert!(latency(quick, "total").is_null());
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ mod backend;
 mod batch;
 mod event;
 mod exchange;
+mod latency;
 mod log;
 mod metrics;
 mod policy;
@@ -12,6 +13,7 @@ mod record;
 mod webhook;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ::http::request::Parts;
 use fluyt_api::Error;
@@ -27,6 +29,7 @@ pub use batch::Batching;
 pub use event::AuditId;
 pub(crate) use event::{source_ips, user_agent};
 pub use exchange::Exchange;
+pub use latency::Layer;
 pub use log::{Format, LogSettings};
 pub use policy::Policy;
 pub use record::Record;
@@ -89,6 +92,7 @@ impl Auditor {
         parts: &mut Parts,
         user: &User,
         question: &Question,
+        received: Instant,
     ) -> Exchange {
         let Some(policy) = &self.policy else {
             return Exchange::unaudited();
@@ -99,7 +103,7 @@ impl Auditor {
             return Exchange::unaudited();
         }
         let event = Event::of(info, parts, Some(user), question, scope.level);
-        let record = Record::new(self.clone(), scope, event);
+        let record = Record::new(self.clone(), scope, event, received);
         parts.extensions.insert(record.clone());
         Exchange::new(record, info.is_long_running(), info.verb == "delete")
     }
@@ -119,7 +123,7 @@ impl Auditor {
             return;
         }
         let event = Event::of(info, parts, None, question, scope.level);
-        let record = Record::new(self.clone(), scope, event);
+        let record = Record::new(self.clone(), scope, event, Instant::now());
         let status = error.to_status();
         record.response_status(bounded(&status));
         if record.wants_response() {

@@ -1,6 +1,7 @@
 //! What is known of a request so far, shared by everything that works on it.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fluyt_api::meta;
 use parking_lot::Mutex;
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::Auditor;
 use super::event::{Event, Stage, micro_time};
+use super::latency::{Latencies, Layer};
 use super::policy::{Level, Scope};
 use crate::authn::Impersonated;
 use crate::user::user_info;
@@ -20,6 +22,7 @@ struct Inner {
     auditor: Arc<Auditor>,
     scope: Scope,
     event: Mutex<Event>,
+    latencies: Mutex<Latencies>,
 }
 
 impl std::fmt::Debug for Record {
@@ -33,12 +36,36 @@ impl std::fmt::Debug for Record {
 }
 
 impl Record {
-    pub(super) fn new(auditor: Arc<Auditor>, scope: Scope, event: Event) -> Self {
+    pub(super) fn new(
+        auditor: Arc<Auditor>,
+        scope: Scope,
+        event: Event,
+        received: Instant,
+    ) -> Self {
         Self(Some(Arc::new(Inner {
             auditor,
             scope,
             event: Mutex::new(event),
+            latencies: Mutex::new(Latencies::since(received)),
         })))
+    }
+
+    /// Notes how long a part of the request has taken.
+    pub fn took(&self, layer: Layer, time: Duration) {
+        if let Some(inner) = &self.0 {
+            inner.latencies.lock().add(layer, time);
+        }
+    }
+
+    /// Does a part of the request, and notes how long it takes.
+    pub async fn timed<F: Future>(&self, layer: Layer, part: F) -> F::Output {
+        if !self.is_audited() {
+            return part.await;
+        }
+        let begin = Instant::now();
+        let done = part.await;
+        self.took(layer, begin.elapsed());
+        done
     }
 
     #[must_use]
@@ -86,8 +113,8 @@ impl Record {
         });
     }
 
-    /// The object that a request carries.
-    pub fn request_object(&self, object: &Value) {
+    /// The object that a request carries, and what is recorded of it if anything is.
+    pub fn request_object(&self, object: &Value, recorded: impl FnOnce() -> Value) {
         self.change(|scope, event| {
             let reference = event.object_ref.get_or_insert_default();
             for (field, value) in [
@@ -104,7 +131,7 @@ impl Record {
                 }
             }
             if scope.level >= Level::Request {
-                event.request_object = Some(without_managed_fields(scope, object.clone()));
+                event.request_object = Some(without_managed_fields(scope, recorded()));
             }
         });
     }
@@ -138,6 +165,10 @@ impl Record {
             event.stage = stage;
             if stage != Stage::RequestReceived {
                 event.stage_timestamp = micro_time();
+            }
+            if stage == Stage::ResponseComplete {
+                let told = inner.latencies.lock().annotations();
+                event.annotations.extend(told);
             }
             event.clone()
         };

@@ -127,6 +127,13 @@ impl Authorizer {
         Ok(authorizer)
     }
 
+    /// Whether expressions that ask for a decision may have their thread wait for a webhook.
+    #[must_use]
+    pub fn may_block(&self) -> bool {
+        let chain = self.chain.read();
+        chain.iter().any(|step| matches!(step, Step::Webhook(_)))
+    }
+
     /// Replaces the chain. Requests that are being authorized finish with the old one.
     ///
     /// # Errors

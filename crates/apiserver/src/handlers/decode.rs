@@ -10,9 +10,12 @@ use fluyt_api::{Error, Reason, meta, protobuf};
 use http::request::Parts;
 use serde_json::{Value, json};
 
+use super::write::{from_storage, to_storage};
 use crate::audit::Record;
+use crate::cache::working_resource;
 use crate::features::{Feature, Features};
 use crate::http::{Offer, content_type};
+use crate::registry::apply_defaults;
 use crate::request::Query;
 use crate::yaml;
 
@@ -40,9 +43,22 @@ pub struct Expected<'a> {
     schema: &'a Schema,
     ty: Option<TypeId>,
     definition: Option<&'a Definition>,
+    /// The resource that it is an object of.
+    resource: Option<&'a Resource>,
 }
 
 impl Expected<'_> {
+    /// An object as a record shows it: with what it leaves open filled in.
+    fn recorded(&self, object: &Value) -> Value {
+        let Some(resource) = self.resource else {
+            return object.clone();
+        };
+        let mut object = to_storage(resource, object.clone());
+        let stored = working_resource(resource);
+        apply_defaults(stored, stored.strategy(), &mut object);
+        from_storage(resource, object)
+    }
+
     /// Whether the kind has a protobuf form.
     fn protobuf(&self) -> bool {
         std::ptr::eq(self.schema, Schema::builtin())
@@ -59,6 +75,7 @@ impl<'a> From<(&'a str, &'a str, &'a str)> for Expected<'a> {
             schema: Schema::builtin(),
             ty: type_of(group, version, kind),
             definition: None,
+            resource: None,
         }
     }
 }
@@ -72,6 +89,7 @@ impl<'a> From<&'a Resource> for Expected<'a> {
             schema: resource.schema(),
             ty: resource.ty,
             definition: resource.definition.as_deref(),
+            resource: Some(resource),
         }
     }
 }
@@ -151,7 +169,7 @@ pub fn object<'a>(
     };
     let decoded = typed(object, sent, query, kind)?;
     if let Some(record) = parts.extensions.get::<Record>() {
-        record.request_object(&decoded.object);
+        record.request_object(&decoded.object, || kind.recorded(&decoded.object));
     }
     Ok(decoded)
 }
@@ -234,6 +252,7 @@ pub fn typed<'a>(
         schema,
         ty,
         definition,
+        ..
     } = kind.into();
     let expected = api_version(group, version);
     if !object.is_object() {

@@ -319,7 +319,7 @@ async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, WriteContext)
     let options = DeleteOptions::parse(&body, &call.info.query)?;
     let mut cx = call.write_context()?;
     if cx.record.wants_request() && body.is_object() {
-        cx.record.request_object(&body);
+        cx.record.request_object(&body, || body.clone());
     }
     cx.dry_run |= body["dryRun"].as_array().is_some_and(|d| !d.is_empty());
     Ok((options, cx))

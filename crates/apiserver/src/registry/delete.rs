@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{ATTEMPTS, Committed, Location, Registry, Write, WriteContext};
 use crate::admission::{Attributes, Operation};
+use crate::audit::Layer;
 
 /// A request's `DeleteOptions`.
 #[derive(Clone, Debug, Default)]
@@ -85,7 +86,8 @@ impl Registry {
                     (self.write(at, object, 0).await?, None)
                 };
                 let revision = current.revision;
-                match self.commit(at, revision, &write, released.as_ref()).await? {
+                let committing = self.commit(at, revision, &write, released.as_ref());
+                match cx.record.timed(Layer::Storage, committing).await? {
                     Committed::At(revision) => {
                         let object = write.finish(revision);
                         return Ok(if gone {

@@ -25,7 +25,7 @@ use serde_json::Value;
 
 use crate::Config;
 use crate::admission::{self, Attributes, Operation};
-use crate::audit::Record;
+use crate::audit::{Layer, Record};
 use crate::cache::{Caches, Entry, REGISTRY, storage_resource};
 use crate::custom::{self, Converter};
 use crate::spans;
@@ -341,7 +341,8 @@ impl Registry {
         }
         let lease = self.lease_for(resource).await?;
         let write = self.write(at, object, lease).await?;
-        match self.commit(at, 0, &write, allocation.as_ref()).await? {
+        let committing = self.commit(at, 0, &write, allocation.as_ref());
+        match cx.record.timed(Layer::Storage, committing).await? {
             Committed::At(revision) => Ok(Some(write.finish(revision))),
             Committed::Lost(_) => Err(Error::already_exists(
                 resource.group,
@@ -518,6 +519,7 @@ impl Registry {
         };
         let revision = current.revision;
         let committed = self.commit(at, revision, &write, allocation.as_ref());
+        let committed = cx.record.timed(Layer::Storage, committed);
         match committed.await? {
             Committed::At(revision) => Ok(Updated::Done(write.finish(revision))),
             Committed::Lost(newer) => Ok(Updated::Lost(newer)),
@@ -723,7 +725,8 @@ fn store_error(error: fluyt_etcd::Error) -> Error {
 }
 
 /// Static defaults, then those of the kind; what a strategy touched without setting does not stay behind as null.
-fn apply_defaults(resource: &Resource, strategy: &dyn Strategy, object: &mut Value) {
+/// Fills in what an object of a resource, in the version that it is worked in, leaves open.
+pub(crate) fn apply_defaults(resource: &Resource, strategy: &dyn Strategy, object: &mut Value) {
     if let Some(definition) = &resource.definition {
         definition.default(object);
         return;

@@ -89,11 +89,7 @@ impl Server {
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
-        self.child = spawn(
-            self.directory.path(),
-            self.access.port,
-            self.peer.as_ref(),
-        )?;
+        self.child = spawn(self.directory.path(), self.access.port, self.peer.as_ref())?;
         self.ready().await
     }
 

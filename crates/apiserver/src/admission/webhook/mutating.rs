@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Matched, Webhook};
 use crate::admission::{Attributes, Compiled, Plugin, Shared, matching};
+use crate::audit::Layer;
 use crate::cache::Caches;
 use crate::remote::Users;
 
@@ -40,11 +41,11 @@ impl Mutating {
         (round, index): (usize, usize),
     ) -> Result<(), Error> {
         let place = format!("mutation.webhook.admission.k8s.io/round_{round}_index_{index}");
+        let record = &attributes.cx.record;
         let asked = matched.ask(&self.shared, attributes, object, CALL, &place);
-        let Some(answer) = asked.await? else {
+        let Some(answer) = record.timed(Layer::MutatingWebhooks, asked).await? else {
             return Ok(());
         };
-        let record = &attributes.cx.record;
         if record.is_audited() {
             let (configuration, webhook) = (&matched.webhook.configuration, &matched.webhook.name);
             let mutated = answer.patch.is_some();
