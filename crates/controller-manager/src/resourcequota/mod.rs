@@ -10,8 +10,8 @@ use std::{
 
 use fluyt_api::quantity::Quantity;
 use fluyt_client::{
-    Action, Change, Informer, ObjectKey, WorkQueue, controller, helpers::pods, is_not_found,
-    status_code,
+    Action, Change, Informer, ObjectKey, Selectors, WorkQueue, controller, helpers::pods,
+    is_not_found, status_code,
 };
 use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service},
@@ -22,14 +22,21 @@ use kube::{
     api::{ListParams, PostParams},
     core::{DynamicObject, PartialObjectMeta},
 };
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use self::usage::Usage;
 use crate::{
     Context,
-    common::{discovery, namespace},
+    common::{
+        discovery::{self, Resource},
+        namespace,
+    },
 };
 
-/// All quotas are calculated anew this often, for what no watch tells us (counts of other kinds).
+type Meta = PartialObjectMeta<DynamicObject>;
+
+/// All quotas are calculated anew this often, whatever happens.
 const RESYNC: Duration = Duration::from_secs(300);
 /// Kinds that have a quota name of their own beside `count/<resource>`.
 const COUNTED_BY_NAME: [(&str, &str); 4] = [
@@ -45,6 +52,10 @@ struct Controller {
     pods: Informer<Pod>,
     services: Informer<Service>,
     claims: Informer<PersistentVolumeClaim>,
+    queue: WorkQueue<ObjectKey>,
+    context: Context,
+    /// Resources whose objects some quota counts, and what ends that they are followed.
+    counted: Mutex<BTreeMap<String, CancellationToken>>,
 }
 
 /// Run the controller until shutdown.
@@ -55,12 +66,15 @@ pub async fn run(context: Context) {
         pods: context.informers.get(),
         services: context.informers.get(),
         claims: context.informers.get(),
+        queue: WorkQueue::new(),
+        context: context.clone(),
+        counted: Mutex::default(),
     };
     controller.quotas.synced().await;
     controller.pods.synced().await;
     controller.services.synced().await;
     controller.claims.synced().await;
-    let queue = WorkQueue::new();
+    let queue = controller.queue.clone();
     controller.watch_limits(&queue);
     controller.watch_usage(&queue);
     let workers = context.config.concurrent_resource_quota_syncs;
@@ -95,13 +109,6 @@ impl Controller {
 
     /// Queue the quotas of a namespace when something there released resources.
     fn watch_usage(&self, queue: &WorkQueue<ObjectKey>) {
-        let notify =
-            |queue: &WorkQueue<ObjectKey>, quotas: &Informer<ResourceQuota>, namespace: &str| {
-                quotas
-                    .list_namespace(namespace)
-                    .iter()
-                    .for_each(|quota| queue.add(ObjectKey::of(&**quota)));
-            };
         let (feed, quotas) = (queue.clone(), self.quotas.clone());
         self.pods.on_change(move |change| {
             let released = match &change {
@@ -127,6 +134,61 @@ impl Controller {
                 notify(&feed, &quotas, namespace(&change.object().metadata));
             }
         });
+    }
+
+    /// Follows a resource that a quota counts: when an object goes, those of its namespace are counted again.
+    fn follow(&self, resource: &Resource) -> CancellationToken {
+        let stop = self.context.shutdown.child_token();
+        // Reads of all resources are the manager's own right.
+        let client = self.context.informers.client().clone();
+        let api = Api::<Meta>::all_with(client, &resource.api);
+        // Only that they are there is of interest.
+        let strip = |object: &mut Meta| {
+            object.metadata.annotations = None;
+            object.metadata.labels = None;
+            object.metadata.owner_references = None;
+            object.metadata.finalizers = None;
+        };
+        let informer = Informer::start_stripped(api, Selectors::default(), strip, stop.clone());
+        let (feed, quotas) = (self.queue.clone(), self.quotas.clone());
+        informer.on_change(move |change| {
+            if let Change::Deleted(object) = &change {
+                notify(&feed, &quotas, namespace(&object.metadata));
+            }
+        });
+        // What went before it was seen was counted all the same.
+        let (queue, quotas) = (self.queue.clone(), self.quotas.clone());
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = informer.synced() => {}
+                () = stopped.cancelled() => return,
+            }
+            for quota in quotas.list() {
+                queue.add(ObjectKey::of(&*quota));
+            }
+        });
+        stop
+    }
+
+    /// Starts to follow what is counted, and stops what is not served any more.
+    fn follow_counted(&self, wanted: &BTreeSet<String>, served: &BTreeMap<String, Resource>) {
+        let mut counted = self.counted.lock();
+        for name in wanted {
+            let resource = served.get(name);
+            let resource = resource.filter(|r| r.supports("list") && r.supports("watch"));
+            match resource {
+                Some(resource) => {
+                    let follow = || self.follow(resource);
+                    counted.entry(name.clone()).or_insert_with(follow);
+                }
+                None => {
+                    if let Some(stop) = counted.remove(name) {
+                        stop.cancel();
+                    }
+                }
+            }
+        }
     }
 
     async fn reconcile(&self, key: ObjectKey) -> anyhow::Result<Action> {
@@ -214,21 +276,26 @@ impl Controller {
         if wanted.is_empty() {
             return Ok(counts);
         }
-        for resource in discovery::discover(&self.client).await?.resources {
+        let discovered = discovery::discover(&self.client).await?;
+        let named = discovered.resources.into_iter().filter_map(|resource| {
             let (plural, group) = (&resource.api.plural, &resource.api.group);
             let full = if group.is_empty() {
                 plural.clone()
             } else {
                 format!("{plural}.{group}")
             };
-            let Some(names) = wanted.get(full.as_str()).filter(|_| resource.namespaced) else {
+            (resource.namespaced && wanted.contains_key(full.as_str())).then_some((full, resource))
+        });
+        let served: BTreeMap<String, Resource> = named.collect();
+        if discovered.failures.is_empty() {
+            let wanted = wanted.keys().map(|name| (*name).to_owned()).collect();
+            self.follow_counted(&wanted, &served);
+        }
+        for (full, resource) in &served {
+            let Some(names) = wanted.get(full.as_str()) else {
                 continue;
             };
-            let api = Api::<PartialObjectMeta<DynamicObject>>::namespaced_with(
-                self.client.clone(),
-                namespace,
-                &resource.api,
-            );
+            let api = Api::<Meta>::namespaced_with(self.client.clone(), namespace, &resource.api);
             let count = match api.list(&ListParams::default()).await {
                 Err(error) if status_code(&error) == Some(404) => 0,
                 result => result?.items.len(),
@@ -236,6 +303,13 @@ impl Controller {
             counts.extend(names.iter().map(|name| ((*name).to_owned(), count)));
         }
         Ok(counts)
+    }
+}
+
+/// Queues the quotas of a namespace.
+fn notify(queue: &WorkQueue<ObjectKey>, quotas: &Informer<ResourceQuota>, namespace: &str) {
+    for quota in quotas.list_namespace(namespace) {
+        queue.add(ObjectKey::of(&*quota));
     }
 }
 

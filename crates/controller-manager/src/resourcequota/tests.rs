@@ -103,6 +103,37 @@ async fn usage_falls_when_pods_end_or_go() {
         .await;
 }
 
+#[tokio::test]
+async fn usage_falls_when_something_counted_goes() {
+    let (fake, context) = context();
+    let maps = ["a", "b"].map(|name| ConfigMap {
+        metadata: named("ns", name),
+        ..ConfigMap::default()
+    });
+    for map in &maps {
+        fake.insert(map.clone());
+    }
+    fake.insert(quota(&["configmaps", "count/configmaps"], None));
+    tokio::spawn(run(context));
+    for (left, map) in [("2", None), ("1", Some(&maps[0])), ("0", Some(&maps[1]))] {
+        if let Some(map) = map {
+            // Who has not seen it cannot miss it.
+            fake.until("followed", |fake| {
+                let requests = fake.requests();
+                requests
+                    .iter()
+                    .any(|r| r.contains("configmaps") && r.contains("watch"))
+            })
+            .await;
+            fake.remove(map);
+        }
+        for name in ["configmaps", "count/configmaps"] {
+            fake.until(name, |fake| used(fake, name).as_deref() == Some(left))
+                .await;
+        }
+    }
+}
+
 #[test]
 fn scopes() {
     let best_effort = Pod {
