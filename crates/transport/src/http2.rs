@@ -214,7 +214,8 @@ impl Presence {
                 self.timer.as_mut().reset(Instant::now() + self.every);
             }
             ready!(self.timer.as_mut().poll(context));
-            if self.asked || self.pings.send_ping(Ping::opaque()).is_err() {
+            // It is an error to ask again before there is an answer.
+            if self.pings.send_ping(Ping::opaque()).is_err() {
                 return Poll::Ready(());
             }
             self.asked = true;
