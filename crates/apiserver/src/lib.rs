@@ -31,6 +31,7 @@ mod http;
 mod identity;
 mod limits;
 pub mod listen;
+mod loopback;
 mod metrics;
 mod openapi;
 mod registry;

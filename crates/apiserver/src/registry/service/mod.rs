@@ -21,6 +21,7 @@ use super::delete::{self, DeleteOptions};
 use super::write::{Side, Write};
 use super::{Location, Registry, stamp_new};
 use crate::cache::Caches;
+use crate::loopback::SERVER;
 
 pub(super) use allocation::Allocation;
 pub(crate) use cluster_ips::{
@@ -109,6 +110,8 @@ impl Registry {
             let name = address.to_string();
             let at = address_location(&name)?;
             stamp_new(&mut object, at.strategy());
+            let context = SERVER.context(at.resource);
+            self.track(&context, at, &Value::Null, &mut object);
             sides.push(Side::of(at, 0, self.write(at, object, 0).await?));
         }
         for address in &allocation.addresses.released {
