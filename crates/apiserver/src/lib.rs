@@ -11,6 +11,7 @@ mod browsers;
 mod cache;
 mod cel_types;
 mod compactor;
+mod component_status;
 mod config_file;
 mod custom;
 mod default_service_cidr;
@@ -52,6 +53,7 @@ mod zpages;
 
 pub use aggregator::Routing;
 pub use browsers::Browsers;
+pub use component_status::Component;
 pub use endpoint_reconciler::{Endpoints, Reconciler};
 pub use features::{Feature, Features};
 pub use flags::{Args, run};

@@ -28,6 +28,7 @@ use crate::authn::{self, Authenticator, ClientCertificates};
 use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
 use crate::browsers::Browsers;
 use crate::cache::Caches;
+use crate::component_status::Component;
 use crate::dial::{ControlPlane, Dialer, Direct};
 use crate::drain::Drain;
 use crate::endpoint_reconciler::Endpoints;
@@ -62,6 +63,8 @@ pub struct Config {
     pub served: Served,
     /// How kubelets, pods and services are reached.
     pub dialer: Arc<dyn Dialer>,
+    /// What `componentstatuses` shows besides the store.
+    pub components: Vec<Component>,
     /// How the services that the configuration names are reached.
     pub control_plane: ControlPlane,
     /// The address that pods reach through the `kubernetes` service.
@@ -139,6 +142,7 @@ impl Config {
             shares_store: false,
             served: Served::default(),
             dialer: Arc::new(Direct),
+            components: Component::usual(),
             control_plane: ControlPlane::default(),
             advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
             external_hostname: None,
