@@ -720,6 +720,7 @@ impl Server {
             .etcd_count_metric_poll_period
             .is_zero();
         let mut text = self.metrics.render(&self.caches, counts_objects);
+        self.registry.render_metrics(&mut text);
         self.auditor.render_metrics(&mut text);
         self.flow_control.render_metrics(&mut text);
         self.shown_metrics.apply(text)
