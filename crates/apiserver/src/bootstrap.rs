@@ -4,13 +4,13 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use fluyt_api::{Error, Reason, meta, resources};
+use fluyt_api::{Error, meta, resources};
 use serde_json::{Map, Value, json};
 
 use crate::features::Features;
-use crate::registry::{Change, Location, WriteContext};
+use crate::loopback::SERVER;
+use crate::registry::{Change, Location};
 use crate::service_repair::Repair;
-use crate::user::{MASTERS, User};
 use crate::{Server, authn};
 use crate::{default_service_cidr, endpoint_reconciler};
 
@@ -24,14 +24,9 @@ const ROLES: &str = include_str!("rbac_bootstrap.txt");
 /// When the store refuses.
 pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
     for name in NAMESPACES {
-        create(
-            server,
-            "",
-            "namespaces",
-            "",
-            json!({"metadata": {"name": name}}),
-        )
-        .await?;
+        let namespace = json!({"metadata": {"name": name}});
+        let created = SERVER.create(server, "", "namespaces", "", namespace);
+        created.await?;
     }
     for object in rbac_objects(server.config.features) {
         reconcile(server, object).await?;
@@ -46,7 +41,8 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
             "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."
         };
         let class = json!({"metadata": {"name": name}, "value": value, "description": description});
-        create(server, "scheduling.k8s.io", "priorityclasses", "", class).await?;
+        let (group, plural) = ("scheduling.k8s.io", "priorityclasses");
+        SERVER.create(server, group, plural, "", class).await?;
     }
     default_service_cidr::sync(server).await?;
     let mut repair = Repair::default();
@@ -56,41 +52,6 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
     authn::begin_tracking(server).await?;
     tokio::spawn(repair.run(server.clone(), next));
     Ok(())
-}
-
-pub(crate) fn context() -> WriteContext {
-    WriteContext {
-        user: User::new("system:apiserver", &[MASTERS]),
-        ..WriteContext::default()
-    }
-}
-
-/// Creates an object unless it is there; whether it was created.
-pub(crate) async fn create(
-    server: &Arc<Server>,
-    group: &str,
-    plural: &str,
-    namespace: &str,
-    mut object: Value,
-) -> Result<bool, Error> {
-    let resource = resources::find(group, "v1", plural).ok_or_else(Error::no_route)?;
-    let name = meta::name(&object).to_owned();
-    let at = Location {
-        resource,
-        namespace,
-        name: &name,
-        subresource: "",
-    };
-    if server.caches.of(resource).get(&at.key()).is_some() {
-        return Ok(false);
-    }
-    object["apiVersion"] = resource.api_version().into();
-    object["kind"] = resource.kind.into();
-    match server.registry.create(&context(), at, object).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.reason == Reason::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// Creates a default role or binding, or adds back what it must have.
@@ -109,15 +70,9 @@ async fn reconcile(server: &Arc<Server>, object: Value) -> Result<(), Error> {
         name: &name,
         subresource: "",
     };
-    if create(
-        server,
-        resource.group,
-        resource.plural,
-        &namespace,
-        object.clone(),
-    )
-    .await?
-    {
+    let (group, plural) = (resource.group, resource.plural);
+    let creating = SERVER.create(server, group, plural, &namespace, object.clone());
+    if creating.await? {
         return Ok(());
     }
     let add_back: Change<'_> = Box::new(|current: &Value| {
@@ -136,18 +91,7 @@ async fn reconcile(server: &Arc<Server>, object: Value) -> Result<(), Error> {
         }
         Ok(merged)
     });
-    amend(server, at, add_back).await
-}
-
-/// Changes an object unless it is as it should be: then there is nothing that admission could refuse.
-async fn amend(server: &Arc<Server>, at: Location<'_>, change: Change<'_>) -> Result<(), Error> {
-    let present = server.registry.get(at).await?.object();
-    if change(&present)? == present {
-        return Ok(());
-    }
-    let context = context();
-    let amended = server.registry.update(&context, at, change).await;
-    amended.map(drop)
+    SERVER.amend(server, at, add_back).await
 }
 
 const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
@@ -291,7 +235,7 @@ async fn kubernetes_service(server: &Arc<Server>) -> Result<(), Error> {
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let mut service = json!({
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
-        "spec": {"type": "ClusterIP", "clusterIP": address.to_string(), "ports": [
+        "spec": {"type": "ClusterIP", "clusterIP": address.to_string(), "ipFamilyPolicy": "SingleStack", "ports": [
             {"name": "https", "protocol": "TCP", "port": 443, "targetPort": config.advertise.port()}]},
     });
     let node_port = config.endpoints.kubernetes_service_node_port;
@@ -299,7 +243,9 @@ async fn kubernetes_service(server: &Arc<Server>) -> Result<(), Error> {
         service["spec"]["type"] = "NodePort".into();
         service["spec"]["ports"][0]["nodePort"] = node_port.into();
     }
-    create(server, "", "services", "default", service).await?;
+    SERVER
+        .create(server, "", "services", "default", service)
+        .await?;
     endpoint_reconciler::reconcile(server).await
 }
 
@@ -332,39 +278,13 @@ pub(crate) async fn publish_endpoints(
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
         "addressType": "IPv4", "ports": ports, "endpoints": ready,
     });
-    replace(server, "", "endpoints", endpoints, &["subsets"]).await?;
+    SERVER
+        .replace(server, "", "endpoints", endpoints, &["subsets"])
+        .await?;
     let (group, plural) = ("discovery.k8s.io", "endpointslices");
-    replace(server, group, plural, slice, &["ports", "endpoints"]).await
-}
-
-/// Creates an object in `default` or sets the given parts of it.
-pub(crate) async fn replace(
-    server: &Arc<Server>,
-    group: &str,
-    plural: &str,
-    object: Value,
-    parts: &[&str],
-) -> Result<(), Error> {
-    let namespace = meta::namespace(&object).to_owned();
-    if create(server, group, plural, &namespace, object.clone()).await? {
-        return Ok(());
-    }
-    let resource = resources::find(group, "v1", plural).ok_or_else(Error::no_route)?;
-    let name = meta::name(&object).to_owned();
-    let at = Location {
-        resource,
-        namespace: &namespace,
-        name: &name,
-        subresource: "",
-    };
-    let set: Change<'_> = Box::new(|current: &Value| {
-        let mut updated = current.clone();
-        for part in parts {
-            updated[*part] = object[*part].clone();
-        }
-        Ok(updated)
-    });
-    amend(server, at, set).await
+    SERVER
+        .replace(server, group, plural, slice, &["ports", "endpoints"])
+        .await
 }
 
 async fn extension_configuration(server: &Arc<Server>) -> Result<(), Error> {
@@ -392,7 +312,9 @@ async fn extension_configuration(server: &Arc<Server>) -> Result<(), Error> {
         }
     }
     let map = json!({"metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"}, "data": data});
-    replace(server, "", "configmaps", map, &["data"]).await
+    SERVER
+        .replace(server, "", "configmaps", map, &["data"])
+        .await
 }
 
 #[cfg(test)]

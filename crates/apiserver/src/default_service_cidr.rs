@@ -6,10 +6,11 @@ use std::sync::Arc;
 use fluyt_api::{Error, Reason, meta};
 use serde_json::{Value, json};
 
+use crate::Server;
 use crate::event_recorder::{self, Warning};
+use crate::loopback::{Loopback, SERVER};
 use crate::registry::service::service_cidrs;
 use crate::registry::{Change, Location};
-use crate::{Server, bootstrap};
 
 /// Its name.
 pub const NAME: &str = "kubernetes";
@@ -25,7 +26,9 @@ pub async fn sync(server: &Arc<Server>) -> Result<(), Error> {
     let ranges: Vec<String> = ranges.iter().map(|r| r.trunc().to_string()).collect();
     let resource = service_cidrs()?;
     let object = json!({"metadata": {"name": NAME}, "spec": {"cidrs": ranges}});
-    bootstrap::create(server, resource.group, resource.plural, "", object).await?;
+    SERVER
+        .create(server, resource.group, resource.plural, "", object)
+        .await?;
     let at = Location {
         resource,
         namespace: "",
@@ -94,8 +97,7 @@ async fn add_family(
         updated["spec"]["cidrs"] = json!(ranges);
         Ok(updated)
     });
-    let context = bootstrap::context();
-    match server.registry.update(&context, at, change).await {
+    match SERVER.update(server, at, change).await {
         Err(error) if error.reason == Reason::Invalid => {
             let note = format!(
                 "The default ServiceCIDR can not be upgraded from {} to dual stack [{}] : {error}",
@@ -110,20 +112,9 @@ async fn add_family(
 }
 
 async fn set_ready(server: &Arc<Server>, at: Location<'_>) -> Result<(), Error> {
-    let status = Location {
-        subresource: "status",
-        ..at
-    };
-    let change: Change<'_> = Box::new(|current: &Value| {
-        let mut updated = current.clone();
-        if ready(current).is_none() {
-            updated["status"] = json!({"conditions": [{
-                "type": "Ready", "status": "True", "lastTransitionTime": meta::now(),
-                "reason": "", "message": "Kubernetes default Service CIDR is ready"}]});
-        }
-        Ok(updated)
-    });
-    let context = bootstrap::context();
-    let done = server.registry.update(&context, status, change).await;
-    done.map(drop)
+    let status = json!({"conditions": [{
+        "type": "Ready", "status": "True", "lastTransitionTime": meta::now(),
+        "message": "Kubernetes default Service CIDR is ready"}]});
+    let controller = Loopback(CONTROLLER);
+    controller.apply_status(server, at, status).await
 }

@@ -2,6 +2,7 @@
 //! sockets inside it.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -65,6 +66,20 @@ impl fmt::Debug for ControlPlane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ControlPlane")
     }
+}
+
+/// Why a connection was not made, in Go's words, as far as it has some.
+#[must_use]
+pub fn refusal(error: &std::io::Error) -> String {
+    let why = match error.kind() {
+        ErrorKind::ConnectionRefused => "connection refused",
+        ErrorKind::ConnectionReset => "connection reset by peer",
+        ErrorKind::HostUnreachable => "no route to host",
+        ErrorKind::NetworkUnreachable => "network is unreachable",
+        ErrorKind::TimedOut => "connection timed out",
+        _ => return error.to_string(),
+    };
+    format!("connect: {why}")
 }
 
 /// A TLS connection to an address, verified against that address.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use fluyt_api::meta;
 use serde_json::{Value, json};
 
-use crate::{Server, bootstrap};
+use crate::Server;
+use crate::loopback::SERVER;
 
 /// What an event about an object says; all of them are warnings.
 pub struct Warning {
@@ -42,7 +43,7 @@ pub async fn warn(server: &Arc<Server>, object: &Value, warning: Warning) {
         "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(), "source": {},
         "reportingComponent": controller, "reportingInstance": format!("{controller}-{}", host.trim()),
     });
-    if let Err(error) = bootstrap::create(server, "", "events", namespace, event).await {
+    if let Err(error) = SERVER.create(server, "", "events", namespace, event).await {
         tracing::debug!(%error, controller, "an event cannot be written");
     }
 }

@@ -26,7 +26,7 @@ use crate::limits;
 use crate::listen::{TlsSettings, Usual};
 use crate::metrics::Exposition;
 use crate::served;
-use crate::{Config, Features, Limits, Server, ServiceNetwork, TracingConfiguration};
+use crate::{Component, Config, Features, Limits, Server, ServiceNetwork, TracingConfiguration};
 
 use admission::AdmissionArgs;
 use audit::AuditArgs;
@@ -267,6 +267,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         storage,
         shares_store: args.etcd.shares_store(),
         dialer: egress.cluster,
+        components: Component::usual(),
         control_plane: egress.control_plane,
         advertise: args.serving.advertised(),
         external_hostname: args.serving.external_hostname,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::Server;
-use crate::bootstrap;
+use crate::loopback::SERVER;
 use crate::registry::{DeleteOptions, Location};
 
 const NAMESPACE: &str = "kube-system";
@@ -102,7 +102,9 @@ async fn keep(server: &Arc<Server>, name: &str, host: &str, holder: &str) -> Res
         "spec": {"holderIdentity": holder, "leaseDurationSeconds": DURATION, "renewTime": now.to_string()},
     });
     let (group, plural) = ("coordination.k8s.io", "leases");
-    bootstrap::replace(server, group, plural, lease, &["spec"]).await
+    SERVER
+        .replace(server, group, plural, lease, &["spec"])
+        .await
 }
 
 /// Deletes leases of servers that are gone.
@@ -124,11 +126,7 @@ async fn clear(server: &Arc<Server>) -> Result<(), Error> {
             resource_version: Some(meta::resource_version(&lease).to_owned()),
             ..DeleteOptions::default()
         };
-        match server
-            .registry
-            .delete(&bootstrap::context(), at, &options)
-            .await
-        {
+        match SERVER.delete(server, at, &options).await {
             // Another server was faster, or it has come back.
             Ok(_) => {}
             Err(error) if matches!(error.code, 404 | 409) => {}

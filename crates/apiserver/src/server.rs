@@ -29,6 +29,7 @@ use crate::authn::{self, Authenticator, ClientCertificates};
 use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
 use crate::browsers::Browsers;
 use crate::cache::Caches;
+use crate::component_status::Component;
 use crate::dial::{ControlPlane, Dialer, Direct};
 use crate::drain::Drain;
 use crate::endpoint_reconciler::Endpoints;
@@ -63,6 +64,8 @@ pub struct Config {
     pub served: Served,
     /// How kubelets, pods and services are reached.
     pub dialer: Arc<dyn Dialer>,
+    /// What `componentstatuses` shows besides the store.
+    pub components: Vec<Component>,
     /// How the services that the configuration names are reached.
     pub control_plane: ControlPlane,
     /// The address that pods reach through the `kubernetes` service.
@@ -140,6 +143,7 @@ impl Config {
             shares_store: false,
             served: Served::default(),
             dialer: Arc::new(Direct),
+            components: Component::usual(),
             control_plane: ControlPlane::default(),
             advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
             external_hostname: None,
@@ -728,6 +732,7 @@ impl Server {
             .etcd_count_metric_poll_period
             .is_zero();
         let mut text = self.metrics.render(&self.caches, counts_objects);
+        self.registry.render_metrics(&mut text);
         self.auditor.render_metrics(&mut text);
         self.flow_control.render_metrics(&mut text);
         self.shown_metrics.apply(text)

@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::aggregator::Routing;
 use crate::cache::Caches;
-use crate::dial::Dialer;
+use crate::dial::{Dialer, refusal};
 use crate::remote::{User, Users};
 use crate::spans;
 
@@ -244,12 +244,12 @@ impl Client {
                 .dialer
                 .connect(*address)
                 .await
-                .map_err(|e| format!("dial tcp {address}: {e}"))?,
+                .map_err(|e| format!("dial tcp {address}: {}", refusal(&e)))?,
             Address::Host(host, port) => self
                 .dialer
                 .connect_name(host, *port)
                 .await
-                .map_err(|e| format!("dial tcp {host}:{port}: {e}"))?,
+                .map_err(|e| format!("dial tcp {host}:{port}: {}", refusal(&e)))?,
         };
         let name = ServerName::try_from(target.server_name.clone()).map_err(|e| e.to_string())?;
         let stream = TlsConnector::from(tls)

@@ -453,3 +453,107 @@ async fn tables_and_discovery_serve_kubectl() {
     let (status, _) = api.get("/apis/nothing/v1/here").await;
     assert_eq!(status, StatusCode::NOT_FOUND);
 }
+
+/// A server that answers every request with some status and body, once for each connection.
+async fn answering(status: &'static str, body: &'static str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/healthz", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 1024];
+            let _ = stream.read(&mut request).await.unwrap();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn component_statuses_are_asked_for() {
+    let gone = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    let components = [
+        ("controller-manager", answering("200 OK", "ok").await),
+        ("scheduler", format!("http://{gone}/healthz")),
+        ("sick", answering("500 Oh", "why").await),
+    ];
+    let api = Api::configured(|config, _| {
+        let component = |(name, url): (&str, String)| fluyt_apiserver::Component {
+            name: name.to_owned(),
+            url,
+        };
+        config.components = components.map(component).into();
+    })
+    .await;
+    let path = "/api/v1/componentstatuses";
+    let (status, list) = api.get(path).await;
+    let refused =
+        format!("Get \"http://{gone}/healthz\": dial tcp {gone}: connect: connection refused");
+    let item = |name: &str, status: &str, message: &str| {
+        json!({"kind": "ComponentStatus", "apiVersion": "v1", "metadata": {"name": name},
+            "conditions": [{"type": "Healthy", "status": status, "message": message}]})
+    };
+    let expected = json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": [
+        item("controller-manager", "True", "ok"), item("scheduler", "False", &refused),
+        item("sick", "False", "HTTP probe failed with statuscode: 500"), item("etcd-0", "True", "ok"),
+    ]});
+    assert_eq!((status, list), (StatusCode::OK, expected));
+    let (_, one) = api.get(&format!("{path}/etcd-0")).await;
+    assert_eq!(one, item("etcd-0", "True", "ok"));
+    let selected = format!("{path}?fieldSelector=metadata.name%3Dscheduler");
+    let (_, some) = api.get(&selected).await;
+    assert_eq!(some["items"], json!([item("scheduler", "False", &refused)]));
+    let (_, none) = api.get(&format!("{path}?labelSelector=a%3Db")).await;
+    assert_eq!(none["items"], json!([]));
+    for (path, code, message) in [
+        (
+            format!("{path}/nope"),
+            StatusCode::NOT_FOUND,
+            "componentstatus \"nope\" not found",
+        ),
+        (
+            format!("{path}?watch=1"),
+            StatusCode::METHOD_NOT_ALLOWED,
+            "watch is not supported on resources of kind \"componentstatuses\"",
+        ),
+        (
+            path.replace("/v1/", "/v1/watch/"),
+            StatusCode::NOT_FOUND,
+            "the server could not find the requested resource",
+        ),
+    ] {
+        let (status, answer) = api.get(&path).await;
+        assert_eq!((status, answer["message"].as_str()), (code, Some(message)));
+    }
+    let (status, _) = api
+        .call(Method::DELETE, &format!("{path}/etcd-0"), Value::Null)
+        .await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+    let mut request = Request::get(path)
+        .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")
+        .body(Full::new(bytes::Bytes::new()))
+        .unwrap();
+    request.extensions_mut().insert(api.user.clone());
+    let (_, headers, table) = api.send(request).await;
+    assert_eq!(
+        headers["warning"],
+        "299 - \"v1 ComponentStatus is deprecated in v1.19+\""
+    );
+    let columns = table["columnDefinitions"].as_array().unwrap().iter();
+    let columns: Vec<&str> = columns.map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(columns, ["Name", "Status", "Message", "Error"]);
+    let cells = |i: usize| &table["rows"][i]["cells"];
+    assert_eq!(
+        cells(0),
+        &json!(["controller-manager", "Healthy", "ok", ""])
+    );
+    assert_eq!(cells(1), &json!(["scheduler", "Unhealthy", refused, ""]));
+    assert_eq!(table["metadata"], json!({}));
+}

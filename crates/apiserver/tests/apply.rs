@@ -211,6 +211,112 @@ async fn scheduling_and_eviction_own_nothing() {
 }
 
 #[tokio::test]
+async fn what_the_server_writes_is_its_parts_to_own() {
+    let api = Api::start().await;
+    api.namespace().await;
+    let cidr = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes";
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let flow = "/apis/flowcontrol.apiserver.k8s.io/v1";
+    let dangling = r#"Apply status{"f:status":{"f:conditions":{"k:{\"type\":\"Dangling\"}":{".":{},"f:lastTransitionTime":{},"f:message":{},"f:reason":{},"f:status":{},"f:type":{}}}}}"#;
+    let consumer = format!("api-priority-and-fairness-config-consumer-v1 {dangling}");
+    api.watch_until(&format!("{flow}/flowschemas?watch=true"), |event| {
+        event["metadata"]["name"] == "exempt" && event["status"]["conditions"].is_array()
+    })
+    .await;
+    for (path, expected) in [
+        (
+            "/api/v1/namespaces/kube-system",
+            &[
+                r#"kube-apiserver Update {"f:metadata":{"f:labels":{".":{},"f:kubernetes.io/metadata.name":{}}}}"#,
+            ][..],
+        ),
+        (
+            &format!("{rbac}/clusterrolebindings/system:basic-user"),
+            &[
+                r#"kube-apiserver Update {"f:metadata":{"f:annotations":{".":{},"f:rbac.authorization.kubernetes.io/autoupdate":{}},"f:labels":{".":{},"f:kubernetes.io/bootstrapping":{}}},"f:roleRef":{},"f:subjects":{}}"#,
+            ],
+        ),
+        (
+            "/api/v1/namespaces/default/services/kubernetes",
+            &[
+                r#"kube-apiserver Update {"f:metadata":{"f:labels":{".":{},"f:component":{},"f:provider":{}}},"f:spec":{"f:clusterIP":{},"f:internalTrafficPolicy":{},"f:ipFamilyPolicy":{},"f:ports":{".":{},"k:{\"port\":443,\"protocol\":\"TCP\"}":{".":{},"f:name":{},"f:port":{},"f:protocol":{},"f:targetPort":{}}},"f:sessionAffinity":{},"f:type":{}}}"#,
+            ],
+        ),
+        (
+            "/apis/networking.k8s.io/v1/ipaddresses/10.0.0.1",
+            &[
+                r#"kube-apiserver Update {"f:metadata":{"f:labels":{".":{},"f:ipaddress.kubernetes.io/ip-family":{},"f:ipaddress.kubernetes.io/managed-by":{}}},"f:spec":{"f:parentRef":{".":{},"f:name":{},"f:namespace":{},"f:resource":{}}}}"#,
+            ],
+        ),
+        (
+            cidr,
+            &[
+                r#"kubernetes-service-cidr-controller Apply status{"f:status":{"f:conditions":{"k:{\"type\":\"Ready\"}":{".":{},"f:lastTransitionTime":{},"f:message":{},"f:status":{},"f:type":{}}}}}"#,
+                r#"kube-apiserver Update {"f:spec":{"f:cidrs":{}}}"#,
+            ],
+        ),
+        (
+            &format!("{flow}/flowschemas/exempt"),
+            &[
+                &consumer,
+                r#"api-priority-and-fairness-config-producer-v1 Update {"f:metadata":{"f:annotations":{".":{},"f:apf.kubernetes.io/autoupdate-spec":{}}},"f:spec":{"f:matchingPrecedence":{},"f:priorityLevelConfiguration":{"f:name":{}},"f:rules":{}}}"#,
+            ],
+        ),
+        (
+            &format!("{flow}/prioritylevelconfigurations/exempt"),
+            &[
+                r#"api-priority-and-fairness-config-producer-v1 Update {"f:metadata":{"f:annotations":{".":{},"f:apf.kubernetes.io/autoupdate-spec":{}}},"f:spec":{"f:exempt":{".":{},"f:lendablePercent":{},"f:nominalConcurrencyShares":{}},"f:type":{}}}"#,
+            ],
+        ),
+    ] {
+        let (status, object) = api.get(path).await;
+        assert_eq!(status, StatusCode::OK, "{path}");
+        assert_eq!(owners(&object), expected, "{path}");
+    }
+    // What somebody else changes is not the server's any more.
+    let role = format!("{rbac}/clusterroles/system:basic-user");
+    let emptying = format!("{role}?fieldManager=me");
+    let emptied = api.patch(&emptying, "merge-patch", json!({"rules": []}));
+    let mut left = owners(&emptied.await.1);
+    left.sort();
+    assert_eq!(
+        left,
+        [
+            r#"kube-apiserver Update {"f:metadata":{"f:annotations":{".":{},"f:rbac.authorization.kubernetes.io/autoupdate":{}},"f:labels":{".":{},"f:kubernetes.io/bootstrapping":{}}}}"#,
+            r#"me Update {"f:rules":{}}"#,
+        ]
+    );
+    // An eviction is told to the budget by the server.
+    let (budgets, status) = (
+        "/apis/policy/v1/namespaces/n/poddisruptionbudgets",
+        "b/status",
+    );
+    let selector = json!({"matchLabels": {"a": "b"}});
+    let budget =
+        json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 0, "selector": selector}});
+    api.post(budgets, budget).await;
+    let counts =
+        json!({"status": {"observedGeneration": 1, "disruptionsAllowed": 2, "currentHealthy": 1}});
+    api.patch(&format!("{budgets}/{status}"), "merge-patch", counts)
+        .await;
+    let mut running = pod("a");
+    running["metadata"]["labels"] = json!({"a": "b"});
+    api.post("/api/v1/namespaces/n/pods", running).await;
+    let phase = json!({"status": {"phase": "Running"}});
+    api.patch("/api/v1/namespaces/n/pods/a/status", "merge-patch", phase)
+        .await;
+    let eviction =
+        json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "a"}});
+    let (status, _) = api
+        .post("/api/v1/namespaces/n/pods/a/eviction", eviction)
+        .await;
+    assert_eq!(status, StatusCode::CREATED);
+    let (_, told) = api.get(&format!("{budgets}/b")).await;
+    let owner = r#"kube-apiserver Update status{"f:status":{"f:disruptedPods":{".":{},"f:a":{}},"f:disruptionsAllowed":{}}}"#;
+    assert!(owners(&told).contains(&owner.into()), "{told}");
+}
+
+#[tokio::test]
 async fn bad_applies_are_refused_as_upstream_does() {
     let api = Api::start().await;
     api.namespace().await;

@@ -13,7 +13,8 @@ use fluyt_apiserver::{Config, ServiceNetwork};
 use fluyt_etcd::embedded::Embedded;
 use fluyt_etcd::{DynStore, KeyValue, Keys, Op, Put, Range, Txn};
 use futures::future::join_all;
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode};
+use http_body_util::Full;
 use serde_json::{Value, json};
 
 const SERVICES: &str = "/api/v1/namespaces/n/services";
@@ -479,4 +480,72 @@ async fn what_users_delete_of_a_service_comes_back() {
     let path = format!("{CIDRS}/kubernetes");
     let is_ready = async || api.get(&path).await.1["status"]["conditions"][0]["status"] == "True";
     assert!(eventually(is_ready).await);
+}
+
+/// The values of the allocators' metrics, without those of time.
+async fn allocator_metrics(api: &Api) -> Vec<String> {
+    let mut request = Request::get("/metrics")
+        .body(Full::new(bytes::Bytes::new()))
+        .unwrap();
+    request.extensions_mut().insert(api.user.clone());
+    let (_, _, metrics) = api.send(request).await;
+    let lines = metrics.as_str().unwrap().lines();
+    let prefix = "kube_apiserver_";
+    let values = lines.filter_map(|line| line.strip_prefix(prefix));
+    let values = values.filter(|line| !line.contains("seconds_bucket") && !line.contains("_sum"));
+    values.map(Into::into).collect()
+}
+
+#[tokio::test]
+async fn what_is_given_out_is_counted() {
+    let api = start(&["10.7.0.0/29"], (30_000, 30_003)).await;
+    let service = |name: &str, spec: Value| {
+        let mut service = json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}});
+        for (field, value) in spec.as_object().unwrap() {
+            service["spec"][field] = value.clone();
+        }
+        service
+    };
+    for (name, spec, code) in [
+        ("a", json!({"type": "NodePort"}), 201),
+        ("b", json!({"clusterIP": "10.7.0.6"}), 201),
+        ("c", json!({"clusterIP": "10.7.0.6"}), 422),
+        (
+            "d",
+            json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 40_000}]}),
+            422,
+        ),
+        ("e", json!({}), 201),
+        ("f", json!({}), 201),
+        ("g", json!({}), 201),
+        ("h", json!({}), 500),
+    ] {
+        let (status, answer) = api.post(SERVICES, service(name, spec)).await;
+        assert_eq!(status.as_u16(), code, "{name} {answer}");
+    }
+    // What is only tried is not counted.
+    let tried = format!("{SERVICES}?dryRun=All");
+    let (status, _) = api
+        .post(&tried, service("t", json!({"type": "NodePort"})))
+        .await;
+    assert_eq!(status, StatusCode::CREATED);
+    api.call(Method::DELETE, &format!("{SERVICES}/b"), Value::Null)
+        .await;
+    // `d` had an address before it was refused a port.
+    assert_eq!(
+        allocator_metrics(&api).await,
+        [
+            r#"clusterip_allocator_allocated_ips{cidr="10.7.0.0/29"} 5"#,
+            r#"clusterip_allocator_available_ips{cidr="10.7.0.0/29"} 1"#,
+            r#"clusterip_allocator_allocation_total{cidr="10.7.0.0/29",scope="dynamic"} 5"#,
+            r#"clusterip_allocator_allocation_total{cidr="10.7.0.0/29",scope="static"} 2"#,
+            r#"clusterip_allocator_allocation_errors_total{cidr="10.7.0.0/29",scope="dynamic"} 1"#,
+            r#"clusterip_allocator_allocation_errors_total{cidr="10.7.0.0/29",scope="static"} 1"#,
+            r#"clusterip_allocator_allocation_duration_seconds_count{cidr="10.7.0.0/29"} 6"#,
+            "nodeport_allocator_allocated_ports 1",
+            "nodeport_allocator_available_ports 3",
+            r#"nodeport_allocator_allocation_total{scope="dynamic"} 1"#,
+            r#"nodeport_allocator_allocation_errors_total{scope="static"} 1"#,
+        ]
+    );
 }

@@ -61,6 +61,31 @@ fn address(node: &Value, ty: &str) -> Value {
     )
 }
 
+/// The condition that says whether a component is well.
+fn healthy(component: &Value) -> Option<&Value> {
+    items(component, "/conditions").find(|c| c["type"] == "Healthy")
+}
+
+fn of_health(component: &Value, field: &str) -> Value {
+    healthy(component)
+        .and_then(|condition| condition[field].as_str())
+        .unwrap_or_default()
+        .into()
+}
+
+pub(super) static COMPONENT_STATUS: &[Column] = &[
+    NAME,
+    column("Status", "string", |o| {
+        match healthy(o).map(|condition| &condition["status"]) {
+            Some(status) if status == "True" => "Healthy".into(),
+            Some(_) => "Unhealthy".into(),
+            None => "Unknown".into(),
+        }
+    }),
+    column("Message", "string", |o| of_health(o, "message")),
+    column("Error", "string", |o| of_health(o, "error")),
+];
+
 pub(super) static NAMESPACE: &[Column] = &[
     NAME,
     column("Status", "string", |o| string(o, "/status/phase").into()),

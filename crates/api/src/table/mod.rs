@@ -81,6 +81,7 @@ pub fn columns(group: &str, kind: &str) -> &'static [Column] {
         ("policy", "PodDisruptionBudget") => workloads::POD_DISRUPTION_BUDGET,
         ("", "Node") => cluster::NODE,
         ("", "Namespace") => cluster::NAMESPACE,
+        ("", "ComponentStatus") => cluster::COMPONENT_STATUS,
         ("", "Service") => cluster::SERVICE,
         ("", "Endpoints") => cluster::ENDPOINTS,
         ("discovery.k8s.io", "EndpointSlice") => cluster::ENDPOINT_SLICE,

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::{Attributes, Operation, Plugin, namespace_exists};
 use crate::Server;
-use crate::bootstrap;
 use crate::cache::Caches;
+use crate::loopback::SERVER;
 
 /// The server creates it.
 pub(super) struct NamespaceAutoProvision(pub Arc<OnceLock<Weak<Server>>>);
@@ -32,7 +32,9 @@ impl Plugin for NamespaceAutoProvision {
             return Err(attributes.forbidden("not yet ready to handle request"));
         };
         let namespace = json!({"metadata": {"name": attributes.at.namespace}});
-        let created = bootstrap::create(&server, "", "namespaces", "", namespace).await;
+        let created = SERVER
+            .create(&server, "", "namespaces", "", namespace)
+            .await;
         created.map(drop).map_err(|e| attributes.forbidden(e))
     }
 }

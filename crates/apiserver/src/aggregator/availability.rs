@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep_until};
 use super::{all, discover, endpoint::Unavailable};
 use crate::Server;
 use crate::cache::{Filter, Subscription};
-use crate::registry::{Change, Location, WriteContext};
-use crate::user::{MASTERS, User};
+use crate::loopback::SERVER;
+use crate::registry::{Change, Location};
 
 /// A server that answers is asked again after this long: what it serves may change without a sign.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -137,17 +137,13 @@ async fn set_condition(server: &Arc<Server>, service: &Value, condition: &Value)
         object["status"]["conditions"] = conditions.into();
         Ok(object)
     });
-    let cx = WriteContext {
-        user: User::new("system:apiserver", &[MASTERS]),
-        ..WriteContext::default()
-    };
     let at = Location {
         resource,
         namespace: "",
         name: meta::name(service),
         subresource: "status",
     };
-    if let Err(error) = server.registry.update(&cx, at, set).await {
+    if let Err(error) = SERVER.update(server, at, set).await {
         tracing::debug!(%error, "cannot update the condition of an APIService");
     }
 }

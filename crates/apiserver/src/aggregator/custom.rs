@@ -11,8 +11,8 @@ use tokio::time::sleep;
 
 use super::local::AUTOMANAGED;
 use crate::Server;
-use crate::bootstrap;
 use crate::cache::Filter;
+use crate::loopback::SERVER;
 use crate::registry::{DeleteOptions, Location};
 
 /// Priorities that definitions' groups and versions have: after all built-in ones. Upstream's figures.
@@ -71,14 +71,18 @@ async fn settle(server: &Arc<Server>, services: &'static Resource) -> Result<(),
         let wanted = registration(name);
         match registered.values().find(|e| e.name() == name) {
             None => {
-                bootstrap::create(server, services.group, services.plural, "", wanted).await?;
+                SERVER
+                    .create(server, services.group, services.plural, "", wanted)
+                    .await?;
             }
             // Who registered it by hand means it.
             Some(entry) => {
                 let present = entry.object();
                 if is_ours(&present) && present["spec"] != wanted["spec"] {
                     let (group, plural) = (services.group, services.plural);
-                    bootstrap::replace(server, group, plural, wanted, &["spec"]).await?;
+                    SERVER
+                        .replace(server, group, plural, wanted, &["spec"])
+                        .await?;
                 }
             }
         }
@@ -115,11 +119,7 @@ async fn remove(server: &Server, services: &'static Resource, name: &str) -> Res
         subresource: "",
     };
     let options = DeleteOptions::default();
-    match server
-        .registry
-        .delete(&bootstrap::context(), at, &options)
-        .await
-    {
+    match SERVER.delete(server, at, &options).await {
         Err(error) if error.reason != Reason::NotFound => Err(error),
         _ => Ok(()),
     }

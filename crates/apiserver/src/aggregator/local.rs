@@ -6,7 +6,7 @@ use fluyt_api::{meta, resources};
 use serde_json::json;
 
 use crate::Server;
-use crate::bootstrap;
+use crate::loopback::SERVER;
 use crate::registry::{DeleteOptions, Location};
 
 /// Says that the object is ours: `onstart` is made at the start, `true` kept as it is.
@@ -81,13 +81,8 @@ pub async fn register(server: Arc<Server>) {
         });
         let server = server.clone();
         async move {
-            let made = bootstrap::create(
-                &server,
-                "apiregistration.k8s.io",
-                "apiservices",
-                "",
-                service,
-            );
+            let (registration, plural) = ("apiregistration.k8s.io", "apiservices");
+            let made = SERVER.create(&server, registration, plural, "", service);
             if let Err(error) = made.await {
                 tracing::warn!(group, version, %error, "cannot register a group");
             }
@@ -122,8 +117,7 @@ async fn take_back(server: &Arc<Server>) {
             subresource: "",
         };
         let options = DeleteOptions::default();
-        let cx = bootstrap::context();
-        if let Err(error) = server.registry.delete(&cx, at, &options).await {
+        if let Err(error) = SERVER.delete(server, at, &options).await {
             tracing::warn!(group, version, %error, "cannot take back the registration of a group");
         }
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::endpoint::Unavailable;
 use crate::Server;
-use crate::dial::{Connection, connect_tls};
+use crate::dial::{Connection, connect_tls, refusal};
 use crate::handlers::forward;
 use crate::http::{self, Body};
 use crate::spans::{self, Held};
@@ -134,6 +134,6 @@ async fn connect(server: &Server, service: &Value) -> Result<(Stream, String), U
     };
     let stream = connect_tls(&*server.dialer, tls, address, Some(&host))
         .await
-        .map_err(|e| Unavailable::Discovery(format!("dial tcp {address}: {e}")))?;
+        .map_err(|e| Unavailable::Discovery(format!("dial tcp {address}: {}", refusal(&e))))?;
     Ok((stream, host))
 }

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 
 use super::jwt;
 use crate::Server;
-use crate::bootstrap;
 use crate::cache::Caches;
+use crate::loopback::SERVER;
 use crate::registry::Location;
 use crate::user::User;
 
@@ -177,8 +177,7 @@ async fn note(server: &Arc<Server>, namespace: &str, name: &str) -> Result<(), E
         }
         Ok(secret)
     });
-    let cx = bootstrap::context();
-    server.registry.update(&cx, at, change).await.map(drop)
+    SERVER.update(server, at, change).await.map(drop)
 }
 
 /// Says since when the use of tokens is written down.
@@ -187,7 +186,8 @@ pub(crate) async fn begin_tracking(server: &Arc<Server>) -> Result<(), Error> {
         "metadata": {"name": TRACKING, "namespace": "kube-system"},
         "data": {"since": today().to_string()},
     });
-    bootstrap::create(server, "", "configmaps", "kube-system", map)
+    SERVER
+        .create(server, "", "configmaps", "kube-system", map)
         .await
         .map(drop)
 }

@@ -309,7 +309,10 @@ impl Serialize for Metadata<'_> {
         while let Some((key, value)) = fields.next_if(|(key, _)| key.as_str() < RESOURCE_VERSION) {
             map.serialize_entry(key, value)?;
         }
-        map.serialize_entry(RESOURCE_VERSION, &self.1.to_string())?;
+        // What is not stored has none.
+        if self.1 != 0 {
+            map.serialize_entry(RESOURCE_VERSION, &self.1.to_string())?;
+        }
         for (key, value) in fields {
             map.serialize_entry(key, value)?;
         }

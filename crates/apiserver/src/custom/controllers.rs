@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::Server;
 use crate::cache::Filter;
-use crate::registry::{Change, DeleteOptions, Location, WriteContext};
-use crate::user::{MASTERS, User};
+use crate::loopback::SERVER;
+use crate::registry::{Change, DeleteOptions, Location};
 
 /// Follows definitions until shutdown.
 pub async fn run(server: Arc<Server>) {
@@ -84,13 +84,6 @@ async fn settle(server: &Arc<Server>, resource: &'static Resource, name: &str) {
 
 type Step = fn(&Server, &Value) -> Option<Value>;
 
-fn context() -> WriteContext {
-    WriteContext {
-        user: User::new("system:apiserver", &[MASTERS]),
-        ..WriteContext::default()
-    }
-}
-
 /// Writes the status that `wanted` has, if the object is still the one it was made of.
 async fn put_status(
     server: &Server,
@@ -104,8 +97,7 @@ async fn put_status(
         subresource: "status",
     };
     let replace: Change<'_> = Box::new(|_: &Value| Ok(wanted.clone()));
-    let cx = context();
-    match server.registry.update(&cx, at, replace).await {
+    match SERVER.update(server, at, replace).await {
         // Somebody else was faster; the watch calls again.
         Err(error) if error.reason == Reason::Conflict => Ok(wanted.clone()),
         done => done,
@@ -345,8 +337,7 @@ fn clean_up<'a>(
             meta::set(&mut object, "finalizers", left);
             Ok(object)
         });
-        let cx = context();
-        match server.registry.update(&cx, at, release).await {
+        match SERVER.update(server, at, release).await {
             Err(error) if error.reason != Reason::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -369,7 +360,6 @@ async fn delete_instances(server: &Arc<Server>, crd: &Value) -> Result<(), Error
     };
     let cache = server.caches.of(resource);
     let (present, _, mut watch) = cache.subscribe_with_state(Filter::default());
-    let cx = context();
     for entry in present {
         let at = Location {
             resource,
@@ -377,11 +367,7 @@ async fn delete_instances(server: &Arc<Server>, crd: &Value) -> Result<(), Error
             name: entry.name(),
             subresource: "",
         };
-        match server
-            .registry
-            .delete(&cx, at, &DeleteOptions::default())
-            .await
-        {
+        match SERVER.delete(server, at, &DeleteOptions::default()).await {
             Err(error) if error.reason != Reason::NotFound => return Err(error),
             _ => {}
         }

@@ -9,14 +9,17 @@ use fluyt_api::{Error, Reason, meta, resources};
 use serde_json::{Value, json};
 
 use crate::Server;
-use crate::bootstrap;
 use crate::cache::{Filter, ResourceCache};
-use crate::registry::{Change, Location, WriteContext};
-use crate::user::{MASTERS, User};
+use crate::loopback::Loopback;
+use crate::registry::{Change, Location};
 
 const GROUP: &str = "flowcontrol.apiserver.k8s.io";
 const SCHEMAS: &str = "flowschemas";
 const LEVELS: &str = "prioritylevelconfigurations";
+
+/// Who writes what the objects shall be, and who what has become of them.
+const PRODUCER: Loopback = Loopback("api-priority-and-fairness-config-producer-v1");
+const CONSUMER: Loopback = Loopback("api-priority-and-fairness-config-consumer-v1");
 
 /// How often seats are divided anew.
 const ADJUSTMENT: Duration = Duration::from_secs(10);
@@ -116,13 +119,6 @@ fn digest(server: &Server) {
         .install(&objects(&levels), &objects(&schemas));
 }
 
-fn context() -> WriteContext {
-    WriteContext {
-        user: User::new("system:apiserver", &[MASTERS]),
-        ..WriteContext::default()
-    }
-}
-
 /// Creates what is missing, and brings back what has been changed and must not be.
 async fn ensure(server: &Arc<Server>, plural: &str, all: &Bootstrap) -> Result<(), Error> {
     for (object, mandatory) in all
@@ -134,7 +130,9 @@ async fn ensure(server: &Arc<Server>, plural: &str, all: &Bootstrap) -> Result<(
         let name = meta::name(object);
         let current = cache(server, plural).and_then(|c| c.get(name));
         let Some(current) = current else {
-            bootstrap::create(server, GROUP, plural, "", object.clone()).await?;
+            PRODUCER
+                .create(server, GROUP, plural, "", object.clone())
+                .await?;
             continue;
         };
         let current = current.object();
@@ -151,7 +149,7 @@ async fn ensure(server: &Arc<Server>, plural: &str, all: &Bootstrap) -> Result<(
         };
         let change: Change<'_> =
             Box::new(|current: &Value| Ok(maintained(current, object, mandatory)));
-        match server.registry.update(&context(), at, change).await {
+        match PRODUCER.update(server, at, change).await {
             Err(error) if error.reason != Reason::NotFound => return Err(error),
             _ => {}
         }
@@ -212,27 +210,14 @@ async fn report(server: &Arc<Server>, schema: &Value) -> Result<(), Error> {
     }
     let condition = json!({"type": "Dangling", "status": status, "reason": reason, "message": message,
         "lastTransitionTime": meta::now()});
-    let set: Change<'_> = Box::new(|current: &Value| {
-        let mut object = current.clone();
-        let others = object["status"]["conditions"]
-            .as_array()
-            .into_iter()
-            .flatten();
-        let mut conditions: Vec<Value> = others
-            .filter(|c| c["type"] != "Dangling")
-            .cloned()
-            .collect();
-        conditions.push(condition.clone());
-        object["status"] = json!({"conditions": conditions});
-        Ok(object)
-    });
     let at = Location {
         resource: resources::find(GROUP, "v1", SCHEMAS).ok_or_else(Error::no_route)?,
         namespace: "",
         name: meta::name(schema),
-        subresource: "status",
+        subresource: "",
     };
-    match server.registry.update(&context(), at, set).await {
+    let status = json!({"conditions": [condition]});
+    match CONSUMER.apply_status(server, at, status).await {
         // It has been deleted in the meantime.
         Err(error) if error.reason != Reason::NotFound => Err(error),
         _ => Ok(()),

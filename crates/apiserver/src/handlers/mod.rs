@@ -1,6 +1,7 @@
 //! The generic handler: every resource goes through it, whatever its kind.
 
 mod apply;
+mod component_statuses;
 mod decode;
 mod escalation;
 mod options;
@@ -224,6 +225,9 @@ async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
     }
     if call.resource.group.is_empty() && call.resource.plural == "bindings" {
         return Box::pin(subresources::any_binding(call)).await;
+    }
+    if call.resource.group.is_empty() && call.resource.plural == "componentstatuses" {
+        return Box::pin(component_statuses::handle(call)).await;
     }
     if call.resource.is_virtual() {
         return Box::pin(reviews::handle(call)).await;

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::transport::Proxied;
 use super::{Call, throttle};
-use crate::dial::connect_tls;
+use crate::dial::{connect_tls, refusal};
 use crate::http::Body;
 use crate::registry::Location;
 
@@ -337,7 +337,10 @@ async fn to_kubelet(
         None,
     )
     .await
-    .map_err(|e| Error::internal(format!("error dialing backend: dial tcp {address}: {e}")))?;
+    .map_err(|e| {
+        let why = refusal(&e);
+        Error::internal(format!("error dialing backend: dial tcp {address}: {why}"))
+    })?;
     forward(
         call.into_request(),
         method,
@@ -424,7 +427,10 @@ async fn to_backend(
     let unreachable = |e: std::io::Error| {
         Error::new(
             Reason::ServiceUnavailable,
-            format!("error trying to reach service: dial tcp {address}: {e}"),
+            format!(
+                "error trying to reach service: dial tcp {address}: {}",
+                refusal(&e)
+            ),
         )
     };
     if scheme == "https" {

@@ -14,11 +14,6 @@ use crate::user::{User, user_info};
 
 pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
     let resource = call.resource.clone();
-    if resource.plural == "componentstatuses" {
-        let list =
-            json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []});
-        return Ok(responses::json(StatusCode::OK, &list));
-    }
     if call.info.verb != "create" {
         return Err(Error::method_not_allowed(
             resource.group,

@@ -144,7 +144,7 @@ impl Shape {
             View::PartialMetadata => to_bytes(&partial(&self.object(entry))),
             View::Table => to_bytes(&json!({
                 "kind": "Table", "apiVersion": "meta.k8s.io/v1",
-                "metadata": {"resourceVersion": entry.revision.to_string()},
+                "metadata": version(entry),
                 "columnDefinitions": self.columns(), "rows": [self.row(entry)],
             })),
         }
@@ -340,6 +340,14 @@ impl Shape {
 
 fn to_bytes(value: &Value) -> Bytes {
     serde_json::to_vec(value).unwrap_or_default().into()
+}
+
+/// The metadata of a table of one object.
+fn version(entry: &Entry) -> Value {
+    match entry.revision {
+        0 => json!({}),
+        revision => json!({"resourceVersion": revision.to_string()}),
+    }
 }
 
 fn partial(object: &Value) -> Value {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::apply::{self, Apply};
 use super::{Call, decode, proxy, read, token, write};
 use crate::http::{self as responses, Body};
+use crate::loopback::SERVER;
 use crate::registry::{Change, DeleteOptions, Location, WriteContext};
 
 pub(super) async fn handle(mut call: Call) -> Result<Response<Body>, Error> {
@@ -524,9 +525,8 @@ async fn take_disruption(
         Ok(object)
     });
     let cx = WriteContext {
-        user: call.user.clone(),
         dry_run,
-        ..WriteContext::default()
+        ..SERVER.context(resource)
     };
     call.server.registry.update(&cx, at, take).await.map(drop)
 }

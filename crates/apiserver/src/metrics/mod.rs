@@ -17,9 +17,9 @@ use crate::cache::Caches;
 use crate::http::content_type;
 use crate::request::RequestInfo;
 use crate::served::MINOR;
-use text::{Histogram, Text};
 
 pub use exposition::{Exposition, Filter};
+pub use text::{Histogram, Text};
 
 /// Upper bounds of the sizes of events.
 const EVENT_SIZES: &[f64] = &[

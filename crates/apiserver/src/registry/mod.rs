@@ -638,6 +638,9 @@ impl Registry {
                     held.committed(changed, result.revision);
                 }
                 drop(ports);
+                if let Some(allocation) = allocation {
+                    allocation.committed();
+                }
                 self.settle(result.revision).await;
                 return Ok(Committed::At(result.revision));
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use ::http::{HeaderValue, Method, Request, StatusCode, Uri};
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -21,7 +21,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
-use crate::dial::ControlPlane;
+use crate::dial::{ControlPlane, refusal};
 use crate::server::{client_tls, roots};
 
 pub use kubeconfig::{User, Users, load};
@@ -278,7 +278,7 @@ impl Remote {
         let stream = dialer
             .connect_name(host, port)
             .await
-            .with_context(|| format!("dial tcp {host}:{port}"))?;
+            .map_err(|e| anyhow!("dial tcp {host}:{port}: {}", refusal(&e)))?;
         match &self.tls {
             Some(tls) => {
                 let name = ServerName::try_from(self.server_name.clone())?;

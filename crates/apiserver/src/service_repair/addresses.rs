@@ -10,13 +10,14 @@ use futures::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
+use crate::Server;
 use crate::event_recorder::{self, Warning};
+use crate::loopback::SERVER;
 use crate::registry::service::{
     ALLOCATOR, FAMILY, MANAGED_BY, address_of, addresses, belongs_to, cluster_ips, family,
     is_in_some_range, is_of_a_service, parse,
 };
 use crate::registry::{DeleteOptions, Location};
-use crate::{Server, bootstrap};
 
 const CONTROLLER: &str = "ipallocator-repair-controller";
 
@@ -203,7 +204,9 @@ async fn one_of(server: &Arc<Server>, service: &Value, address: IpAddr) -> Resul
     }
     let resource = addresses()?;
     let object = address_of(address, namespace, name);
-    let created = bootstrap::create(server, resource.group, resource.plural, "", object).await;
+    let created = SERVER
+        .create(server, resource.group, resource.plural, "", object)
+        .await;
     created.map(drop)
 }
 
@@ -214,8 +217,7 @@ async fn delete(server: &Arc<Server>, object: &Value) -> Result<(), Error> {
         ..DeleteOptions::default()
     };
     let at = location(meta::name(object))?;
-    let context = bootstrap::context();
-    match server.registry.delete(&context, at, &options).await {
+    match SERVER.delete(server, at, &options).await {
         Err(error) if matches!(error.reason, Reason::NotFound | Reason::Conflict) => Ok(()),
         done => done.map(drop),
     }

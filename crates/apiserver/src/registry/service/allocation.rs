@@ -4,9 +4,12 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
+use ipnet::IpNet;
 use parking_lot::Mutex;
 
+use super::metrics::{Scope, Tallies};
 use super::ports::View;
 
 const ALLOCATED: &str = "provided port is already allocated";
@@ -21,6 +24,10 @@ pub(super) struct Reserved {
 /// The addresses and ports that a write changes hands of.
 pub(in crate::registry) struct Allocation {
     reserved: Arc<Mutex<Reserved>>,
+    tallies: Arc<Tallies>,
+    since: Instant,
+    /// The ranges of the addresses that are taken.
+    ranges: Vec<IpNet>,
     /// Nothing is taken, and what is free is not looked at, as in upstream's dry runs.
     pub(super) dry_run: bool,
     pub(in crate::registry) addresses: Changes<IpAddr>,
@@ -46,27 +53,47 @@ impl<T> Changes<T> {
 }
 
 impl Allocation {
-    pub(super) fn new(reserved: &Arc<Mutex<Reserved>>, dry_run: bool) -> Self {
+    pub(super) fn new(
+        reserved: &Arc<Mutex<Reserved>>,
+        tallies: &Arc<Tallies>,
+        dry_run: bool,
+    ) -> Self {
         Self {
             reserved: reserved.clone(),
+            tallies: tallies.clone(),
+            since: Instant::now(),
+            ranges: Vec::new(),
             dry_run,
             addresses: Changes::none(),
             ports: Changes::none(),
         }
     }
 
-    /// Takes the first of some addresses that nobody has. `is_stored` is asked while nobody else can take any.
+    /// Takes the first of some addresses of a range that nobody has. `is_stored` is asked while nobody else can take any.
     pub(super) fn take_address(
         &mut self,
+        range: IpNet,
+        scope: Scope,
         mut candidates: impl Iterator<Item = IpAddr>,
         mut is_stored: impl FnMut(IpAddr) -> bool,
     ) -> Option<IpAddr> {
         let mut reserved = self.reserved.lock();
         let free = candidates
-            .find(|address| !reserved.addresses.contains(address) && !is_stored(*address))?;
+            .find(|address| !reserved.addresses.contains(address) && !is_stored(*address));
+        let tally = &self.tallies.addresses;
+        tally.count(Some(range), scope, free.is_some());
+        let free = free?;
         reserved.addresses.insert(free);
         self.addresses.taken.push(free);
+        self.ranges.push(range);
         Some(free)
+    }
+
+    /// What is taken has been stored.
+    pub(in crate::registry) fn committed(&self) {
+        for range in &self.ranges {
+            self.tallies.took(*range, self.since.elapsed());
+        }
     }
 
     /// Takes a port that the service names.
@@ -74,6 +101,18 @@ impl Allocation {
     /// # Errors
     /// When it is not to be had.
     pub(super) fn take_port(&mut self, view: &View<'_>, port: i64) -> Result<(), String> {
+        let taken = self.try_port(view, port);
+        self.count_port(Scope::Static, taken.is_ok());
+        taken
+    }
+
+    fn count_port(&self, scope: Scope, succeeded: bool) {
+        if !self.dry_run {
+            self.tallies.ports.count(None, scope, succeeded);
+        }
+    }
+
+    fn try_port(&mut self, view: &View<'_>, port: i64) -> Result<(), String> {
         if !self.dry_run && !view.contains(port) {
             return Err(format!(
                 "provided port is not in the valid range. The range of valid ports is {}",
@@ -94,6 +133,12 @@ impl Allocation {
     /// # Errors
     /// When there is none.
     pub(super) fn take_any_port(&mut self, view: &View<'_>) -> Result<i64, String> {
+        let taken = self.try_any_port(view);
+        self.count_port(Scope::Dynamic, taken.is_ok());
+        taken
+    }
+
+    fn try_any_port(&mut self, view: &View<'_>) -> Result<i64, String> {
         if self.dry_run {
             // No port that anybody could have, as upstream's.
             let last = self.ports.taken.iter().copied().max();

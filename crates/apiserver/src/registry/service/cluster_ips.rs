@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::allocation::Allocation;
+use super::metrics::Scope;
 use super::network::{AddressRange, family};
 use crate::cache::Caches;
 use crate::default_service_cidr;
@@ -104,7 +105,7 @@ pub(crate) fn is_in_some_range(caches: &Caches, address: IpAddr) -> Result<bool,
 
 impl Ranges {
     /// The ranges to allocate from: the default one first, the others by the names of their objects.
-    fn ready(&self, caches: &Caches) -> Result<Arc<[AddressRange]>, Error> {
+    pub(super) fn ready(&self, caches: &Caches) -> Result<Arc<[AddressRange]>, Error> {
         let cache = caches.of(service_cidrs()?);
         let mut known = self.0.lock();
         if known.0 == cache.revision() && known.0 != 0 {
@@ -240,12 +241,13 @@ fn any(
         return Ok(first.net().addr().to_string());
     }
     let resource = addresses().map_err(Refusal::Internal)?;
-    let candidates = ranges.flat_map(AddressRange::candidates);
     let cache = caches.of(resource);
     let mut stored = None;
-    let taken = allocation.take_address(candidates, |address| {
-        let stored = stored.get_or_insert_with(|| cache.snapshot());
-        stored.entries.contains_key(address.to_string().as_str())
+    let taken = ranges.find_map(|range| {
+        allocation.take_address(range.net(), Scope::Dynamic, range.candidates(), |address| {
+            let stored = stored.get_or_insert_with(|| cache.snapshot());
+            stored.entries.contains_key(address.to_string().as_str())
+        })
     });
     taken.map(|a| a.to_string()).ok_or(Refusal::Full)
 }
@@ -259,23 +261,22 @@ fn named(
 ) -> Result<(), Refusal> {
     let address = parse(wanted).ok_or(Refusal::Malformed)?;
     let mut first = None;
-    let is_in_range = ranges.any(|range| {
-        first.get_or_insert(range);
+    let range = ranges.find(|range| {
+        first.get_or_insert(*range);
         range.contains(address)
     });
     if allocation.dry_run {
-        return match (is_in_range, first) {
-            (true, _) => Ok(()),
-            (false, Some(range)) => Err(Refusal::OutOfRange(address, range.net())),
-            (false, None) => Err(Refusal::NotReady),
+        return match (range, first) {
+            (Some(_), _) => Ok(()),
+            (None, Some(range)) => Err(Refusal::OutOfRange(address, range.net())),
+            (None, None) => Err(Refusal::NotReady),
         };
     }
-    if !is_in_range {
-        return Err(Refusal::Mismatch);
-    }
+    let range = range.ok_or(Refusal::Mismatch)?;
     let cache = caches.of(addresses().map_err(Refusal::Internal)?);
     let is_stored = |address: IpAddr| cache.get(&address.to_string()).is_some();
-    let taken = allocation.take_address(std::iter::once(address), is_stored);
+    let wanted = std::iter::once(address);
+    let taken = allocation.take_address(range.net(), Scope::Static, wanted, is_stored);
     taken.map(drop).ok_or(Refusal::Allocated)
 }
 

@@ -3,6 +3,7 @@
 
 mod allocation;
 mod cluster_ips;
+mod metrics;
 mod network;
 mod node_ports;
 mod ports;
@@ -21,6 +22,7 @@ use super::delete::{self, DeleteOptions};
 use super::write::{Side, Write};
 use super::{Location, Registry, stamp_new};
 use crate::cache::Caches;
+use crate::loopback::SERVER;
 
 pub(super) use allocation::Allocation;
 pub(crate) use cluster_ips::{
@@ -39,6 +41,7 @@ pub(super) struct Allocator {
     ranges: cluster_ips::Ranges,
     pub(super) ports: NodePorts,
     reserved: Arc<Mutex<allocation::Reserved>>,
+    tallies: Arc<metrics::Tallies>,
 }
 
 /// Whether something goes with objects of a resource that another writer may be faster to take.
@@ -53,6 +56,7 @@ impl Allocator {
             ranges: cluster_ips::Ranges::default(),
             ports: NodePorts::new(network.node_ports),
             reserved: Arc::default(),
+            tallies: Arc::default(),
         }
     }
 
@@ -76,7 +80,7 @@ impl Allocator {
         if !errors.is_empty() {
             return Err(Error::invalid("", "Service", meta::name(service), errors.0));
         }
-        let mut allocation = Allocation::new(&self.reserved, dry_run);
+        let mut allocation = Allocation::new(&self.reserved, &self.tallies, dry_run);
         self.ranges.assign(caches, service, old, &mut allocation)?;
         if node_ports::concern(service, old) {
             let view = self.ports.view(caches).await?;
@@ -88,7 +92,7 @@ impl Allocator {
     /// Everything that a service has goes with it.
     pub(super) fn release(&self, resource: &Resource, service: &Value) -> Option<Allocation> {
         allocates(resource).then(|| {
-            let mut allocation = Allocation::new(&self.reserved, false);
+            let mut allocation = Allocation::new(&self.reserved, &self.tallies, false);
             allocation.addresses.released = cluster_ips(service);
             allocation.ports.released = node_ports::all(service);
             allocation
@@ -109,6 +113,8 @@ impl Registry {
             let name = address.to_string();
             let at = address_location(&name)?;
             stamp_new(&mut object, at.strategy());
+            let context = SERVER.context(at.resource);
+            self.track(&context, at, &Value::Null, &mut object);
             sides.push(Side::of(at, 0, self.write(at, object, 0).await?));
         }
         for address in &allocation.addresses.released {

@@ -82,6 +82,11 @@ impl AddressRange {
         self.net
     }
 
+    /// How many addresses there are.
+    pub(super) fn size(&self) -> u128 {
+        self.size
+    }
+
     pub(super) fn family(&self) -> &'static str {
         family(self.net.addr())
     }

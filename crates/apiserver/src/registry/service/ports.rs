@@ -3,6 +3,7 @@
 //! servers that share a store agree, whatever their caches show.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use fluyt_api::Error;
@@ -29,6 +30,8 @@ pub(crate) struct NodePorts {
     high: u16,
     /// As last seen in the store. Who changes it has it in hand.
     known: Mutex<Option<Known>>,
+    /// How many are in use, as last seen in the store.
+    used: AtomicUsize,
 }
 
 /// The bitmap at a revision, or why nothing can be allocated.
@@ -98,7 +101,21 @@ impl NodePorts {
             low,
             high,
             known: Mutex::default(),
+            used: AtomicUsize::new(0),
         }
+    }
+
+    /// How many ports are in use, and how many are free.
+    pub(super) fn stock(&self) -> (usize, usize) {
+        let used = self.used.load(Ordering::Relaxed);
+        (used, self.size().saturating_sub(used))
+    }
+
+    /// What is in use, if it is of this range.
+    fn seen(&self, allocation: RangeAllocation) -> Option<Bitmap> {
+        let taken = (allocation.range == self.range()).then_some(allocation.taken)?;
+        self.used.store(taken.len(), Ordering::Relaxed);
+        Some(taken)
     }
 
     /// As upstream writes it.
@@ -155,14 +172,11 @@ impl NodePorts {
                 taken: Err(why),
             });
         };
-        let allocation = decode(caches, kv).await?;
+        let taken = self.seen(decode(caches, kv).await?);
+        let mismatch = || "the provided range does not match the current range".to_owned();
         Ok(Known {
             revision: kv.mod_revision,
-            taken: if allocation.range == self.range() {
-                Ok(allocation.taken)
-            } else {
-                Err("the provided range does not match the current range".into())
-            },
+            taken: taken.ok_or_else(mismatch),
         })
     }
 
@@ -221,10 +235,11 @@ impl NodePorts {
         let ends = ends.and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)));
         let of = Self::new(ends.unwrap_or((self.low, self.high)));
         let taken = (0..of.size()).filter(|offset| allocation.taken.has(*offset));
+        let taken = taken.map(|offset| of.port(offset)).collect();
         Ok(StoredPorts {
             revision: kv.mod_revision,
-            is_of_this_range: allocation.range == self.range(),
-            taken: taken.map(|offset| of.port(offset)).collect(),
+            is_of_this_range: self.seen(allocation).is_some(),
+            taken,
         })
     }
 
@@ -239,6 +254,7 @@ impl NodePorts {
         for offset in taken.iter().filter_map(|port| self.offset(*port)) {
             bitmap.set(offset, true);
         }
+        let used = bitmap.len();
         let side = self.side(caches, revision, bitmap).await?;
         let txn = Txn {
             compares: vec![side.compare()],
@@ -246,6 +262,9 @@ impl NodePorts {
             failure: Vec::new(),
         };
         let result = caches.store().txn(txn).await.map_err(store_error)?;
+        if result.succeeded {
+            self.used.store(used, Ordering::Relaxed);
+        }
         Ok(result.succeeded)
     }
 }
@@ -335,6 +354,8 @@ impl Held<'_> {
 
     /// A change has been committed.
     pub(in crate::registry) fn committed(&mut self, changed: Changed, revision: i64) {
+        let used = changed.taken.len();
+        self.ports.used.store(used, Ordering::Relaxed);
         *self.known = Some(Known {
             revision,
             taken: Ok(changed.taken),

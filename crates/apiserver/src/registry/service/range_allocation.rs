@@ -57,6 +57,11 @@ impl Bitmap {
         }
     }
 
+    /// How many offsets are in it.
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(|byte| byte.count_ones() as usize).sum()
+    }
+
     /// The bytes of the number in which bit `n` stands for offset `n`, the most significant first, without leading zeros.
     fn to_bytes(&self) -> Vec<u8> {
         let mut bytes: Vec<u8> = self.0.iter().rev().copied().collect();
