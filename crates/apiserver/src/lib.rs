@@ -53,7 +53,7 @@ mod zpages;
 
 pub use aggregator::Routing;
 pub use browsers::Browsers;
-pub use component_status::Component;
+pub use component_status::{Component, Whereabouts};
 pub use endpoint_reconciler::{Endpoints, Reconciler};
 pub use features::{Feature, Features};
 pub use flags::{Args, run};

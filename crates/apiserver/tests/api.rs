@@ -487,7 +487,7 @@ async fn component_statuses_are_asked_for() {
     let api = Api::configured(|config, _| {
         let component = |(name, url): (&str, String)| fluyt_apiserver::Component {
             name: name.to_owned(),
-            url,
+            whereabouts: fluyt_apiserver::Whereabouts::Url(url),
         };
         config.components = components.map(component).into();
     })

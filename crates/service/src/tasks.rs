@@ -1,9 +1,13 @@
 //! Components as tasks of one process: each is started again when it ends, and none takes another down.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -16,6 +20,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct Components {
     pub shutdown: CancellationToken,
     tasks: TaskTracker,
+    running: Mutex<HashMap<&'static str, Arc<AtomicBool>>>,
 }
 
 // === impl Components ===
@@ -26,7 +31,13 @@ impl Components {
         Self {
             shutdown,
             tasks: TaskTracker::new(),
+            running: Mutex::default(),
         }
+    }
+
+    /// Set while the component of this name runs.
+    pub fn running(&self, name: &'static str) -> Arc<AtomicBool> {
+        self.running.lock().entry(name).or_default().clone()
     }
 
     /// Runs a component until shutdown, starting it again with growing waits when it ends, fails or panics.
@@ -37,14 +48,16 @@ impl Components {
     ) where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
-        let shutdown = self.shutdown.clone();
+        let (shutdown, running) = (self.shutdown.clone(), self.running(name));
         self.tasks.spawn(async move {
             let mut restarts = Restarts::default();
             loop {
                 restarts.started();
                 // A child token: the tasks that a failed attempt left running end with it.
                 let attempt = shutdown.child_token();
+                running.store(true, Ordering::Relaxed);
                 let ended = AssertUnwindSafe(run(attempt.clone())).catch_unwind().await;
+                running.store(false, Ordering::Relaxed);
                 attempt.cancel();
                 if shutdown.is_cancelled() {
                     return;
@@ -104,18 +117,21 @@ pub fn shutdown_on_signals() -> std::io::Result<CancellationToken> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     #[tokio::test]
     async fn what_fails_or_panics_is_started_again() {
         let components = Components::new(CancellationToken::new());
         let starts = Arc::new(AtomicUsize::new(0));
         let (counted, shutdown) = (starts.clone(), components.shutdown.clone());
+        let running = components.running("test");
+        assert!(!running.load(Ordering::Relaxed));
+        let runs = running.clone();
         components.spawn("test", move |_| {
             let start = counted.fetch_add(1, Ordering::SeqCst);
-            let shutdown = shutdown.clone();
+            let (shutdown, runs) = (shutdown.clone(), runs.clone());
             async move {
+                assert!(runs.load(Ordering::Relaxed));
                 match start {
                     0 => anyhow::bail!("no"),
                     1 => panic!("also no"),
@@ -126,5 +142,6 @@ mod tests {
         });
         components.finished().await;
         assert_eq!(starts.load(Ordering::SeqCst), 3);
+        assert!(!running.load(Ordering::Relaxed));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fluyt_apiserver::{MASTERS, Server, User};
+use fluyt_apiserver::{Component, MASTERS, Server, User, Whereabouts};
 use fluyt_client::Informers;
 use fluyt_controller_manager::config::SigningAuthority;
 use ipnet::IpNet;
@@ -14,6 +14,18 @@ use crate::routes;
 use crate::tasks::Components;
 
 const MANAGER: &str = "kube-controller-manager";
+const SCHEDULER: &str = "kube-scheduler";
+
+/// Those whose health `componentstatuses` tells.
+pub fn told(components: &Components) -> Vec<Component> {
+    let names = [("controller-manager", MANAGER), ("scheduler", SCHEDULER)];
+    names
+        .map(|(name, task)| Component {
+            name: name.to_owned(),
+            whereabouts: Whereabouts::Here(components.running(task)),
+        })
+        .into()
+}
 
 /// Starts all of them.
 pub fn spawn_all(
@@ -40,13 +52,9 @@ pub fn spawn_all(
     );
     let informers = Informers::new(manager.clone(), components.shutdown.clone());
 
-    let client = as_user(
-        server,
-        User::new("system:kube-scheduler", &[]),
-        "kube-scheduler",
-    );
+    let client = as_user(server, User::new("system:kube-scheduler", &[]), SCHEDULER);
     let shared = informers.clone();
-    components.spawn("kube-scheduler", move |shutdown| {
+    components.spawn(SCHEDULER, move |shutdown| {
         let settings = fluyt_scheduler::Config {
             informers: Some(shared.clone()),
             ..fluyt_scheduler::Config::default()

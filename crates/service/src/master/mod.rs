@@ -155,7 +155,11 @@ async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
         encryption: Arc::new(encryption),
         ..Storage::default()
     };
-    let server_config = server_config(&config, &keys, store, storage, inside, &shutdown);
+    let components = Components::new(shutdown.clone());
+    let server_config = fluyt_apiserver::Config {
+        components: components::told(&components),
+        ..server_config(&config, &keys, store, storage, inside, &shutdown)
+    };
     let server = Server::start(server_config).await?;
     let listeners = [host, inner].map(|listener| {
         let (server, shutdown) = (server.clone(), shutdown.clone());
@@ -173,7 +177,6 @@ async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
         "the master is ready"
     );
 
-    let components = Components::new(shutdown);
     components::spawn_all(&components, &server, &Arc::new(config), &Arc::new(keys));
     components.finished().await;
     for listener in listeners {
