@@ -13,7 +13,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_rustls::TlsConnector;
 
 use crate::aggregator::Routing;
@@ -67,6 +67,21 @@ pub enum CallError {
     Status(StatusCode),
     #[error("{0}")]
     Decode(String),
+}
+
+impl Target {
+    /// As programs that give credentials are told of it.
+    fn described(&self, config: &Value) -> Value {
+        let mut described =
+            json!({"server": format!("https://{}", self.host_port), "config": null});
+        if let Address::Service(_) = self.address {
+            described["tls-server-name"] = self.server_name.as_str().into();
+        }
+        if let bundle @ Value::String(_) = &config["caBundle"] {
+            described["certificate-authority-data"] = bundle.clone();
+        }
+        described
+    }
 }
 
 impl Client {
@@ -172,7 +187,16 @@ impl Client {
             url: target.url.clone(),
             why,
         };
+        let cluster = target.described(config);
+        let presented = match user {
+            Some(user) => {
+                let presented = user.credentials.present(&cluster).await;
+                presented.map_err(|e| transport(format!("{e:#}")))?
+            }
+            None => Arc::default(),
+        };
         let identity = user.and_then(|user| user.certificate.as_ref());
+        let identity = presented.certificate.as_ref().or(identity);
         let identity = identity.or(self.identity.as_ref());
         let key = format!(
             "{}|{}|{}",
@@ -200,12 +224,9 @@ impl Client {
             .header(header::ACCEPT, "application/json, */*")
             .body(Full::new(body))
             .map_err(|e| transport(e.to_string()))?;
-        if let Some(user) = user {
-            let authorization = user.credentials.authorization().await;
-            let authorization = authorization.map_err(|e| transport(format!("{e:#}")))?;
-            let headers = request.headers_mut();
-            headers.extend(authorization.map(|value| (header::AUTHORIZATION, value)));
-        }
+        let authorization = presented.authorization.clone();
+        let headers = request.headers_mut();
+        headers.extend(authorization.map(|value| (header::AUTHORIZATION, value)));
         let calling = spans::call(&Method::POST, &target.url, request.headers_mut());
         let response = sender.send_request(request).await.map_err(|e| {
             calling.failed(&e.to_string());
@@ -222,6 +243,10 @@ impl Client {
             if senders.len() < IDLE {
                 senders.push(sender);
             }
+        }
+        if let Some(user) = user {
+            let credentials = &user.credentials;
+            credentials.answered(&cluster, &presented, status).await;
         }
         if !status.is_success() {
             return Err(CallError::Status(status));

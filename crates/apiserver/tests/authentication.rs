@@ -315,6 +315,86 @@ async fn tokens_of_files_webhooks_and_rotated_keys() {
     assert_eq!(api.whoami(token).await.0, StatusCode::UNAUTHORIZED);
 }
 
+#[tokio::test]
+async fn a_program_has_the_credentials_for_a_webhook() {
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let hook = Service::start(move |_, review| {
+        if asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+            return (401, json!({}));
+        }
+        let status = json!({"authenticated": true, "user": {"username": "wizard"}});
+        (
+            200,
+            json!({"apiVersion": review["apiVersion"], "kind": "TokenReview", "status": status}),
+        )
+    })
+    .await;
+    // The first time it has a token only, the second time a certificate as well.
+    let directory = tempfile::tempdir().unwrap();
+    let identity = Identity {
+        common_name: "apiserver".into(),
+        ..Identity::default()
+    };
+    let issued = hook.authority.issue(&identity, Usage::Client, 1).unwrap();
+    let version = "client.authentication.k8s.io/v1";
+    for (file, status) in [
+        ("1", json!({"token": "old"})),
+        (
+            "2",
+            json!({"token": "new", "clientCertificateData": issued.certificate_pem, "clientKeyData": issued.key_pem}),
+        ),
+    ] {
+        let credential = json!({"kind": "ExecCredential", "apiVersion": version, "status": status});
+        std::fs::write(directory.path().join(file), credential.to_string()).unwrap();
+    }
+    let script = format!(
+        r#"cd {}; printf %s "$KUBERNETES_EXEC_INFO" >> info; cat $(wc -l < info)"#,
+        directory.path().display()
+    );
+    let path = hook.kubeconfig(&directory);
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["contexts"][0]["context"]["user"] = "me".into();
+    config["users"] = json!([{"name": "me", "user": {"exec": {"apiVersion": version, "command": "sh",
+        "args": ["-c", script], "interactiveMode": "Never", "provideClusterInfo": true}}}]);
+    std::fs::write(&path, config.to_string()).unwrap();
+    let api = Api::configured(|config, _| {
+        config.authentication.webhook = Some(TokenWebhookSettings {
+            kubeconfig: path,
+            version: "v1",
+            cache_ttl: std::time::Duration::ZERO,
+        });
+    })
+    .await;
+    assert_eq!(api.whoami("a").await.0, StatusCode::UNAUTHORIZED);
+    for token in ["b", "c"] {
+        assert_eq!(api.whoami(token).await.1["username"], "wizard");
+    }
+    let tokens: Vec<_> = hook
+        .headers
+        .lock()
+        .iter()
+        .map(|h| h["authorization"].clone())
+        .collect();
+    assert_eq!(tokens, ["Bearer old", "Bearer new", "Bearer new"]);
+    let own = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap();
+    assert_eq!(
+        *hook.certificates.lock(),
+        [None, Some(own.clone()), Some(own)]
+    );
+    // It has run twice: at first, and when it was refused.
+    let told = std::fs::read_to_string(directory.path().join("info")).unwrap();
+    let told: Vec<Value> = told
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(told.len(), 2);
+    assert_eq!(
+        told[0]["spec"]["cluster"]["server"],
+        format!("{}/hook", hook.url())
+    );
+    assert!(told[0]["spec"]["cluster"]["certificate-authority-data"].is_string());
+}
+
 fn as_admin(request: http::request::Builder) -> Request<Full<bytes::Bytes>> {
     let mut request = request.body(Full::default()).unwrap();
     request

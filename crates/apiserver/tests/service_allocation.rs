@@ -507,8 +507,8 @@ async fn what_is_given_out_is_counted() {
         service
     };
     for (name, spec, code) in [
-        ("a", json!({"type": "NodePort"}), 201),
         ("b", json!({"clusterIP": "10.7.0.6"}), 201),
+        ("a", json!({"type": "NodePort"}), 201),
         ("c", json!({"clusterIP": "10.7.0.6"}), 422),
         (
             "d",

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ::http::HeaderValue;
 use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::exec::Program;
 use super::{Credentials, Remote, Trust};
 
 /// What one user of a kubeconfig presents.
@@ -42,8 +44,9 @@ fn parse(text: &str, directory: &Path) -> anyhow::Result<Remote> {
     let context = current(&config)?;
     let cluster = named(&config, "clusters", "cluster", &context["cluster"])
         .context("the context has no cluster")?;
+    let name = context["user"].as_str().unwrap_or_default();
     let user = named(&config, "users", "user", &context["user"]).unwrap_or(&Value::Null);
-    let user = User::read(user, directory)?;
+    let user = User::read(name, user, directory)?;
     if cluster["proxy-url"].is_string() {
         bail!("proxy-url is not supported");
     }
@@ -56,27 +59,45 @@ fn parse(text: &str, directory: &Path) -> anyhow::Result<Remote> {
             None => Trust::System,
         }
     };
-    Remote::new(
-        cluster["server"]
-            .as_str()
-            .context("the cluster has no server")?,
-        &trust,
-        user.certificate.as_ref(),
-        cluster["tls-server-name"]
-            .as_str()
-            .filter(|name| !name.is_empty()),
-        user.credentials,
-    )
+    let server = cluster["server"]
+        .as_str()
+        .context("the cluster has no server")?;
+    let server_name = cluster["tls-server-name"]
+        .as_str()
+        .filter(|name| !name.is_empty());
+    let described = describe(cluster, server, server_name, &trust);
+    let identity = user.certificate.as_ref();
+    let remote = Remote::new(server, &trust, identity, server_name, user.credentials)?;
+    Ok(remote.described(described))
+}
+
+/// A cluster as programs that give credentials are told of it.
+fn describe(cluster: &Value, server: &str, server_name: Option<&str>, trust: &Trust) -> Value {
+    const CONFIG: &str = "client.authentication.k8s.io/exec";
+    let extension = named(cluster, "extensions", "extension", &CONFIG.into());
+    let mut described = json!({"server": server, "config": extension});
+    if let Some(name) = server_name {
+        described["tls-server-name"] = name.into();
+    }
+    match trust {
+        Trust::Authorities(pem) => {
+            described["certificate-authority-data"] = STANDARD.encode(pem).into();
+        }
+        Trust::Anything => described["insecure-skip-tls-verify"] = true.into(),
+        Trust::System => {}
+    }
+    if cluster["disable-compression"] == true {
+        described["disable-compression"] = true.into();
+    }
+    described
 }
 
 // === impl User ===
 
 impl User {
-    fn read(user: &Value, directory: &Path) -> anyhow::Result<Self> {
-        for unsupported in ["exec", "auth-provider"] {
-            if !user[unsupported].is_null() {
-                bail!("credentials from {unsupported:?} are not supported");
-            }
+    fn read(name: &str, user: &Value, directory: &Path) -> anyhow::Result<Self> {
+        if !user["auth-provider"].is_null() {
+            bail!("credentials from \"auth-provider\" are not supported");
         }
         let file = |name: &str| Content { value: user, name }.read(directory);
         let certificate = match (file("client-certificate")?, file("client-key")?) {
@@ -84,8 +105,16 @@ impl User {
             (None, None) => None,
             _ => bail!("a client certificate needs its key, and the key a certificate"),
         };
+        let mut credentials = credentials(user, directory)?;
+        if !user["exec"].is_null() {
+            let program = Program::read(&user["exec"], name, directory)?;
+            // It is asked only where there is nothing else to present.
+            if matches!(credentials, Credentials::None) && certificate.is_none() {
+                credentials = Credentials::Program(Arc::new(program));
+            }
+        }
         Ok(Self {
-            credentials: credentials(user, directory)?,
+            credentials,
             certificate,
         })
     }
@@ -109,7 +138,8 @@ impl Users {
         let mut by_name = HashMap::new();
         for entry in config["users"].as_array().into_iter().flatten() {
             let name = entry["name"].as_str().unwrap_or_default();
-            let user = User::read(&entry["user"], directory).with_context(|| name.to_owned())?;
+            let user =
+                User::read(name, &entry["user"], directory).with_context(|| name.to_owned())?;
             by_name.insert(name.to_owned(), user);
         }
         let context = named(&config, "contexts", "context", &config["current-context"]);
@@ -225,8 +255,26 @@ current-context: a
             Path::new("/"),
         );
         assert!(error.is_err());
-        let exec = text.replace("token: secret", "exec: {command: x}");
-        assert!(parse(&exec, Path::new("/")).is_err());
+        let exec = |exec: &str| {
+            let text = text.replace("token: secret", &format!("exec: {{{exec}}}"));
+            parse(&text, Path::new("/"))
+        };
+        let error = exec("command: x").err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "invalid configuration: [apiVersion must be specified for me to use exec authentication plugin, interactiveMode must be specified for me to use exec authentication plugin]"
+        );
+        let good =
+            "command: x, apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never";
+        let remote = exec(good).unwrap();
+        assert!(matches!(remote.credentials, Credentials::Program(_)));
+        assert_eq!(
+            remote.cluster,
+            json!({"server": "http://127.0.0.1:2/authorize", "config": null})
+        );
+        // Who has a token needs no program.
+        let token = exec(&format!("{good}}}, token: x, x: {{")).unwrap();
+        assert!(matches!(token.credentials, Credentials::Header(_)));
     }
 
     #[test]
@@ -264,5 +312,7 @@ current-context: a
         assert!(Users::default().of("127.0.0.1:443").is_none());
         let exec = text.replace("token: exact", "exec: {command: x}");
         assert!(Users::parse(&exec, Path::new("/")).is_err());
+        let provider = text.replace("token: exact", "auth-provider: {name: x}");
+        assert!(Users::parse(&provider, Path::new("/")).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! Services outside of the cluster that the server is configured to ask: webhooks of authentication, authorization and
 //! audit, and OpenID issuers. They are told apart by a URL or a kubeconfig, and reached over connections that are kept.
 
+mod exec;
 mod kubeconfig;
 mod retry;
 
@@ -18,12 +19,14 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
 use crate::dial::{ControlPlane, refusal};
 use crate::server::{client_tls, roots};
 
+use exec::Program;
 pub use kubeconfig::{User, Users, load};
 pub use retry::Backoff;
 
@@ -60,6 +63,16 @@ pub enum Credentials {
     Header(HeaderValue),
     /// A bearer token in a file, read for each call since it is rotated.
     TokenFile(PathBuf),
+    /// What a program says.
+    Program(Arc<Program>),
+}
+
+/// Credentials as they are at a moment.
+#[derive(Debug, Default)]
+pub struct Presented {
+    pub authorization: Option<HeaderValue>,
+    /// A client certificate and its key.
+    pub certificate: Option<(String, String)>,
 }
 
 /// One service.
@@ -69,11 +82,22 @@ pub struct Remote {
     host: String,
     port: u16,
     path: String,
+    trust: Trust,
+    /// With the certificate that is presented whatever a program says.
     tls: Option<Arc<ClientConfig>>,
     server_name: String,
     credentials: Credentials,
+    /// What programs are told of it.
+    cluster: Value,
     network: ControlPlane,
-    idle: Mutex<Vec<Sender>>,
+    idle: Mutex<Idle>,
+}
+
+/// Connections that are kept, all made with the same certificate.
+#[derive(Default)]
+struct Idle {
+    presented: Arc<Presented>,
+    senders: Vec<Sender>,
 }
 
 type Sender = SendRequest<Full<Bytes>>;
@@ -98,21 +122,40 @@ pub struct Unreachable {
 // === impl Credentials ===
 
 impl Credentials {
-    /// The header that presents them, if they are in one.
+    /// What to present now to a service; `cluster` describes it as programs are told.
     ///
     /// # Errors
-    /// When a token's file cannot be read.
-    pub async fn authorization(&self) -> anyhow::Result<Option<HeaderValue>> {
-        match self {
-            Self::None => Ok(None),
-            Self::Header(value) => Ok(Some(value.clone())),
+    /// When a token's file cannot be read, or a program does not say what it should.
+    pub async fn present(&self, cluster: &Value) -> anyhow::Result<Arc<Presented>> {
+        let authorization = match self {
+            Self::None => None,
+            Self::Header(value) => Some(value.clone()),
             Self::TokenFile(path) => {
                 let token = tokio::fs::read_to_string(path)
                     .await
                     .with_context(|| path.display().to_string())?;
                 let value = HeaderValue::from_str(&format!("Bearer {}", token.trim()))?;
-                Ok(Some(value))
+                Some(value)
             }
+            Self::Program(program) => {
+                let presented = program.present(cluster).await;
+                return presented.context("getting credentials");
+            }
+        };
+        Ok(Arc::new(Presented {
+            authorization,
+            certificate: None,
+        }))
+    }
+
+    /// The service has answered what was presented to it: a program that is refused is run again, for the next call.
+    pub async fn answered(&self, cluster: &Value, presented: &Arc<Presented>, status: StatusCode) {
+        if let Self::Program(program) = self
+            && status == StatusCode::UNAUTHORIZED
+            && let Err(error) = program.refused(cluster, presented).await
+        {
+            let error = format!("{error:#}");
+            tracing::error!(error, "refreshing credentials");
         }
     }
 }
@@ -153,8 +196,10 @@ impl Remote {
                 .map_or_else(|| "/".to_owned(), ToString::to_string),
             server_name: server_name.unwrap_or(&host).to_owned(),
             host,
+            trust: trust.clone(),
             tls,
             credentials,
+            cluster: Value::Null,
             network: ControlPlane::default(),
             idle: Mutex::default(),
         })
@@ -164,6 +209,13 @@ impl Remote {
     #[must_use]
     pub fn through(mut self, network: &ControlPlane) -> Self {
         self.network = network.clone();
+        self
+    }
+
+    /// Tells programs that give credentials what they are for.
+    #[must_use]
+    pub fn described(mut self, cluster: Value) -> Self {
+        self.cluster = cluster;
         self
     }
 
@@ -221,14 +273,14 @@ impl Remote {
     }
 
     async fn attempt(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Reply> {
-        let authorization = self.credentials.authorization().await?;
+        let presented = self.credentials.present(&self.cluster).await?;
         let request = || {
             let mut request = Request::builder()
                 .method(method.clone())
                 .uri(path)
                 .header(HOST, &self.authority)
                 .header(ACCEPT, "application/json, */*");
-            if let Some(value) = &authorization {
+            if let Some(value) = &presented.authorization {
                 request = request.header(AUTHORIZATION, value);
             }
             if method == Method::POST {
@@ -237,22 +289,23 @@ impl Remote {
             request.body(Full::new(body.clone()))
         };
         // A kept connection may have been closed by the service in the meantime: that is no reason to fail.
-        let kept = self.idle.lock().pop();
+        let kept = self.idle.lock().take(&presented);
         if let Some(mut sender) = kept
             && sender.ready().await.is_ok()
             && let Ok(response) = sender.send_request(request()?).await
         {
-            return self.finish(sender, response).await;
+            return self.finish(sender, response, &presented).await;
         }
-        let mut sender = self.connect().await?;
+        let mut sender = self.connect(&presented).await?;
         let response = sender.send_request(request()?).await?;
-        self.finish(sender, response).await
+        self.finish(sender, response, &presented).await
     }
 
     async fn finish(
         &self,
         mut sender: Sender,
         response: ::http::Response<hyper::body::Incoming>,
+        presented: &Arc<Presented>,
     ) -> anyhow::Result<Reply> {
         let (parts, body) = response.into_parts();
         let collected = Limited::new(body, MAX_ANSWER).collect().await;
@@ -261,34 +314,58 @@ impl Remote {
             Err(error) => bail!("reading the answer: {error}"),
         };
         if sender.ready().await.is_ok() {
-            let mut idle = self.idle.lock();
-            if idle.len() < IDLE {
-                idle.push(sender);
-            }
+            self.idle.lock().keep(sender, presented);
         }
+        let answering = self
+            .credentials
+            .answered(&self.cluster, presented, parts.status);
+        answering.await;
         Ok(Reply {
             status: parts.status,
             body,
         })
     }
 
-    async fn connect(&self) -> anyhow::Result<Sender> {
+    async fn connect(&self, presented: &Presented) -> anyhow::Result<Sender> {
         let (host, port) = (self.host.as_str(), self.port);
         let ControlPlane(dialer) = &self.network;
         let stream = dialer
             .connect_name(host, port)
             .await
             .map_err(|e| anyhow!("dial tcp {host}:{port}: {}", refusal(&e)))?;
-        match &self.tls {
+        let tls = match (&self.tls, &presented.certificate) {
+            (Some(_), certificate @ Some(_)) => Some(tls(&self.trust, certificate.as_ref())?),
+            (own, _) => own.clone(),
+        };
+        match tls {
             Some(tls) => {
                 let name = ServerName::try_from(self.server_name.clone())?;
-                let stream = TlsConnector::from(tls.clone())
+                let stream = TlsConnector::from(tls)
                     .connect(name, stream)
                     .await
                     .context("tls: failed to verify certificate")?;
                 handshake(stream).await
             }
             None => handshake(stream).await,
+        }
+    }
+}
+
+// === impl Idle ===
+
+impl Idle {
+    /// A connection with the certificate that is presented now; those with another one are closed.
+    fn take(&mut self, presented: &Arc<Presented>) -> Option<Sender> {
+        if self.presented.certificate != presented.certificate {
+            self.senders.clear();
+            self.presented = presented.clone();
+        }
+        self.senders.pop()
+    }
+
+    fn keep(&mut self, sender: Sender, presented: &Presented) {
+        if self.senders.len() < IDLE && self.presented.certificate == presented.certificate {
+            self.senders.push(sender);
         }
     }
 }

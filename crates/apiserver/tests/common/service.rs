@@ -14,7 +14,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rustls::ServerConfig;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
@@ -28,7 +29,11 @@ pub struct Service {
     pub received: Arc<Mutex<Vec<(String, Value)>>>,
     /// The headers that came with it.
     pub headers: Arc<Mutex<Vec<HeaderMap>>>,
+    /// The client certificates of the connections over which it came.
+    pub certificates: Arc<Mutex<Vec<Option<CertificateDer<'static>>>>>,
     pub ca_pem: String,
+    /// Who vouches for its clients, if they want to say who they are.
+    pub authority: Authority,
 }
 
 impl Service {
@@ -47,8 +52,12 @@ impl Service {
         let chain = CertificateDer::pem_slice_iter(issued.certificate_pem.as_bytes());
         let chain = chain.collect::<Result<Vec<_>, _>>().unwrap();
         let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
+        let mut clients = RootCertStore::empty();
+        let root = CertificateDer::from_pem_slice(authority.certificate_pem().as_bytes());
+        clients.add(root.unwrap()).unwrap();
+        let verifier = WebPkiClientVerifier::builder(clients.into()).allow_unauthenticated();
         let config = ServerConfig::builder()
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier.build().unwrap())
             .with_single_cert(chain, key)
             .unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(config));
@@ -58,17 +67,23 @@ impl Service {
         let headers: Arc<Mutex<Vec<HeaderMap>>> = Arc::default();
         let (log, answer): (_, Arc<Answer>) = (received.clone(), Arc::new(answer));
         let headers_log = headers.clone();
+        let certificates: Arc<Mutex<Vec<Option<CertificateDer<'static>>>>> = Arc::default();
+        let peers = certificates.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (acceptor, log, answer) = (acceptor.clone(), log.clone(), answer.clone());
-                let headers_log = headers_log.clone();
+                let (headers_log, peers) = (headers_log.clone(), peers.clone());
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else {
                         return;
                     };
+                    let (_, session) = stream.get_ref();
+                    let peer = session.peer_certificates().map(|all| all[0].clone());
+                    let peer = peer.map(CertificateDer::into_owned);
                     let service = service_fn(move |request: Request<Incoming>| {
                         let (log, answer) = (log.clone(), answer.clone());
                         headers_log.lock().push(request.headers().clone());
+                        peers.lock().push(peer.clone());
                         async move {
                             let path = request.uri().path().to_owned();
                             let body = request.into_body().collect().await?.to_bytes();
@@ -96,7 +111,9 @@ impl Service {
             address,
             received,
             headers,
+            certificates,
             ca_pem: authority.certificate_pem().to_owned(),
+            authority,
         }
     }
 

@@ -44,6 +44,9 @@ static CHANCE: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"(current: |record \()\d+|10\.0\.\d+\.\d+|gen-[a-z0-9]{5}").unwrap()
 });
 
+/// The manager of what our server writes at some time, and upstream's controller manager, which was not there.
+const STATUS_OF_POLICIES: &str = "validatingadmissionpolicy-status";
+
 static AGE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^\d+s$").unwrap());
 
 impl Names {
@@ -133,7 +136,7 @@ impl Answer {
             .unwrap_or_else(|| response.body.clone().into());
         let mut body = names.value(&body);
         // Managers are in order of the second in which they wrote.
-        sort_managers(&mut body);
+        settle_managers(&mut body);
         Self {
             code: response.code,
             content_type: response.content_type.clone(),
@@ -215,20 +218,21 @@ fn differ(at: &str, theirs: Option<&Value>, ours: Option<&Value>, found: &mut Ve
     });
 }
 
-fn sort_managers(value: &mut Value) {
+fn settle_managers(value: &mut Value) {
     match value {
-        Value::Array(items) => items.iter_mut().for_each(sort_managers),
+        Value::Array(items) => items.iter_mut().for_each(settle_managers),
         Value::Object(fields) => {
             if let Some(managers) = fields
                 .get_mut("managedFields")
                 .and_then(Value::as_array_mut)
             {
+                managers.retain(|m| m["manager"] != STATUS_OF_POLICIES);
                 managers.sort_by_key(|m| {
                     ["manager", "operation", "subresource"]
                         .map(|f| m[f].as_str().unwrap_or_default().to_owned())
                 });
             }
-            fields.values_mut().for_each(sort_managers);
+            fields.values_mut().for_each(settle_managers);
         }
         _ => {}
     }
