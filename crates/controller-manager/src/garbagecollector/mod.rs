@@ -12,15 +12,12 @@ use std::{
     time::Duration,
 };
 
-use fluyt_client::{
-    Action, Change, Informer, Selectors, WorkQueue, controller, is_conflict, is_not_found,
-    status_code,
-};
+use fluyt_client::{Action, Change, WorkQueue, controller, is_conflict, is_not_found, status_code};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
-    core::{ApiResource, DynamicObject, PartialObjectMeta},
+    core::ApiResource,
 };
 use parking_lot::{Mutex, RwLock};
 use serde_json::json;
@@ -34,6 +31,7 @@ use crate::{
         discovery::{self, Resource},
         uid,
     },
+    context::Meta,
 };
 
 const FOREGROUND: &str = "foregroundDeletion";
@@ -42,8 +40,6 @@ const ORPHAN: &str = "orphan";
 const RESYNC_DELAY: Duration = Duration::from_millis(500);
 /// Resources whose objects are too many and too short-lived to follow; they have no owners anyway.
 const IGNORED: [(&str, &str); 2] = [("", "events"), ("events.k8s.io", "events")];
-
-type Meta = PartialObjectMeta<DynamicObject>;
 
 /// What to look at.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -147,16 +143,11 @@ impl Collector {
     }
 
     fn follow(self: &Arc<Self>, resource: &Resource) -> CancellationToken {
-        let stop = self.context.shutdown.child_token();
-        // Reads of all resources are the manager's own right; writes are the collector's.
-        let client = self.context.informers.client().clone();
-        let api = Api::<Meta>::all_with(client, &resource.api);
         // Only who owns whom is of interest.
-        let strip = |object: &mut Meta| {
+        let (informer, stop) = self.context.follow(&resource.api, |object| {
             object.metadata.annotations = None;
             object.metadata.labels = None;
-        };
-        let informer = Informer::start_stripped(api, Selectors::default(), strip, stop.clone());
+        });
         let (this, resource) = (Arc::clone(self), resource.clone());
         let defines_apis = matches!(
             resource.api.kind.as_str(),

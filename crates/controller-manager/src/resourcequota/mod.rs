@@ -10,8 +10,8 @@ use std::{
 
 use fluyt_api::quantity::Quantity;
 use fluyt_client::{
-    Action, Change, Informer, ObjectKey, Selectors, WorkQueue, controller, helpers::pods,
-    is_not_found, status_code,
+    Action, Change, Informer, ObjectKey, WorkQueue, controller, helpers::pods, is_not_found,
+    status_code,
 };
 use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service},
@@ -20,7 +20,6 @@ use k8s_openapi::{
 use kube::{
     Api, Client,
     api::{ListParams, PostParams},
-    core::{DynamicObject, PartialObjectMeta},
 };
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -32,9 +31,8 @@ use crate::{
         discovery::{self, Resource},
         namespace,
     },
+    context::Meta,
 };
-
-type Meta = PartialObjectMeta<DynamicObject>;
 
 /// All quotas are calculated anew this often, whatever happens.
 const RESYNC: Duration = Duration::from_secs(300);
@@ -138,18 +136,13 @@ impl Controller {
 
     /// Follows a resource that a quota counts: when an object goes, those of its namespace are counted again.
     fn follow(&self, resource: &Resource) -> CancellationToken {
-        let stop = self.context.shutdown.child_token();
-        // Reads of all resources are the manager's own right.
-        let client = self.context.informers.client().clone();
-        let api = Api::<Meta>::all_with(client, &resource.api);
         // Only that they are there is of interest.
-        let strip = |object: &mut Meta| {
+        let (informer, stop) = self.context.follow(&resource.api, |object| {
             object.metadata.annotations = None;
             object.metadata.labels = None;
             object.metadata.owner_references = None;
             object.metadata.finalizers = None;
-        };
-        let informer = Informer::start_stripped(api, Selectors::default(), strip, stop.clone());
+        });
         let (feed, quotas) = (self.queue.clone(), self.quotas.clone());
         informer.on_change(move |change| {
             if let Change::Deleted(object) = &change {
