@@ -5,6 +5,7 @@ use fluyt_api::quantity::Quantity;
 use fluyt_api::{Error, meta};
 use serde_json::Value;
 
+use super::pod_resources::{Requirement, asked};
 use super::{Attributes, Operation, Plugin, in_namespace};
 use crate::cache::Caches;
 
@@ -100,20 +101,12 @@ fn default_container(container: &mut Value, item: &Value) {
     }
 }
 
-/// Sums of all containers' requests and limits.
+/// What a pod asks for in all, stated as containers state it.
 fn pod_total(pod: &Value) -> Value {
     let mut total = serde_json::json!({});
-    for container in pod["spec"]["containers"].as_array().into_iter().flatten() {
-        for requirement in ["limits", "requests"] {
-            for (name, amount) in container["resources"][requirement]
-                .as_object()
-                .into_iter()
-                .flatten()
-            {
-                let sum = quantity(&total[requirement][name]).unwrap_or(Quantity::ZERO);
-                let sum = sum.plus(quantity(amount).unwrap_or(Quantity::ZERO));
-                total[requirement][name] = sum.to_string().into();
-            }
+    for requirement in [Requirement::Limits, Requirement::Requests] {
+        for (name, amount) in asked(pod, requirement) {
+            total[requirement.field()][name] = amount.to_string().into();
         }
     }
     total

@@ -26,6 +26,8 @@ mod persistent_volume_claim_resize;
 mod plugins;
 mod pod_group_workload_exists;
 mod pod_node_selector;
+mod pod_resize_validator;
+mod pod_resources;
 mod pod_security;
 mod pod_toleration_restriction;
 mod pod_topology_labels;

@@ -7,9 +7,10 @@ use super::{
     image_policy_webhook, limit_pod_hard_anti_affinity_topology, limit_ranger,
     namespace_auto_provision, namespace_exists, namespace_lifecycle, node_restriction,
     owner_references_permission_enforcement, persistent_volume_claim_resize,
-    pod_group_workload_exists, pod_node_selector, pod_security, pod_toleration_restriction,
-    pod_topology_labels, policy, priority, resource_quota, runtime_class, service_account,
-    storage_object_in_use_protection, taint_nodes_by_condition, webhook,
+    pod_group_workload_exists, pod_node_selector, pod_resize_validator, pod_security,
+    pod_toleration_restriction, pod_topology_labels, policy, priority, resource_quota,
+    runtime_class, service_account, storage_object_in_use_protection, taint_nodes_by_condition,
+    webhook,
 };
 use crate::features::Feature;
 
@@ -62,7 +63,7 @@ fn made(plugin: impl Plugin + 'static) -> anyhow::Result<Box<dyn Plugin>> {
 
 /// All of them in upstream's order, in which they run. `NodeRestriction` is on here: nodes are confined unless somebody does
 /// not want it.
-pub(super) static ALL: [Known; 37] = [
+pub(super) static ALL: [Known; 38] = [
     off("AlwaysAdmit", |_| made(always_admit::AlwaysAdmit::new())),
     off("NamespaceAutoProvision", |with| {
         let server = with.shared.server.clone();
@@ -154,6 +155,9 @@ pub(super) static ALL: [Known; 37] = [
     }),
     on("PodGroupWorkloadExists", |_| {
         made(pod_group_workload_exists::PodGroupWorkloadExists)
+    }),
+    on("PodResizeValidator", |_| {
+        made(pod_resize_validator::PodResizeValidator)
     }),
     Known {
         feature: Some(Feature::MutatingAdmissionPolicy),

@@ -124,3 +124,54 @@ async fn tolerations_are_given_and_restricted() {
     plugged.annotate(json!({allowed: own})).await;
     assert_refused(api.post(PODS, pod("c")).await, 500, &conflict("namespace"));
 }
+
+/// A container that asks for so much CPU.
+fn container(cpu: &str) -> Value {
+    json!([{"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}}}])
+}
+
+async fn resize(api: &Api, name: &str, cpu: &str) -> (http::StatusCode, Value) {
+    let path = format!("{PODS}/{name}/resize");
+    let spec = json!({"spec": {"containers": container(cpu)}});
+    api.patch(&path, "strategic-merge-patch", spec).await
+}
+
+#[tokio::test]
+async fn what_is_resized_must_fit_on_its_node() {
+    let plugged = Plugged::start(&[], json!([])).await.with_namespace().await;
+    let api = &plugged.api;
+    for (name, system) in [("small", "linux"), ("other", "windows")] {
+        let labels = json!({"kubernetes.io/os": system});
+        let node = json!({"metadata": {"name": name, "labels": labels}});
+        let mut node = made(api.post("/api/v1/nodes", node).await);
+        node["status"]["allocatable"] = json!({"cpu": "2", "memory": "1Gi"});
+        let path = format!("/api/v1/nodes/{name}/status");
+        made(api.call(http::Method::PUT, &path, node).await);
+    }
+    for (name, node) in [("a", "small"), ("b", "other"), ("c", "gone")] {
+        let spec = json!({"nodeName": node, "containers": container("1")});
+        made(api.post(PODS, pod_with(name, spec)).await);
+    }
+    let refused = |name: &str, why: &str| format!("pods \"{name}\" is forbidden: {why}");
+    let (status, answer) = resize(api, "a", "3").await;
+    let why =
+        "node didn't have enough allocatable resources: cpu, requested: 3000, allocatable: 2000";
+    assert_eq!(answer["details"]["causes"][0]["reason"], "NodeCapacity");
+    assert_refused((status, answer), 403, &refused("a", why));
+    let (status, answer) = resize(api, "b", "2").await;
+    let why = "pod resize is only supported on linux nodes, node \"other\" is \"windows\"";
+    assert_eq!(
+        answer["details"]["causes"][0]["reason"],
+        "UnsupportedPlatform"
+    );
+    assert_refused((status, answer), 403, &refused("b", why));
+    let gone = refused("c", "node \"gone\" not found");
+    assert_refused(resize(api, "c", "2").await, 403, &gone);
+    // As much as there is, and what changes nothing.
+    let resized = made(resize(api, "a", "2").await);
+    assert_eq!(
+        resized["spec"]["containers"][0]["resources"]["requests"]["cpu"],
+        "2"
+    );
+    made(resize(api, "c", "1").await);
+}

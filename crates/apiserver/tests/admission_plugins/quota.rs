@@ -92,3 +92,32 @@ async fn limited_scopes_need_a_quota() {
     let others = made(api.get(&format!("{QUOTAS}/others")).await);
     assert_eq!(others["status"]["used"]["pods"], "0");
 }
+
+#[tokio::test]
+async fn a_resize_is_charged() {
+    let plugged = Plugged::start(&[], json!([])).await.with_namespace().await;
+    let api = &plugged.api;
+    let spec = json!({"hard": {"requests.cpu": "3"}});
+    quota(api, "cpu", spec, json!({"requests.cpu": "0"})).await;
+    let containers =
+        |cpu: &str| json!([{"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}}}]);
+    // A sidecar counts beside what it helps.
+    let sidecar = json!([{"name": "s", "image": "i", "restartPolicy": "Always",
+        "resources": {"requests": {"cpu": "500m"}}}]);
+    let pod = json!({"containers": containers("1"), "initContainers": sidecar});
+    made(api.post(PODS, pod_with("p", pod)).await);
+    let used = async || {
+        let (_, quota) = api.get(&format!("{QUOTAS}/cpu")).await;
+        quota["status"]["used"]["requests.cpu"].clone()
+    };
+    assert_eq!(used().await, "1500m");
+    let resize = async |cpu: &str| {
+        let spec = json!({"spec": {"containers": containers(cpu)}});
+        let format = "strategic-merge-patch";
+        api.patch(&format!("{PODS}/p/resize"), format, spec).await
+    };
+    let why = "pods \"p\" is forbidden: exceeded quota: cpu, requested: requests.cpu=2, used: requests.cpu=1500m, limited: requests.cpu=3";
+    assert_refused(resize("3").await, 403, why);
+    made(resize("2").await);
+    assert_eq!(used().await, "2500m");
+}

@@ -9,6 +9,7 @@ use fluyt_api::{Error, meta, resources};
 use fluyt_etcd::{Compare, CompareOp, Keys, Op, Put, Target, Txn};
 use serde_json::{Map, Value};
 
+use super::pod_resources::{Requirement, taken};
 use super::{Attributes, Operation, Plugin};
 use crate::cache::{Caches, REGISTRY};
 
@@ -41,8 +42,9 @@ impl Plugin for ResourceQuota {
         let chargeable = attributes.operation == Operation::Create
             || (attributes.operation == Operation::Update
                 && ["pods", "services", "persistentvolumeclaims"].contains(&at.resource.plural));
+        let is_resize = at.resource.plural == "pods" && at.subresource == "resize";
         if !at.resource.namespaced
-            || !at.subresource.is_empty()
+            || !(at.subresource.is_empty() || is_resize)
             || !chargeable
             || at.resource.is_virtual()
         {
@@ -117,14 +119,15 @@ fn usage(attributes: &Attributes<'_>, object: &Value) -> Usage {
             usage.clear()
         }
         "pods" => {
-            for (prefix, requirement) in [("requests.", "requests"), ("limits.", "limits")] {
-                for (name, amount) in pod_total(object, requirement) {
-                    if requirement == "requests"
+            for requirement in [Requirement::Requests, Requirement::Limits] {
+                let prefix = requirement.field();
+                for (name, amount) in taken(object, requirement) {
+                    if requirement == Requirement::Requests
                         && ["cpu", "memory", "ephemeral-storage"].contains(&name.as_str())
                     {
                         usage.insert(name.clone(), amount);
                     }
-                    usage.insert(format!("{prefix}{name}"), amount);
+                    usage.insert(format!("{prefix}.{name}"), amount);
                 }
             }
         }
@@ -155,36 +158,6 @@ fn usage(attributes: &Attributes<'_>, object: &Value) -> Usage {
         _ => {}
     }
     usage
-}
-
-/// What a pod needs at once: the sum of its containers, or its largest init container.
-fn pod_total(pod: &Value, requirement: &str) -> Usage {
-    let of = |container: &Value| -> Usage {
-        let map = container["resources"][requirement]
-            .as_object()
-            .into_iter()
-            .flatten();
-        map.filter_map(|(n, v)| Some((n.clone(), v.as_str()?.parse().ok()?)))
-            .collect()
-    };
-    let mut total = Usage::new();
-    for container in pod["spec"]["containers"].as_array().into_iter().flatten() {
-        for (name, amount) in of(container) {
-            let sum = total.entry(name).or_insert(Quantity::ZERO);
-            *sum = sum.plus(amount);
-        }
-    }
-    for container in pod["spec"]["initContainers"]
-        .as_array()
-        .into_iter()
-        .flatten()
-    {
-        for (name, amount) in of(container) {
-            let present = total.entry(name).or_insert(amount);
-            *present = (*present).max(amount);
-        }
-    }
-    total
 }
 
 async fn charge(
