@@ -52,7 +52,7 @@ struct Controller {
     claims: Informer<PersistentVolumeClaim>,
     queue: WorkQueue<ObjectKey>,
     context: Context,
-    /// Resources whose objects some quota counts, and what ends that they are followed.
+    /// Resources whose objects some quota counts or has counted, and what ends that they are followed.
     counted: Mutex<BTreeMap<String, CancellationToken>>,
 }
 

@@ -147,25 +147,34 @@ fn framed(message: &impl Message) -> Result<Bytes, Status> {
 async fn message<B: RequestBody>(request: Request<B>, limit: usize) -> Result<Bytes, Status> {
     let (head, body) = request.into_parts();
     let mut body = pin!(body);
-    // Nearly always all of it is in one piece, which is kept as it is.
-    let mut received = Bytes::new();
+    // Nearly always all of it is in one piece, which is kept as it is; pieces are put together in one place.
+    let (mut received, mut together) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Status::unknown(error.into().to_string()))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        if received.is_empty() {
+        if received.is_empty() && together.is_empty() {
             received = data;
-        } else if announced(&received).is_none_or(|length| received.len() < PREFIX + length) {
-            let mut longer = BytesMut::from(received);
-            longer.extend_from_slice(&data);
-            received = longer.freeze();
+        } else {
+            together.extend_from_slice(&std::mem::take(&mut received));
+            if announced(&together).is_none_or(|length| together.len() < PREFIX + length) {
+                together.extend_from_slice(&data);
+            }
         }
-        if let Some(length) = announced(&received).filter(|length| *length > limit) {
+        let so_far = if together.is_empty() {
+            &received[..]
+        } else {
+            &together
+        };
+        if let Some(length) = announced(so_far).filter(|length| *length > limit) {
             return Err(Status::resource_exhausted(format!(
                 "grpc: received message larger than max ({length} vs. {limit})"
             )));
         }
+    }
+    if !together.is_empty() {
+        received = together.freeze();
     }
     let Some(length) = announced(&received).filter(|length| received.len() >= PREFIX + length)
     else {
@@ -197,7 +206,7 @@ async fn message<B: RequestBody>(request: Request<B>, limit: usize) -> Result<By
 }
 
 /// The length that stands before a message.
-fn announced(received: &Bytes) -> Option<usize> {
+fn announced(received: &[u8]) -> Option<usize> {
     let prefix = received.first_chunk::<PREFIX>()?;
     let [_, length @ ..] = prefix;
     usize::try_from(u32::from_be_bytes(*length)).ok()
