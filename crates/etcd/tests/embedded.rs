@@ -9,7 +9,10 @@ use std::process::Command;
 
 use bytes::Bytes;
 use fluyt_etcd::embedded::{Alarm, Embedded, OpenError};
-use fluyt_etcd::{Delete, Error, Keys, Op, OpResult, Put, Range, Store, Txn, Watch, WatchUpdate};
+use fluyt_etcd::{
+    Compare, CompareOp, Delete, Error, Keys, Op, OpResult, Put, Range, Store, Target, Txn, Watch,
+    WatchUpdate,
+};
 
 fn put(key: &str, value: impl Into<Bytes>) -> Txn {
     Txn {
@@ -38,6 +41,34 @@ async fn value(store: &Embedded, key: &str, revision: i64) -> Option<String> {
     let result = store.range(range).await.unwrap();
     let kv = result.kvs.first();
     kv.map(|kv| String::from_utf8(kv.value.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn keys_of_a_transaction_are_not_taken_for_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
+    for key in ["a", "b", "b"] {
+        store.txn(put(key, "v")).await.unwrap();
+    }
+    let version = |key: &str, version| Compare {
+        keys: one(key),
+        target: Target::Version(version),
+        op: CompareOp::Equal,
+    };
+    let both = Txn {
+        compares: vec![version("a", 1), version("b", 2)],
+        success: vec![
+            Op::Put(Put::new("a", "w")),
+            Op::Put(Put::new("b", "w")),
+            Op::Put(Put::new("c", "w")),
+        ],
+        failure: Vec::new(),
+    };
+    assert!(store.txn(both).await.unwrap().succeeded);
+    for (key, version) in [("a", 2), ("b", 3), ("c", 1)] {
+        let found = store.range(Range::new(one(key))).await.unwrap();
+        assert_eq!(found.kvs[0].version, version, "{key}");
+    }
 }
 
 #[tokio::test]
