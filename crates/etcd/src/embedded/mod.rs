@@ -16,6 +16,7 @@ mod quota;
 mod read;
 pub mod snapshot;
 mod storage;
+mod transaction;
 mod watch;
 mod writer;
 
@@ -264,7 +265,7 @@ impl Store for Embedded {
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResult, Error> {
-        writer::check(&txn)?;
+        transaction::check(&txn)?;
         self.command(|reply| Command::Txn { txn, reply }).await
     }
 
