@@ -158,27 +158,33 @@ impl Clients {
         Ok(all)
     }
 
-    /// Starts watches of what is created from now on, each until it has seen `events`.
+    /// Starts watches of what is created from now on, each until it has seen `events`; how often one had to begin again.
     pub async fn watch(
         &self,
         path: &str,
         watchers: usize,
         events: usize,
-    ) -> anyhow::Result<Vec<JoinHandle<anyhow::Result<()>>>> {
+    ) -> anyhow::Result<Vec<JoinHandle<anyhow::Result<usize>>>> {
         let mut tasks = Vec::new();
         for n in 0..watchers {
-            let connection = &self.0[n % self.0.len()];
-            let version = current_version(connection, path).await?;
-            let watch = format!("{path}?watch=1&resourceVersion={version}");
-            let mut body = connection.send(Request::get(watch)).await?;
+            let connection = self.0[n % self.0.len()].clone();
+            let version = current_version(&connection, path).await?;
+            let mut watch = Watch {
+                path: path.to_owned(),
+                version,
+                seen: 0,
+            };
+            let body = watch.open(&connection).await?;
             tasks.push(tokio::spawn(async move {
-                let mut seen = 0;
-                while seen < events {
-                    let frame = body.frame().await.context("a watch ended")??;
-                    let data = frame.into_data().unwrap_or_default();
-                    seen += data.iter().filter(|b| **b == b'\n').count();
+                let mut ends = 0;
+                watch.read(body, events).await?;
+                // A server may end the watch of one that is slow, which then goes on from where it was.
+                while watch.seen < events {
+                    ends += 1;
+                    let body = watch.open(&connection).await?;
+                    watch.read(body, events).await?;
                 }
-                Ok(())
+                Ok(ends)
             }));
         }
         Ok(tasks)
@@ -202,6 +208,49 @@ impl Clients {
             }
         }
         Ok(held)
+    }
+}
+
+/// A watch, which may take several requests.
+struct Watch {
+    path: String,
+    version: String,
+    seen: usize,
+}
+
+impl Watch {
+    async fn open(&self, connection: &Connection) -> anyhow::Result<Incoming> {
+        let Self { path, version, .. } = self;
+        let watch = format!("{path}?watch=1&resourceVersion={version}");
+        connection.send(Request::get(watch)).await
+    }
+
+    /// Reads until `events` have been seen or the server ends it.
+    async fn read(&mut self, mut body: Incoming, events: usize) -> anyhow::Result<()> {
+        let (mut last, mut begun) = (Vec::new(), Vec::new());
+        while self.seen < events
+            && let Some(frame) = body.frame().await
+        {
+            for piece in frame?
+                .into_data()
+                .unwrap_or_default()
+                .split_inclusive(|b| *b == b'\n')
+            {
+                begun.extend_from_slice(piece);
+                if piece.ends_with(b"\n") {
+                    std::mem::swap(&mut last, &mut begun);
+                    begun.clear();
+                    self.seen += 1;
+                }
+            }
+        }
+        if self.seen < events && !last.is_empty() {
+            let event: serde_json::Value = serde_json::from_slice(&last)?;
+            let version = event["object"]["metadata"]["resourceVersion"].as_str();
+            let version = version.with_context(|| format!("a watch ended with {event}"))?;
+            version.clone_into(&mut self.version);
+        }
+        Ok(())
     }
 }
 
