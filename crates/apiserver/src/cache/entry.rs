@@ -104,6 +104,12 @@ impl Entry {
         }
     }
 
+    /// Whether it can be shown as it is in requests of a resource's version.
+    #[must_use]
+    pub fn is_in_version_of(&self, resource: &Resource) -> bool {
+        resource.definition.is_none() || self.version.is_none_or(|v| v == resource.version)
+    }
+
     #[must_use]
     pub fn namespace(&self) -> &str {
         self.key.split_once('/').map_or("", |(ns, _)| ns)

@@ -89,8 +89,7 @@ impl Converter {
         to: &'a Handle,
     ) -> BoxFuture<'a, Result<Vec<Arc<Entry>>, Error>> {
         Box::pin(async move {
-            let fits = |e: &Arc<Entry>| e.version.is_none_or(|v| v == to.version);
-            if to.definition.is_none() || entries.iter().all(fits) {
+            if entries.iter().all(|entry| entry.is_in_version_of(to)) {
                 return Ok(entries);
             }
             let objects = entries.iter().map(|e| e.object()).collect();

@@ -15,6 +15,7 @@ mod subresources;
 mod throttle;
 mod token;
 mod transport;
+mod watch;
 mod websocket;
 mod write;
 
@@ -236,7 +237,7 @@ async fn answer(mut call: Call) -> Result<Response<Body>, Error> {
     let answer: BoxFuture<'_, Result<Response<Body>, Error>> = match call.info.verb {
         "get" => Box::pin(read::get(&call)),
         "list" => Box::pin(read::list(&call)),
-        "watch" => Box::pin(read::watch(&call)),
+        "watch" => Box::pin(watch::serve(&call)),
         "create" => Box::pin(write::create(&mut call)),
         "update" => Box::pin(write::update(&mut call)),
         "patch" => Box::pin(write::patch(&mut call)),

@@ -1,4 +1,4 @@
-//! GET, LIST and WATCH, answered from the cache.
+//! GET and LIST, answered from the cache.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,17 +16,9 @@ use super::Call;
 use super::options::ListOptions;
 use super::selection::Selection;
 use super::shape::Shape;
-use crate::cache::{
-    Change, Entry, Objects, Parts, REGISTRY, ResourceCache, Snapshot, Subscription, WatchEvent,
-    storage_resource,
-};
-use crate::drain::Watching;
+use crate::cache::{Entry, Objects, Parts, REGISTRY, ResourceCache, Snapshot, storage_resource};
 use crate::http::{self as responses, Body, View};
-use crate::metrics::{Labels, LongRunning};
 use crate::spans::{self, KeyValue};
-
-/// How often an idle watch hears how far it has got.
-const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
 
 pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
     let accepted = Shape::accepted(call)?;
@@ -65,12 +57,15 @@ async fn cached(call: &Call, version: &str) -> Result<Option<Arc<Entry>>, Error>
 }
 
 /// Entries in the version that was asked for, of custom resources.
-async fn in_version(call: &Call, entries: Vec<Arc<Entry>>) -> Result<Vec<Arc<Entry>>, Error> {
+pub(super) async fn in_version(
+    call: &Call,
+    entries: Vec<Arc<Entry>>,
+) -> Result<Vec<Arc<Entry>>, Error> {
     let converter = &call.server.registry.converter;
     converter.entries(entries, &call.resource).await
 }
 
-fn parse_version(text: &str) -> Result<i64, Error> {
+pub(super) fn parse_version(text: &str) -> Result<i64, Error> {
     text.parse::<i64>().ok().filter(|n| *n >= 0).ok_or_else(|| {
         Error::bad_request(format!("resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"))
     })
@@ -385,179 +380,4 @@ fn too_old(error: fluyt_etcd::Error) -> Error {
         }
         other => Error::internal(other),
     }
-}
-
-pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
-    let accepted = Shape::accepted(call)?;
-    let options = ListOptions::of_watch(&call.info.query)?;
-    let selection = Selection::of(call)?;
-    let cache = call.server.caches.of(storage_resource(&call.resource));
-    let version = options.resource_version.as_str();
-    let initial = options.send_initial_events == Some(true);
-    let from_state =
-        initial || (options.send_initial_events.is_none() && ["", "0"].contains(&version));
-    let since = if version.is_empty() {
-        call.server.caches.consistent().await?
-    } else {
-        let version = parse_version(version)?;
-        call.server.caches.wait_for(version).await?;
-        version
-    };
-    let shape = Shape::new(&call.resource, accepted, call);
-    let (present, as_of, subscription) = if from_state {
-        let (present, revision, subscription) =
-            cache.subscribe_with_state(selection.filter.clone());
-        (
-            present,
-            revision.max(call.server.caches.applied()),
-            subscription,
-        )
-    } else {
-        match cache.subscribe(selection.filter.clone(), since) {
-            Some(subscription) => (Vec::new(), since, subscription),
-            // Upstream reports this inside the stream.
-            None => {
-                let line = shape.gone(since);
-                return Ok(stream_response(&shape, responses::full(line)));
-            }
-        }
-    };
-    let seconds = match options.timeout_seconds {
-        Some(seconds) if seconds > 0 => seconds,
-        _ => {
-            let least = call.server.config.limits.min_request_timeout.max(1);
-            least + rand::random_range(0..least)
-        }
-    };
-    let mut present = in_version(call, present).await?;
-    present.retain(|entry| selection.selects(&call.resource, entry));
-    let labels = Labels::of(&call.info, &call.parts.headers);
-    let metrics = &call.server.metrics;
-    let watch = WatchStream {
-        _running: labels.map(|labels| metrics.long_running(labels)),
-        server: call.server.clone(),
-        shape,
-        selection,
-        subscription,
-        bookmarks: options.bookmarks,
-        deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
-        watching: call.server.drain.watch(),
-        at: as_of,
-    };
-    let mut response = stream_response(&watch.shape, responses::full(""));
-    *response.body_mut() = watch.into_body(present, initial);
-    Ok(response)
-}
-
-fn stream_response(shape: &Shape, body: Body) -> Response<Body> {
-    let mut response = Response::new(body);
-    response.headers_mut().insert(
-        http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static(shape.watch_content_type()),
-    );
-    response.headers_mut().insert(
-        http::header::CACHE_CONTROL,
-        http::HeaderValue::from_static("no-cache, private"),
-    );
-    response
-}
-
-/// A watch being sent.
-struct WatchStream {
-    server: Arc<crate::Server>,
-    shape: Shape,
-    selection: Selection,
-    subscription: Subscription,
-    bookmarks: bool,
-    deadline: tokio::time::Instant,
-    watching: Watching,
-    /// The client has seen everything up to here.
-    at: i64,
-    _running: Option<LongRunning>,
-}
-
-impl WatchStream {
-    fn into_body(self, present: Vec<Arc<Entry>>, initial: bool) -> Body {
-        use futures::StreamExt as _;
-        let mut lead: Vec<Bytes> = present
-            .iter()
-            .map(|e| self.shape.event(Change::Added, e))
-            .collect();
-        if initial && self.bookmarks {
-            lead.push(self.shape.bookmark(self.at, true));
-        }
-        let rest = futures::stream::unfold(Some(self), |watch| async move {
-            let mut watch = watch?;
-            match watch.next().await {
-                Next::Line(line) => {
-                    let metrics = &watch.server.metrics;
-                    metrics.event(&watch.shape.resource, line.len());
-                    Some((line, Some(watch)))
-                }
-                Next::Last(line) => Some((line, None)),
-                Next::End => None,
-            }
-        });
-        responses::streamed(futures::stream::iter(lead).chain(rest))
-    }
-
-    async fn next(&mut self) -> Next {
-        loop {
-            let bookmark_at = tokio::time::Instant::now() + BOOKMARK_PERIOD;
-            let event = tokio::select! {
-                biased;
-                event = self.subscription.events.recv() => event,
-                () = self.watching.ended() => return Next::End,
-                () = tokio::time::sleep_until(self.deadline) => return Next::End,
-                () = tokio::time::sleep_until(bookmark_at), if self.bookmarks => {
-                    // Read first: what is applied by now has been queued before.
-                    let applied = self.server.caches.applied();
-                    match self.subscription.events.try_recv() {
-                        Ok(event) => Some(event),
-                        Err(_) => {
-                            self.at = self.at.max(applied);
-                            return Next::Line(self.shape.bookmark(self.at, false));
-                        }
-                    }
-                }
-            };
-            let Some((change, event)) = event else {
-                return Next::Last(self.shape.gone(self.at));
-            };
-            self.at = event.revision;
-            match self.line(change, &event).await {
-                Ok(Some(line)) => return Next::Line(line),
-                // Only in another version it is not what the client wants to see.
-                Ok(None) => {}
-                Err(error) => {
-                    return Next::Last(self.shape.event_of("ERROR", &error.to_status()));
-                }
-            }
-        }
-    }
-
-    async fn line(&self, change: Change, event: &WatchEvent) -> Result<Option<Bytes>, Error> {
-        let resource = &self.shape.resource;
-        if self.selection.needs_conversion() {
-            let converter = &self.server.registry.converter;
-            let seen = self.selection.sees(converter, resource, change, event);
-            let seen = seen.await?;
-            return Ok(seen.map(|(change, entry)| self.shape.event(change, &entry)));
-        }
-        // An object that stopped matching is reported in its last matching state, at the revision of the change.
-        let entry = if change == Change::Deleted {
-            event.last()
-        } else {
-            event.entry.clone()
-        };
-        let converter = &self.server.registry.converter;
-        let mut entries = converter.entries(vec![entry], resource).await?;
-        Ok(Some(self.shape.event(change, &entries.remove(0))))
-    }
-}
-
-enum Next {
-    Line(Bytes),
-    Last(Bytes),
-    End,
 }

@@ -33,7 +33,7 @@ pub struct Metrics {
     mutating: AtomicI64,
     read_only: AtomicI64,
     long_running: Mutex<HashMap<Labels, u64>>,
-    events: Mutex<HashMap<Kind, Histogram>>,
+    events: Mutex<HashMap<Kind, EventSizes>>,
     store: Mutex<HashMap<(&'static str, Kind), Stored>>,
     /// Uses of extended tokens before and after they should have been renewed.
     valid_tokens: AtomicU64,
@@ -72,6 +72,10 @@ pub struct InFlight {
     metrics: Arc<Metrics>,
     mutating: bool,
 }
+
+/// The sizes of a resource's events.
+#[derive(Clone)]
+pub struct EventSizes(Arc<Mutex<Histogram>>);
 
 /// A request that goes on, until it is dropped.
 pub struct LongRunning {
@@ -213,15 +217,10 @@ impl Metrics {
         }
     }
 
-    /// Counts an event that is sent to a watcher.
-    pub(crate) fn event(&self, resource: &Resource, size: usize) {
+    /// Where events of a resource are counted that are sent to watchers.
+    pub(crate) fn event_sizes(&self, resource: &Resource) -> EventSizes {
         let kind = (resource.group, resource.version, resource.plural);
-        let mut events = self.events.lock();
-        let histogram = events
-            .entry(kind)
-            .or_insert_with(|| Histogram::new(EVENT_SIZES));
-        #[allow(clippy::cast_precision_loss)]
-        histogram.observe(size as f64);
+        self.events.lock().entry(kind).or_default().clone()
     }
 
     /// Counts the use of a service-account token that lives on after its time.
@@ -376,12 +375,12 @@ impl Metrics {
         let name = "apiserver_watch_events_total";
         text.metric(name, "counter", "Number of events sent in watch clients");
         for (kind, sizes) in &all {
-            text.value(name, &labels(kind), sizes.count());
+            text.value(name, &labels(kind), sizes.0.lock().count());
         }
         let name = "apiserver_watch_events_sizes";
         text.metric(name, "histogram", "Watch event size distribution in bytes");
         for (kind, sizes) in &all {
-            text.histogram(name, &labels(kind), sizes);
+            text.histogram(name, &labels(kind), &sizes.0.lock());
         }
     }
 
@@ -458,6 +457,20 @@ impl Metrics {
             };
             text.value(name, &[("resource", &resource)], count);
         }
+    }
+}
+
+impl Default for EventSizes {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Histogram::new(EVENT_SIZES))))
+    }
+}
+
+impl EventSizes {
+    /// Counts an event that is sent.
+    pub(crate) fn observe(&self, size: usize) {
+        #[expect(clippy::cast_precision_loss)]
+        self.0.lock().observe(size as f64);
     }
 }
 
