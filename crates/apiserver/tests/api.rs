@@ -195,10 +195,127 @@ async fn watches_deliver_changes_in_order() {
     let mut seen = Vec::new();
     while seen.len() < 3 {
         let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
-        let event: Value = serde_json::from_slice(&frame).unwrap();
-        seen.push(event["type"].as_str().unwrap().to_owned());
+        seen.extend(events(std::str::from_utf8(&frame).unwrap()));
     }
-    assert_eq!(seen, ["ADDED", "MODIFIED", "DELETED"]);
+    let types: Vec<_> = seen.iter().map(|event| &event["type"]).collect();
+    assert_eq!(types, ["ADDED", "MODIFIED", "DELETED"]);
+}
+
+/// The events of a watch, a line each.
+fn events(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// All of a watch that ends by itself.
+async fn watched(api: &Api, path: &str) -> Vec<Value> {
+    let mut request = Request::get(path)
+        .body(Full::new(bytes::Bytes::new()))
+        .unwrap();
+    request.extensions_mut().insert(api.user.clone());
+    let (_, _, body) = api.send(request).await;
+    events(body.as_str().unwrap_or_default())
+}
+
+#[tokio::test]
+async fn events_that_are_there_together_come_in_order_whatever_their_length() {
+    let api = Api::start().await;
+    api.namespace().await;
+    let path = "/api/v1/namespaces/n/configmaps";
+    let (_, list) = api.get(path).await;
+    let from = list["metadata"]["resourceVersion"].as_str().unwrap();
+    // More short ones than are sent together, and long ones between them.
+    let lengths = [
+        10, 10, 2000, 2000, 2000, 2000, 10, 9000, 10, 20_000, 4000, 10,
+    ];
+    for (n, length) in lengths.into_iter().enumerate() {
+        let map = json!({"metadata": {"name": format!("c{n}")}, "data": {"a": "x".repeat(length)}});
+        assert_eq!(api.post(path, map).await.0, StatusCode::CREATED);
+    }
+    let watch = format!("{path}?watch=1&timeoutSeconds=1&resourceVersion={from}");
+    let seen: Vec<_> = watched(&api, &watch)
+        .await
+        .iter()
+        .map(|event| {
+            let object = &event["object"];
+            let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+            (name, object["data"]["a"].as_str().unwrap().len())
+        })
+        .collect();
+    let expected = lengths.iter().enumerate();
+    let expected: Vec<_> = expected.map(|(n, l)| (format!("c{n}"), *l)).collect();
+    assert_eq!(seen, expected);
+}
+
+#[tokio::test]
+async fn each_event_of_a_watch_is_a_message_of_a_websocket() {
+    use base64::Engine as _;
+    use futures::StreamExt as _;
+    use tokio_tungstenite::tungstenite::Message;
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+
+    let api = Api::start().await;
+    api.namespace().await;
+    let path = "/api/v1/namespaces/n/configmaps";
+    let (_, list) = api.get(path).await;
+    let from = list["metadata"]["resourceVersion"].as_str().unwrap();
+    for name in ["a", "b", "c"] {
+        api.post(path, json!({"metadata": {"name": name}})).await;
+    }
+    let url = api.listen().await;
+    let address = url.strip_prefix("http://").unwrap();
+    for protocol in [None, Some("binary.k8s.io"), Some("base64.binary.k8s.io")] {
+        let watch = format!("ws://{address}{path}?watch=1&timeoutSeconds=1&resourceVersion={from}");
+        let mut request = watch.into_client_request().unwrap();
+        if let Some(protocol) = protocol {
+            let headers = request.headers_mut();
+            headers.insert("sec-websocket-protocol", protocol.parse().unwrap());
+        }
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (mut socket, _) = tokio_tungstenite::client_async(request, stream)
+            .await
+            .unwrap();
+        let mut seen = Vec::new();
+        while let Some(Ok(message)) = socket.next().await {
+            let event = match message {
+                Message::Text(text) if protocol.is_some() => {
+                    let standard = base64::engine::general_purpose::STANDARD;
+                    standard.decode(text.as_bytes()).unwrap()
+                }
+                Message::Close(_) => continue,
+                message => message.into_data().to_vec(),
+            };
+            let event: Value = serde_json::from_slice(&event).unwrap();
+            seen.push(event["object"]["metadata"]["name"].clone());
+        }
+        assert_eq!(seen, ["a", "b", "c"], "{protocol:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_watch_hears_how_far_it_has_got_before_its_time_is_over() {
+    let api = Api::start().await;
+    api.namespace().await;
+    let path = "/api/v1/namespaces/n/configmaps";
+    let (_, list) = api.get(path).await;
+    let from = list["metadata"]["resourceVersion"].as_str().unwrap();
+    // Something happens that the watch is not about.
+    let secret = json!({"metadata": {"name": "s"}});
+    let (_, secret) = api.post("/api/v1/namespaces/n/secrets", secret).await;
+    let watch = format!("{path}?watch=1&timeoutSeconds=3&resourceVersion={from}");
+    let with = format!("{watch}&allowWatchBookmarks=true");
+    let (without, with) = tokio::join!(watched(&api, &watch), watched(&api, &with));
+    assert!(without.is_empty(), "{without:?}");
+    let [bookmark] = &with[..] else {
+        panic!("{with:?}")
+    };
+    assert_eq!(bookmark["type"], "BOOKMARK");
+    let version = |object: &Value| {
+        let version = object["metadata"]["resourceVersion"].as_str().unwrap();
+        version.parse::<i64>().unwrap()
+    };
+    assert!(version(&bookmark["object"]) >= version(&secret));
 }
 
 #[tokio::test]

@@ -1,11 +1,9 @@
 //! GET and LIST, answered from the cache.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::Bytes;
 use fluyt_api::{Error, Reason};
 use fluyt_etcd::{Keys, Range};
 use http::{Response, StatusCode};

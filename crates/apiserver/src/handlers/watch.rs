@@ -17,6 +17,7 @@ use super::options::ListOptions;
 use super::read::{in_version, parse_version};
 use super::selection::Selection;
 use super::shape::Shape;
+use super::websocket::PieceByPiece;
 use crate::cache::{Change, Subscription, WatchEvent, storage_resource};
 use crate::http::{self as responses, Body};
 use crate::metrics::{EventSizes, Labels, LongRunning};
@@ -85,6 +86,7 @@ pub(super) async fn serve(call: &Call) -> Result<Response<Body>, Error> {
     let watch = Watch {
         lead: lead.into_iter(),
         held: None,
+        together: call.parts.extensions.get::<PieceByPiece>().is_none(),
         subscription,
         converted: None,
         at: as_of,
@@ -126,6 +128,8 @@ struct Watch {
     lead: std::vec::IntoIter<Bytes>,
     /// A line that is sent before any other.
     held: Option<Bytes>,
+    /// Whether several may be sent as one piece.
+    together: bool,
     subscription: Subscription,
     /// The line of an event that has to be converted; none when it is nothing that the client wants to see.
     converted: Option<BoxFuture<'static, Result<Option<Bytes>, Error>>>,
@@ -166,7 +170,10 @@ impl Stream for Watch {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let watch = self.get_mut();
         let first = ready!(watch.poll_line(context));
-        Poll::Ready(first.map(|first| watch.with_others(first, context)))
+        Poll::Ready(match first {
+            Some(first) if watch.together => Some(watch.with_others(first, context)),
+            first => first,
+        })
     }
 }
 

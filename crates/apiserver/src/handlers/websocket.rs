@@ -28,6 +28,10 @@ enum Framing {
     Lines,
 }
 
+/// Set on a request whose answer's pieces become messages: each event has to be one.
+#[derive(Clone, Copy)]
+pub(super) struct PieceByPiece;
+
 /// A client that asked for a WebSocket.
 pub(super) struct Upgrade {
     upgrade: OnUpgrade,
@@ -65,6 +69,9 @@ pub(super) fn take(parts: &mut Parts, is_watch: bool) -> Result<Option<Upgrade>,
         None if is_watch => Framing::Lines,
         _ => Framing::Binary,
     };
+    if framing != Framing::Lines {
+        parts.extensions.insert(PieceByPiece);
+    }
     Ok(Some(Upgrade {
         upgrade,
         key,

@@ -162,6 +162,7 @@ impl Api {
                         });
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), answer)
+                        .with_upgrades()
                         .await;
                 });
             }
