@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Objects, WatchEvent};
 
@@ -13,7 +15,7 @@ pub(super) const LEAST: usize = 1000;
 const MOST: usize = 100_000;
 
 /// How long events are of use, upstream's figure: clients that lost a connection are back by then.
-const FRESH: Duration = Duration::from_secs(75);
+pub(super) const FRESH: Duration = Duration::from_secs(75);
 
 /// What objects that have been superseded may take, in bytes.
 const SUPERSEDED: usize = 16 << 20;
@@ -45,6 +47,11 @@ impl History {
     pub(super) fn push(&mut self, event: Arc<WatchEvent>) {
         self.superseded += superseded(&event);
         self.events.push_back((Instant::now(), event));
+        self.trim();
+    }
+
+    /// Forgets what is old or too much.
+    pub(super) fn trim(&mut self) {
         while self.events.len() > LEAST
             && self.events.front().is_some_and(|(at, _)| {
                 self.events.len() > MOST || self.superseded > SUPERSEDED || at.elapsed() > FRESH

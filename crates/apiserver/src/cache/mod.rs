@@ -396,7 +396,17 @@ impl Caches {
                 prev_kv: false,
             })
             .await?;
-        while let Some(update) = stream.next().await {
+        let mut aging = tokio::time::interval(history::FRESH);
+        loop {
+            let update = tokio::select! {
+                biased;
+                update = stream.next() => update,
+                _ = aging.tick() => {
+                    self.forget_old();
+                    continue;
+                }
+            };
+            let Some(update) = update else { break };
             let revision = match update? {
                 WatchUpdate::Events { revision, events } => {
                     for event in events {
@@ -413,6 +423,14 @@ impl Caches {
             self.applied.send_replace(revision);
         }
         Err(fluyt_etcd::Error::Stopped)
+    }
+
+    /// Has all caches forget events that are of no use any more.
+    fn forget_old(&self) {
+        let custom = self.custom.read();
+        for cache in self.builtin.values().chain(custom.caches.values()) {
+            cache.forget_old();
+        }
     }
 
     /// Takes over what the event of a definition says. That may make a cache that has to be loaded.

@@ -164,6 +164,11 @@ impl ResourceCache {
         state.history.push(event);
     }
 
+    /// Forgets events that are of no use any more, even if none come after them.
+    pub(super) fn forget_old(&self) {
+        self.state.lock().history.trim();
+    }
+
     /// Starts a watch after `revision`; `None` when the events since then are not all at hand any more.
     #[must_use]
     pub fn subscribe(&self, filter: Filter, after: i64) -> Option<Subscription> {
@@ -192,12 +197,14 @@ impl ResourceCache {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use fluyt_api::resources;
     use fluyt_api::selector::{FieldSelector, LabelSelector};
     use serde_json::json;
 
     use super::super::Change;
-    use super::super::history::LEAST;
+    use super::super::history::{FRESH, LEAST};
     use super::super::watchers::QUEUE;
     use super::*;
 
@@ -260,6 +267,22 @@ mod tests {
         assert!(cache.subscribe(Filter::default(), 9).is_none());
         let mut watch = cache.subscribe(Filter::default(), 10).unwrap();
         assert_eq!(watch.events.try_recv().unwrap().1.revision, 11);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn old_events_are_forgotten_even_if_nothing_happens() {
+        let cache = cache();
+        let last = i64::try_from(LEAST).unwrap() + 10;
+        for revision in 1..=last {
+            cache.put(entry("a", revision, "x"));
+        }
+        cache.forget_old();
+        assert!(cache.subscribe(Filter::default(), 0).is_some());
+        tokio::time::advance(FRESH + Duration::from_secs(1)).await;
+        assert!(cache.subscribe(Filter::default(), 0).is_some());
+        cache.forget_old();
+        assert!(cache.subscribe(Filter::default(), 9).is_none());
+        assert!(cache.subscribe(Filter::default(), 10).is_some());
     }
 
     #[tokio::test]
