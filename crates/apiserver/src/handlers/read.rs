@@ -52,13 +52,14 @@ pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
 /// The entry as the cache has it, which is at least of a version.
 async fn cached(call: &Call, version: &str) -> Result<Option<Arc<Entry>>, Error> {
     let caches = &call.server.caches;
+    let feed = caches.feed(&call.resource);
     match version {
         // "Any" version: whatever the cache has.
         "0" => {}
         "" => {
-            caches.consistent().await?;
+            feed.consistent().await?;
         }
-        version => caches.wait_for(parse_version(version)?).await?,
+        version => feed.wait_for(parse_version(version)?).await?,
     }
     let cache = caches.of(storage_resource(&call.resource));
     Ok(cache.get(&call.location().key()))
@@ -261,7 +262,12 @@ impl Part<'_> {
         };
         let start = format!("{root}{}", self.start).into();
         let keys = Keys::prefix(prefix).starting_at(start);
-        let mut parts = Parts::new(caches.store().clone(), keys, revision, batch);
+        let mut parts = Parts::new(
+            caches.feed(&resource).store().clone(),
+            keys,
+            revision,
+            batch,
+        );
         let (mut page, mut total) = (Page::default(), None);
         while let Some(part) = parts.next().await.map_err(too_old)? {
             total.get_or_insert(part.count);
@@ -308,9 +314,9 @@ async fn first_page(
     cache: &ResourceCache,
     options: &ListOptions,
 ) -> Result<(Source, i64), Error> {
-    let caches = &call.server.caches;
+    let feed = call.server.caches.feed(&call.resource);
     if options.resource_version.is_empty() {
-        let revision = caches.consistent().await?;
+        let revision = feed.consistent().await?;
         return Ok((Source::Cache(cache.snapshot()), revision));
     }
     let version = parse_version(&options.resource_version).map_err(|error| {
@@ -319,8 +325,8 @@ async fn first_page(
     if options.is_exact() {
         return Ok((at_revision(call, cache, version).await?, version));
     }
-    caches.wait_for(version).await?;
-    let revision = caches.applied();
+    feed.wait_for(version).await?;
+    let revision = feed.applied();
     Ok((Source::Cache(cache.snapshot()), revision))
 }
 
@@ -333,9 +339,9 @@ async fn following(
     cache: &ResourceCache,
     token: &Continue,
 ) -> Result<(Source, i64), Error> {
-    let caches = &call.server.caches;
+    let feed = call.server.caches.feed(&call.resource);
     if token.rv == INCONSISTENT {
-        let revision = caches.consistent().await?;
+        let revision = feed.consistent().await?;
         return Ok((Source::Cache(cache.snapshot()), revision));
     }
     // What has not changed since could still be shown, but clients are promised that tokens end with the revision.
@@ -344,7 +350,7 @@ async fn following(
         limit: 1,
         ..Range::new(Keys::One(REGISTRY.into()))
     };
-    match caches.store().range(probe).await {
+    match feed.store().range(probe).await {
         Err(fluyt_etcd::Error::Compacted { .. }) => return Err(outdated(token)),
         Err(other) => return Err(Error::internal(other)),
         Ok(_) => {}
@@ -371,7 +377,8 @@ const CONTINUE_TOO_OLD: &str = "The provided continue parameter is too old to di
 
 /// Where all entries are as of a revision.
 async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Result<Source, Error> {
-    call.server.caches.wait_for(revision).await?;
+    let feed = call.server.caches.feed(&call.resource);
+    feed.wait_for(revision).await?;
     Ok(match cache.snapshot_at(revision) {
         Some(snapshot) => Source::Cache(snapshot),
         None => Source::Store,
@@ -396,22 +403,19 @@ pub(super) async fn watch(call: &Call) -> Result<Response<Body>, Error> {
     let initial = options.send_initial_events == Some(true);
     let from_state =
         initial || (options.send_initial_events.is_none() && ["", "0"].contains(&version));
+    let feed = call.server.caches.feed(&call.resource);
     let since = if version.is_empty() {
-        call.server.caches.consistent().await?
+        feed.consistent().await?
     } else {
         let version = parse_version(version)?;
-        call.server.caches.wait_for(version).await?;
+        feed.wait_for(version).await?;
         version
     };
     let shape = Shape::new(&call.resource, accepted, call);
     let (present, as_of, subscription) = if from_state {
         let (present, revision, subscription) =
             cache.subscribe_with_state(selection.filter.clone());
-        (
-            present,
-            revision.max(call.server.caches.applied()),
-            subscription,
-        )
+        (present, revision.max(feed.applied()), subscription)
     } else {
         match cache.subscribe(selection.filter.clone(), since) {
             Some(subscription) => (Vec::new(), since, subscription),
@@ -511,7 +515,8 @@ impl WatchStream {
                 () = tokio::time::sleep_until(self.deadline) => return Next::End,
                 () = tokio::time::sleep_until(bookmark_at), if self.bookmarks => {
                     // Read first: what is applied by now has been queued before.
-                    let applied = self.server.caches.applied();
+                    let caches = &self.server.caches;
+                    let applied = caches.feed(&self.shape.resource).applied();
                     match self.subscription.events.try_recv() {
                         Ok(event) => Some(event),
                         Err(_) => {
