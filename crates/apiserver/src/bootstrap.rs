@@ -11,6 +11,7 @@ use crate::features::Features;
 use crate::loopback::SERVER;
 use crate::registry::{Change, Location};
 use crate::service_repair::Repair;
+use crate::startup::Step;
 use crate::{Server, authn};
 use crate::{default_service_cidr, endpoint_reconciler};
 
@@ -28,9 +29,11 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
         let created = SERVER.create(server, "", "namespaces", "", namespace);
         created.await?;
     }
+    server.startup.finish(Step::SystemNamespaces);
     for object in rbac_objects(server.config.features) {
         reconcile(server, object).await?;
     }
+    server.startup.finish(Step::Roles);
     for (name, value) in [
         ("system-cluster-critical", 2_000_000_000),
         ("system-node-critical", 2_000_001_000),
@@ -44,12 +47,17 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
         let (group, plural) = ("scheduling.k8s.io", "priorityclasses");
         SERVER.create(server, group, plural, "", class).await?;
     }
+    server.startup.finish(Step::PriorityClasses);
     default_service_cidr::sync(server).await?;
     let mut repair = Repair::default();
     let next = repair.once(server).await?;
+    server.startup.finish(Step::ServiceRepair);
     kubernetes_service(server).await?;
+    server.startup.finish(Step::KubernetesService);
     extension_configuration(server).await?;
+    server.startup.finish(Step::AuthenticationInfo);
     authn::begin_tracking(server).await?;
+    server.startup.finish(Step::TokenTracking);
     tokio::spawn(repair.run(server.clone(), next));
     Ok(())
 }

@@ -132,7 +132,7 @@ fn text(body: &Bytes) -> String {
 /// Asks the store for a key, whether or not it is there.
 async fn store_health(server: &Server) -> Health {
     let key = Keys::One(format!("{REGISTRY}health").into());
-    let store = server.caches.store();
+    let store = server.caches.main().store();
     match tokio::time::timeout(TIMEOUT, store.range(Range::new(key))).await {
         Ok(Ok(_)) => Health::new("True", "ok".into(), String::new()),
         Ok(Err(error)) => Health::new("False", String::new(), error.to_string()),

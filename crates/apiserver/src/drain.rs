@@ -162,7 +162,7 @@ fn due(count: usize, elapsed: Duration, grace: Duration) -> usize {
     usize::try_from(fastest.max(evenly)).map_or(count, |due| due.min(count))
 }
 
-fn is_always_served(path: &str) -> bool {
+pub fn is_always_served(path: &str) -> bool {
     ALWAYS_SERVED.iter().any(|served| path.starts_with(served))
 }
 

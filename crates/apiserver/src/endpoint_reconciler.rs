@@ -74,7 +74,7 @@ pub async fn reconcile(server: &Arc<Server>) -> Result<(), Error> {
     }
     announce(server, own).await?;
     let keys = Keys::prefix(prefix());
-    let found = server.caches.store().range(Range::new(keys)).await;
+    let found = server.caches.main().store().range(Range::new(keys)).await;
     let mut addresses: Vec<Ipv4Addr> = found
         .map_err(Error::internal)?
         .kvs
@@ -90,7 +90,7 @@ pub async fn reconcile(server: &Arc<Server>) -> Result<(), Error> {
 
 /// Renews this server's key, whose value is an `Endpoints` of it, as upstream's is.
 async fn announce(server: &Server, own: Ipv4Addr) -> Result<(), Error> {
-    let store = server.caches.store();
+    let store = server.caches.main().store();
     let resource = resources::find("", "v1", "endpoints").ok_or_else(Error::no_route)?;
     let key = format!("{}{own}", prefix());
     let endpoints = json!({"metadata": {}, "subsets": [{"addresses": [{"ip": own.to_string()}]}]});
@@ -121,7 +121,7 @@ async fn withdraw(server: &Arc<Server>) -> Result<(), Error> {
         keys: Keys::One(format!("{}{own}", prefix()).into()),
         prev_kv: false,
     });
-    let store = server.caches.store();
+    let store = server.caches.main().store();
     store.txn(only(delete)).await.map_err(Error::internal)?;
     Ok(())
 }

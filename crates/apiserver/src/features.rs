@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use anyhow::{bail, ensure};
 
+use crate::go_bool;
 use crate::served::Versions;
 
 /// Features that can be turned on and off.
@@ -185,7 +186,7 @@ fn given(gates: &str) -> anyhow::Result<BTreeMap<&str, bool>> {
             bail!("missing bool value for {gate}");
         };
         let (name, value) = (name.trim(), value.trim());
-        let on = match parse_bool(value) {
+        let on = match go_bool::parse(value) {
             Ok(on) => on,
             Err(error) => bail!("invalid value of {name}={value}, err: {error}"),
         };
@@ -196,20 +197,6 @@ fn given(gates: &str) -> anyhow::Result<BTreeMap<&str, bool>> {
         "set kube feature gates with default empty prefix or kube: prefix consistently, do not mix use"
     );
     Ok(given)
-}
-
-/// A boolean as Go reads one.
-///
-/// # Errors
-/// Go's message.
-pub fn parse_bool(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(format!(
-            "strconv.ParseBool: parsing {text:?}: invalid syntax"
-        )),
-    }
 }
 
 /// What a minor version made of a gate.

@@ -1,5 +1,6 @@
 //! kube-apiserver alone: `fluyt kube-apiserver`, with upstream's flags.
 
+mod absent;
 mod admission;
 mod audit;
 mod authentication;
@@ -12,7 +13,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
+use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args as _, Command};
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
@@ -26,8 +28,12 @@ use crate::limits;
 use crate::listen::{TlsSettings, Usual};
 use crate::metrics::Exposition;
 use crate::served;
-use crate::{Component, Config, Features, Limits, Server, ServiceNetwork, TracingConfiguration};
+use crate::{
+    Component, Config, Features, Limits, Server, ServiceNetwork, Signer, Signing, StartupFlags,
+    TracingConfiguration, go_bool,
+};
 
+use absent::AbsentArgs;
 use admission::AdmissionArgs;
 use audit::AuditArgs;
 use authentication::AuthenticationArgs;
@@ -42,18 +48,59 @@ pub struct Args {
     flags: ServerFlags,
     /// Every flag's value as text.
     given: BTreeMap<String, String>,
+    /// Flags that were given and will not be there for ever, and what is to be used instead.
+    deprecated: Vec<(&'static str, &'static str)>,
+}
+
+/// Flags that upstream is to drop, and its advice.
+const DEPRECATED: [(&str, &str); 6] = [
+    (
+        "admission-control",
+        "Use --enable-admission-plugins or --disable-admission-plugins instead. Will be removed in a future version.",
+    ),
+    (
+        "apiserver-count",
+        "apiserver-count is deprecated and will be removed in a future version.",
+    ),
+    (
+        "default-watch-cache-size",
+        "watch caches are sized automatically and this flag will be removed in a future version",
+    ),
+    (
+        "enable-logs-handler",
+        "Log handler functionality is deprecated",
+    ),
+    (
+        "kubelet-port",
+        "kubelet-port is deprecated and will be removed.",
+    ),
+    (
+        "kubelet-read-only-port",
+        "kubelet-read-only-port is deprecated and will be removed.",
+    ),
+];
+
+fn deprecated(matches: &ArgMatches) -> Vec<(&'static str, &'static str)> {
+    let is_given = |flag: &str| {
+        let source = matches.value_source(&flag.replace('-', "_"));
+        source == Some(ValueSource::CommandLine)
+    };
+    let given = DEPRECATED.into_iter().filter(|(flag, _)| is_given(flag));
+    given.collect()
 }
 
 impl clap::FromArgMatches for Args {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         Ok(Self {
             given: given(matches),
+            deprecated: deprecated(matches),
             flags: ServerFlags::from_arg_matches(matches)?,
         })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         self.given = given(matches);
+        self.deprecated = deprecated(matches);
         self.flags.update_from_arg_matches(matches)
     }
 }
@@ -110,9 +157,12 @@ struct ServerFlags {
     /// Authorities of clients' certificates.
     #[arg(long)]
     client_ca_file: Option<PathBuf>,
+    /// Socket of a program that signs service-account tokens and knows the keys that verify them, or `@` and an abstract name.
+    #[arg(long)]
+    service_account_signing_endpoint: Option<String>,
     /// RSA, P-256 or P-384 key that signs service-account tokens, and verifies them unless other keys do.
     #[arg(long)]
-    service_account_signing_key_file: PathBuf,
+    service_account_signing_key_file: Option<PathBuf>,
     #[command(flatten)]
     authentication: AuthenticationArgs,
     #[command(flatten)]
@@ -140,9 +190,10 @@ struct ServerFlags {
     etcd_checks: EtcdChecks,
     #[command(flatten)]
     metrics: Exposition,
-    /// Profiles of Go programs, which this is not: only false, as nothing is served under /debug/pprof.
-    #[arg(long, value_parser = without_profiles, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
-    profiling: Option<bool>,
+    #[command(flatten)]
+    startup: StartupFlags,
+    #[command(flatten)]
+    absent: AbsentArgs,
     #[command(flatten)]
     tls: TlsSettings,
     #[command(flatten)]
@@ -154,8 +205,11 @@ struct ServerFlags {
     /// Port of kubelets that do not say theirs; deprecated.
     #[arg(long, default_value_t = 10250)]
     kubelet_port: u16,
+    /// How long it may take to reach a kubelet.
+    #[arg(long, default_value = "5s", value_parser = limits::duration)]
+    kubelet_timeout: Duration,
     /// Allow privileged containers.
-    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     allow_privileged: bool,
     /// How long events are kept.
     #[arg(long, default_value = "1h0m0s", value_parser = limits::duration)]
@@ -190,11 +244,40 @@ fn pair(
     }
 }
 
-fn without_profiles(text: &str) -> Result<bool, &'static str> {
-    if matches!(text, "false" | "f" | "F" | "False" | "FALSE" | "0") {
-        Ok(false)
-    } else {
-        Err("there are no profiles to serve")
+impl ServerFlags {
+    /// How tokens are signed.
+    ///
+    /// # Errors
+    /// When that is said in no way or in two, or the signer does not do it.
+    async fn signing(&self, shutdown: &CancellationToken) -> anyhow::Result<Signing> {
+        let endpoint = self.service_account_signing_endpoint.as_deref();
+        let key = self.service_account_signing_key_file.as_deref();
+        match (endpoint.filter(|endpoint| !endpoint.is_empty()), key) {
+            (None, None) => {
+                bail!(
+                    "--service-account-signing-key-file and --service-account-issuer are required flags"
+                )
+            }
+            (None, Some(path)) => Ok(Signing::Key(read(path)?)),
+            (Some(endpoint), key) => {
+                ensure!(
+                    key.is_none() && !self.authentication.has_keys(),
+                    "can't set `--service-account-signing-key-file` and/or `--service-account-key-file` with `--service-account-signing-endpoint` (They are mutually exclusive)"
+                );
+                if let Some(name) = endpoint.strip_prefix('@') {
+                    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+                    let is_name = name
+                        .split('.')
+                        .all(|part| !part.is_empty() && part.chars().all(is_part));
+                    ensure!(
+                        is_name,
+                        "invalid value {endpoint:?} passed for `--service-account-signing-endpoint`, when prefixed with @ must be a valid abstract socket name"
+                    );
+                }
+                let signer = Signer::connect(endpoint.to_owned(), shutdown.clone());
+                Ok(Signing::External(signer.await?))
+            }
+        }
     }
 }
 
@@ -219,7 +302,14 @@ fn cluster_ips(ranges: &[IpNet]) -> anyhow::Result<Vec<IpNet>> {
 /// # Errors
 /// When a file cannot be read, the store cannot be opened, or the port is taken.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let Args { flags: args, given } = args;
+    let Args {
+        flags: args,
+        given,
+        deprecated,
+    } = args;
+    for (flag, advice) in deprecated {
+        tracing::warn!("Flag --{flag} has been deprecated, {advice}");
+    }
     let Some((low, high)) = args.service_node_port_range.split_once('-') else {
         bail!(
             "--service-node-port-range: `{}` is not FIRST-LAST",
@@ -230,6 +320,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         low.parse().context("--service-node-port-range")?,
         high.parse().context("--service-node-port-range")?,
     );
+    args.absent.check()?;
     args.tls.check()?;
     args.endpoints.check(node_ports)?;
     let listener = args.serving.bind()?;
@@ -238,7 +329,16 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         node_ports,
     };
     let certificate = args.serving.certificate(service_network.first_address())?;
-    let store = args.etcd.store().await?;
+    let egress = args.egress_selector_config_file.as_deref();
+    let egress = egress.map(Egress::load).transpose()?.unwrap_or_default();
+    let signing = args.signing(&shutdown).await?;
+    let lifetimes = args.authentication.token_lifetimes.clone();
+    let lifetimes = match &signing {
+        Signing::Key(_) => lifetimes,
+        Signing::External(signer) => lifetimes.bounded_by(signer.max_expiration())?,
+    };
+    let store = args.etcd.store(egress.etcd.as_ref()).await?;
+    let apart = args.etcd.apart(egress.etcd.as_ref()).await?;
     let storage = args.etcd.storage(&shutdown).await?;
     let audiences = if args.api_audiences.is_empty() {
         vec![args.authentication.issuer()]
@@ -255,8 +355,6 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let admission = args.admission.settings()?;
     let tracing = args.tracing_config_file.as_deref();
     let tracing = tracing.map(TracingConfiguration::load);
-    let egress = args.egress_selector_config_file.as_deref();
-    let egress = egress.map(Egress::load).transpose()?.unwrap_or_default();
     let flow_control = args.flow_control.settings()?;
     if flow_control.enabled {
         args.versions.check_flow_control()?;
@@ -264,6 +362,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let config = Config {
         admission,
         store,
+        apart,
         storage,
         shares_store: args.etcd.shares_store(),
         dialer: egress.cluster,
@@ -279,9 +378,9 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             .transpose()?
             .unwrap_or_default(),
         certificate: Usual::Files(certificate),
-        service_account_key_pem: read(&args.service_account_signing_key_file)?,
+        service_account_signing: signing,
         service_account_issuer: args.authentication.issuer(),
-        token_lifetimes: args.authentication.token_lifetimes,
+        token_lifetimes: lifetimes,
         api_audiences: audiences,
         kubelet_client: pair(
             args.kubelet_client_certificate.as_ref(),
@@ -309,13 +408,19 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         features,
         flags: given,
         limits: args.limits,
+        startup: args.startup,
         etcd_checks: args.etcd_checks,
+        etcd_members: args
+            .etcd
+            .members(args.metrics.shows_hidden(), egress.etcd.as_ref())
+            .await?,
         metrics: args.metrics,
         tls: args.tls,
         browsers: args.browsers,
         routing: args.routing,
         endpoints: args.endpoints,
         kubelet_port: args.kubelet_port,
+        kubelet_timeout: args.kubelet_timeout,
         lease_reuse: args.etcd.lease_reuse_duration_seconds,
         allow_privileged: args.allow_privileged,
         enable_garbage_collector: args.etcd.enable_garbage_collector,
@@ -326,8 +431,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         tracing: tracing.transpose()?,
         shutdown,
     };
-    let server = Server::start(config).await?;
-    server.listen(listener).await
+    Server::run(config, listener).await
 }
 
 #[cfg(test)]
@@ -349,7 +453,7 @@ mod tests {
         let name = "kube-apiserver".to_owned();
         let others = ["--runtime-config=api/beta=true,apps/v1=false".to_owned()];
         let line = std::iter::once(name).chain(given).chain(others);
-        let Args { flags, given } = Cli::try_parse_from(line).unwrap().args;
+        let Args { flags, given, .. } = Cli::try_parse_from(line).unwrap().args;
         assert_eq!(flags.client_ca_file.as_deref(), Some(Path::new("/f")));
         for (flag, value) in [
             ("client-ca-file", "/f"),

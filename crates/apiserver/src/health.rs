@@ -1,5 +1,7 @@
 //! `/healthz`, `/livez` and `/readyz`.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ::http::{Response, StatusCode};
@@ -8,6 +10,7 @@ use crate::Server;
 use crate::go_duration;
 use crate::http::{Body, text};
 use crate::request::Query;
+use crate::startup::Step;
 
 /// Flags about what is asked of the store besides requests.
 #[derive(clap::Args, Clone, Debug)]
@@ -43,52 +46,89 @@ fn endpoint_of(path: &str) -> &str {
     parts.next().unwrap_or_default()
 }
 
+/// One thing that is asked.
+struct Check {
+    name: Cow<'static, str>,
+    /// Excluded, it excludes all of them.
+    group: Option<&'static str>,
+    passes: bool,
+}
+
+impl Check {
+    fn new(name: impl Into<Cow<'static, str>>, passes: bool) -> Self {
+        Self {
+            name: name.into(),
+            group: None,
+            passes,
+        }
+    }
+}
+
+/// What is asked at an endpoint, in upstream's order.
+async fn checks(server: &Server, endpoint: &str) -> Vec<Check> {
+    let is_readyz = endpoint == "readyz";
+    let timeouts = &server.config.etcd_checks;
+    let mut checks = vec![Check::new("ping", true)];
+    checks.extend(stores(server, "etcd", timeouts.etcd_healthcheck_timeout).await);
+    if is_readyz {
+        checks.extend(stores(server, "etcd-readiness", timeouts.etcd_readycheck_timeout).await);
+    }
+    let startup = &server.startup;
+    let is_graced = endpoint == "livez" && startup.is_graced();
+    checks.extend(Step::ALL.map(|step| {
+        let passes = is_graced || startup.has_finished(step);
+        Check::new(step.check(), passes)
+    }));
+    if is_readyz {
+        checks.push(Check::new("informer-sync", server.caches.are_filled()));
+        checks.push(Check::new("shutdown", !server.is_shutting_down()));
+    }
+    let encryption = &server.config.storage.encryption;
+    if endpoint != "livez" && encryption.has_health() {
+        checks.push(Check::new(
+            "kms-providers",
+            encryption.check().await.is_ok(),
+        ));
+    }
+    checks
+}
+
+/// Asks all stores at once; those besides the main one are numbered.
+async fn stores(server: &Server, check: &'static str, timeout: Duration) -> Vec<Check> {
+    let asked = server
+        .caches
+        .feeds()
+        .enumerate()
+        .map(|(place, feed)| async move {
+            let answer = tokio::time::timeout(timeout, feed.is_healthy()).await;
+            let name = match place.checked_sub(1) {
+                None => check.into(),
+                Some(number) => {
+                    let readiness = check.trim_start_matches("etcd");
+                    Cow::Owned(format!("etcd-override{readiness}-{number}"))
+                }
+            };
+            Check {
+                name,
+                group: Some(check),
+                passes: answer == Ok(true),
+            }
+        });
+    futures::future::join_all(asked).await
+}
+
 /// Answers a health path; `None` for a check that does not exist.
 pub(crate) async fn answer(server: &Server, path: &str, query: &Query) -> Option<Response<Body>> {
-    let timeouts = &server.config.etcd_checks;
-    let store = |timeout| async move {
-        let answer = tokio::time::timeout(timeout, server.caches.consistent()).await;
-        matches!(answer, Ok(Ok(_)))
-    };
-    let etcd = store(timeouts.etcd_healthcheck_timeout).await;
-    let etcd_ready = endpoint_of(path) == "readyz" && store(timeouts.etcd_readycheck_timeout).await;
-    let encryption = &server.config.storage.encryption;
-    let (has_kms, kms) = (encryption.has_health(), encryption.check().await);
     let endpoint = endpoint_of(path);
-    let mut checks = match endpoint {
-        "livez" | "healthz" => vec!["ping", "etcd"],
-        "readyz" => vec![
-            "ping",
-            "etcd",
-            "etcd-readiness",
-            "poststarthook/rbac/bootstrap-roles",
-            "informer-sync",
-            "shutdown",
-        ],
-        _ => return None,
-    };
-    if has_kms {
-        checks.push("kms-providers");
-    }
-    let passes = |check: &str| match check {
-        "ping" => true,
-        "etcd" => etcd,
-        "etcd-readiness" => etcd_ready,
-        "kms-providers" => kms.is_ok(),
-        "shutdown" => !server.is_shutting_down(),
-        _ => server.is_ready(),
-    };
-    let excluded = |check: &str| query.all("exclude").any(|e| e == check);
+    let checks = checks(server, endpoint).await;
     if let Some(single) = path
         .trim_start_matches('/')
         .split_once('/')
         .map(|(_, check)| check)
         .filter(|c| !c.is_empty())
     {
-        if !checks.contains(&single) {
-            return None;
-        }
-        return Some(if passes(single) {
+        let check = checks.iter().find(|check| check.name == single)?;
+        return Some(if check.passes {
             text(StatusCode::OK, "ok")
         } else {
             text(
@@ -97,17 +137,36 @@ pub(crate) async fn answer(server: &Server, path: &str, query: &Query) -> Option
             )
         });
     }
+    let is_excluded = |name: &str| query.all("exclude").any(|excluded| excluded == name);
     let mut report = String::new();
     let mut healthy = true;
-    for check in checks.iter().filter(|c| !excluded(c)) {
-        let passed = passes(check);
-        healthy &= passed;
-        let (mark, word) = if passed {
-            ('+', "ok")
+    for check in &checks {
+        let name = &check.name;
+        let line = if is_excluded(name) {
+            format!("[+]{name} excluded: ok\n")
+        } else if let Some(group) = check.group.filter(|group| is_excluded(group)) {
+            format!("[+]{name} excluded with {group}: ok\n")
+        } else if check.passes {
+            format!("[+]{name} ok\n")
         } else {
-            ('-', "failed: reason withheld")
+            healthy = false;
+            format!("[-]{name} failed: reason withheld\n")
         };
-        report.push_str(&format!("[{mark}]{check} {word}\n"));
+        report.push_str(&line);
+    }
+    let is_known = |name: &str| {
+        checks
+            .iter()
+            .any(|check| check.name == name || check.group == Some(name))
+    };
+    let unknown = query.all("exclude").filter(|name| !is_known(name));
+    let unknown: BTreeSet<String> = unknown.map(|name| format!("{name:?}")).collect();
+    if !unknown.is_empty() {
+        let unknown: Vec<String> = unknown.into_iter().collect();
+        report.push_str(&format!(
+            "warn: some health checks cannot be excluded: no matches for {}\n",
+            unknown.join(",")
+        ));
     }
     if healthy && !query.flag("verbose") {
         return Some(text(StatusCode::OK, "ok"));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::ArgAction;
 use fluyt_api::{Error, Reason};
 
+use crate::go_bool;
 use crate::request::RequestInfo;
 
 /// Flags that bound what clients take up.
@@ -34,7 +35,7 @@ pub struct Limits {
     #[arg(long, default_value_t = 0)]
     pub max_connection_bytes_per_sec: u64,
     /// When stopping, listen on until all requests are answered, and ask new ones to come again later.
-    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     pub shutdown_send_retry_after: bool,
     /// How long it may take until all watches have ended when the server stops; 0 ends them at once.
     #[arg(long, default_value = "0s", value_parser = duration)]

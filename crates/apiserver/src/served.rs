@@ -3,6 +3,7 @@
 
 mod runtime_config;
 
+use clap::ArgAction;
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
@@ -10,6 +11,7 @@ use anyhow::{bail, ensure};
 use fluyt_api::resources::{self, Hidden, Resource, Stage, compare_versions};
 
 use crate::features::Features;
+use crate::go_bool;
 use runtime_config::Wanted;
 
 /// The minor version of Kubernetes that this is, and the oldest that it can emulate.
@@ -86,10 +88,10 @@ pub struct Flags {
     #[arg(long, value_delimiter = ',')]
     min_compatibility_version: Vec<String>,
     /// Serve newer versions than the emulated one had of the resources that are served and are not alpha.
-    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     emulation_forward_compatible: bool,
     /// Serve what --runtime-config names though it is newer than the emulated version.
-    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     runtime_config_emulation_forward_compatible: bool,
 }
 

@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ::http::header::{CACHE_CONTROL, USER_AGENT};
 use ::http::{HeaderValue, Request, Response};
 use fluyt_api::Error;
 use fluyt_etcd::DynStore;
-use fluyt_pki::TokenKeys;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http_body_util::BodyExt as _;
@@ -19,6 +17,7 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -28,7 +27,7 @@ use crate::authn::jwt::AuthenticationConfiguration;
 use crate::authn::{self, Authenticator, ClientCertificates};
 use crate::authz::{self, AuthorizationConfiguration, Authorizer, Question};
 use crate::browsers::Browsers;
-use crate::cache::Caches;
+use crate::cache::{Apart, Caches};
 use crate::component_status::Component;
 use crate::dial::{ControlPlane, Dialer, Direct};
 use crate::drain::Drain;
@@ -45,7 +44,9 @@ use crate::registry::{Registry, ServiceNetwork};
 use crate::request::RequestInfo;
 use crate::served::{Served, Versions};
 use crate::spans::{self, Arrival, Held, Tracer, TracingConfiguration};
+use crate::startup::{Startup, StartupFlags};
 use crate::storage::{Codec, Storage};
+use crate::tokens::{Signing, Tokens};
 use crate::user::User;
 use crate::warnings::Warnings;
 use crate::{
@@ -56,6 +57,8 @@ use crate::{
 /// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
 pub struct Config {
     pub store: DynStore,
+    /// Stores that some resources are kept in instead.
+    pub apart: Vec<Apart>,
     /// What objects are in the store.
     pub storage: Storage,
     /// Other servers use the same store.
@@ -77,7 +80,7 @@ pub struct Config {
     pub client_ca_pem: String,
     /// The serving certificate.
     pub certificate: Usual,
-    pub service_account_key_pem: String,
+    pub service_account_signing: Signing,
     pub service_account_issuer: String,
     pub api_audiences: Vec<String>,
     /// The certificate with which the server calls kubelets, and the authority of theirs.
@@ -93,9 +96,12 @@ pub struct Config {
     pub flow_control: flowcontrol::Settings,
     pub features: Features,
     pub limits: Limits,
+    pub startup: StartupFlags,
     pub etcd_checks: EtcdChecks,
     /// What of the metrics is shown.
     pub metrics: Exposition,
+    /// Whose sizes are asked for.
+    pub etcd_members: metrics::Members,
     /// The command line's flags with their values, for `/flagz`.
     pub flags: BTreeMap<String, String>,
     /// Whom the spans of requests are sent to.
@@ -118,6 +124,8 @@ pub struct Config {
     pub endpoints: Endpoints,
     /// The port of kubelets that do not say theirs.
     pub kubelet_port: u16,
+    /// How long it may take to reach a kubelet.
+    pub kubelet_timeout: Duration,
     /// How long events share a lease of the store, in seconds.
     pub lease_reuse: i64,
     pub shutdown: CancellationToken,
@@ -139,6 +147,7 @@ impl Config {
         let issuer = "https://kubernetes.default.svc";
         Self {
             store,
+            apart: Vec::new(),
             storage: Storage::default(),
             shares_store: false,
             served: Served::default(),
@@ -153,7 +162,7 @@ impl Config {
                 certificate: credentials.tls_certificate_pem,
                 key: credentials.tls_key_pem,
             },
-            service_account_key_pem: credentials.service_account_key_pem,
+            service_account_signing: Signing::Key(credentials.service_account_key_pem),
             service_account_issuer: issuer.into(),
             api_audiences: vec![issuer.into()],
             kubelet_client: None,
@@ -167,8 +176,10 @@ impl Config {
             flow_control: flowcontrol::Settings::default(),
             features: Features::default(),
             limits: Limits::default(),
+            startup: StartupFlags::default(),
             etcd_checks: EtcdChecks::default(),
             metrics: Exposition::default(),
+            etcd_members: metrics::Members::default(),
             flags: BTreeMap::new(),
             tracing: None,
             admission: admission::Settings::default(),
@@ -182,6 +193,7 @@ impl Config {
             routing: Routing::default(),
             endpoints: Endpoints::default(),
             kubelet_port: 10250,
+            kubelet_timeout: Duration::from_secs(5),
             lease_reuse: 60,
             shutdown,
         }
@@ -213,7 +225,7 @@ pub struct Server {
     pub(crate) registry: Registry,
     pub(crate) authenticator: Authenticator,
     pub(crate) authorizer: Arc<Authorizer>,
-    pub(crate) tokens: Arc<TokenKeys>,
+    pub(crate) tokens: Arc<Tokens>,
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) kubelet_tls: Arc<ClientConfig>,
@@ -230,7 +242,7 @@ pub struct Server {
     pub(crate) drain: Arc<Drain>,
     /// What aggregated servers say they serve.
     pub(crate) aggregated: aggregator::Discovered,
-    ready: AtomicBool,
+    pub(crate) startup: Startup,
     started: Instant,
 }
 
@@ -246,14 +258,37 @@ impl Server {
     /// # Errors
     /// When a key or certificate is malformed or the store cannot be read.
     pub async fn start(config: Config) -> anyhow::Result<Arc<Self>> {
+        let (server, uses) = Self::new(config)?;
+        server.boot(uses).await?;
+        Ok(server)
+    }
+
+    /// Starts and serves one listener until shutdown. From the beginning it says how it is; other requests wait.
+    ///
+    /// # Errors
+    /// As [`Self::start`] and [`Self::listen`].
+    pub async fn run(config: Config, listener: TcpListener) -> anyhow::Result<()> {
+        let (server, uses) = Self::new(config)?;
+        let listening = server.listen(listener);
+        tokio::pin!(listening);
+        tokio::select! {
+            booted = server.boot(uses) => booted?,
+            ended = &mut listening => return ended,
+        }
+        listening.await
+    }
+
+    /// A server that has read nothing yet, and where the uses of tokens arrive.
+    fn new(config: Config) -> anyhow::Result<(Arc<Self>, authn::Uses)> {
         config.admission.check()?;
         let caches = Caches::new(
             config.store.clone(),
+            &config.apart,
             Codec::new(&config.storage, config.served.versions.compatible),
             config.served.hidden.clone(),
         );
-        let keys = TokenKeys::load(&config.service_account_key_pem)?;
-        let tokens = Arc::new(keys.verified_by(&config.authentication.service_account_keys)?);
+        let verifying = &config.authentication.service_account_keys;
+        let tokens = Arc::new(Tokens::new(&config.service_account_signing, verifying)?);
         let front_proxies = config.requestheader_ca_pem.as_deref().unwrap_or_default();
         let trusted = authn::Trusted {
             clients: ClientCertificates::new(roots(&config.client_ca_pem)?)?,
@@ -312,44 +347,48 @@ impl Server {
             auditor: audit::Auditor::new(&config.audit, &config.control_plane, &config.shutdown)?,
             flow_control: FlowControl::new(caches.clone(), config.flow_control),
             aggregated: aggregator::Discovered::default(),
-            ready: AtomicBool::new(false),
+            startup: Startup::begin(config.startup.clone()),
             started: Instant::now(),
             caches,
             config,
         });
         let _ = shared.server.set(Arc::downgrade(&server));
+        Ok((server, uses))
+    }
+
+    /// Fills the caches and puts the defaults in place.
+    async fn boot(self: &Arc<Self>, uses: authn::Uses) -> anyhow::Result<()> {
+        let server = self;
         // Requests and watches need it to the end.
         let (feeding, drained) = (server.caches.clone(), server.drain.drained.clone());
         tokio::spawn(async move { feeding.run(drained).await });
         server.caches.filled(&server.shutdown).await?;
-        bootstrap::run(&server).await?;
+        bootstrap::run(server).await?;
         server.follow_configuration()?;
         server.certificates.follow(&server.shutdown)?;
         if server.flow_control.is_enabled() {
-            flowcontrol::bootstrap(&server).await?;
+            flowcontrol::bootstrap(server).await?;
             tokio::spawn(flowcontrol::run(server.clone()));
         }
         tokio::spawn(aggregator::register(server.clone()));
         tokio::spawn(aggregator::follow_definitions(server.clone()));
         tokio::spawn(aggregator::watch_availability(server.clone()));
         tokio::spawn(custom::run(server.clone()));
-        tokio::spawn(uses.run(Arc::downgrade(&server)));
+        tokio::spawn(uses.run(Arc::downgrade(server)));
         tokio::spawn(endpoint_reconciler::run(server.clone()));
         tokio::spawn(identity::run(server.clone()));
         tokio::spawn(admission::watch_policies(server.clone()));
-        let store = server.caches.store().clone();
-        tokio::spawn(compactor::run(
-            store,
-            server.config.compaction_interval,
-            server.shutdown.clone(),
-        ));
-        server.ready.store(true, Ordering::Release);
-        Ok(server)
-    }
-
-    /// Whether the defaults are in place.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
+        for feed in server.caches.feeds() {
+            tokio::spawn(compactor::run(
+                feed.store().clone(),
+                server.config.compaction_interval,
+                server.shutdown.clone(),
+            ));
+        }
+        let members = server.config.etcd_members.clone();
+        members.follow(server.metrics.clone(), &server.shutdown);
+        server.startup.finish_all();
+        Ok(())
     }
 
     pub(crate) fn is_shutting_down(&self) -> bool {
@@ -484,6 +523,10 @@ impl Server {
         info: RequestInfo,
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
+        if !self.startup.is_ready() {
+            let held: BoxFuture<'_, _> = Box::pin(self.startup.hold(&info, &self.shutdown));
+            held.await?;
+        }
         let (mut parts, body) = request.into_parts();
         let question = Question::of(&info);
         let arrival = parts.extensions.get::<Arc<Arrival>>().cloned();
@@ -554,6 +597,9 @@ impl Server {
             Ok(None) => user,
             Err(error) => return Ok(http::refusal(&error)),
         };
+        if let Some(refusal) = self.startup.refusal(&info, &user) {
+            return Ok(refusal);
+        }
         let step = spans::filter(step, "priorityandfairness");
         let arriving = self.flow_control.admit(&info, &user, &question, &parts.uri);
         let arriving = spans::within(step.clone(), arriving);
@@ -700,14 +746,16 @@ impl Server {
         }
         match info.path.as_str() {
             "/version" | "/version/" => Ok(http::json(ok, &version(self.config.served.versions))),
-            "/metrics" => Ok(http::text(ok, self.render_metrics())),
+            "/metrics" => Ok(http::text(ok, self.render_metrics().await)),
             "/openid/v1/jwks" => {
                 let set = json!(self.tokens.jwks());
-                Ok(http::public("application/jwk-set+json", &set))
+                let age = self.tokens.max_age();
+                Ok(http::public("application/jwk-set+json", age, &set))
             }
             "/.well-known/openid-configuration" => {
                 let configuration = self.openid_configuration();
-                Ok(http::public("application/json", &configuration))
+                let age = self.tokens.max_age();
+                Ok(http::public("application/json", age, &configuration))
             }
             "/" => Ok(http::json(ok, &discovery::paths(&self))),
             _ => {
@@ -725,16 +773,18 @@ impl Server {
         }
     }
 
-    fn render_metrics(&self) -> String {
+    async fn render_metrics(&self) -> String {
         let counts_objects = !self
             .config
             .etcd_checks
             .etcd_count_metric_poll_period
             .is_zero();
-        let mut text = self.metrics.render(&self.caches, counts_objects);
+        let mut text = self.metrics.render(&self.caches, counts_objects).await;
         self.registry.render_metrics(&mut text);
         self.auditor.render_metrics(&mut text);
-        self.flow_control.render_metrics(&mut text);
+        self.tokens.render_metrics(&mut text);
+        let hidden = self.shown_metrics.shows_hidden();
+        self.flow_control.render_metrics(&mut text, hidden);
         self.shown_metrics.apply(text)
     }
 

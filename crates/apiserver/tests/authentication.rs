@@ -12,7 +12,7 @@ use common::Api;
 use common::service::{Service, eventually};
 use fluyt_apiserver::authn::jwt::AuthenticationConfiguration;
 use fluyt_apiserver::authn::{Anonymous, PeerCertificates, TokenFile, TokenWebhookSettings};
-use fluyt_apiserver::{MASTERS, User};
+use fluyt_apiserver::{MASTERS, Signing, User};
 use fluyt_pki::{Authority, Identity, NamedReference, SecretClaims, TokenKeys, Usage};
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
@@ -93,16 +93,34 @@ async fn certificates_and_front_proxies() {
 struct Issuer {
     service: Service,
     keys: Arc<Mutex<TokenKeys>>,
+    /// The token with which it says what it knows of somebody.
+    said: Arc<Mutex<String>>,
 }
 
 impl Issuer {
     async fn start() -> Self {
+        let authority = Arc::new(Authority::create("issuers").unwrap());
         let keys = Arc::new(Mutex::new(TokenKeys::create().unwrap()));
+        Self::with(authority, keys, Arc::default()).await
+    }
+
+    /// Another one with the same keys and authority.
+    async fn sibling(&self) -> Self {
+        let (authority, keys) = (self.service.authority.clone(), self.keys.clone());
+        Self::with(authority, keys, self.said.clone()).await
+    }
+
+    async fn with(
+        authority: Arc<Authority>,
+        keys: Arc<Mutex<TokenKeys>>,
+        said: Arc<Mutex<String>>,
+    ) -> Self {
         let address: Arc<Mutex<String>> = Arc::default();
-        let (shown, at) = (keys.clone(), address.clone());
-        let service = Service::start(move |path, _| {
+        let (shown, at, saying) = (keys.clone(), address.clone(), said.clone());
+        let service = Service::vouched_by(authority, move |path, _| {
             let url = at.lock().clone();
             match path {
+                "/roles.jwt" => (200, saying.lock().as_str().into()),
                 "/.well-known/openid-configuration" => (
                     200,
                     json!({"issuer": url, "jwks_uri": format!("{url}/keys")}),
@@ -113,7 +131,11 @@ impl Issuer {
         })
         .await;
         *address.lock() = service.url();
-        Self { service, keys }
+        Self {
+            service,
+            keys,
+            said,
+        }
     }
 
     fn claims(&self) -> Value {
@@ -207,6 +229,73 @@ async fn tokens_of_an_openid_issuer() {
 }
 
 #[tokio::test]
+async fn groups_that_another_issuer_knows() {
+    let issuer = Issuer::start().await;
+    // Whom the token names answers with a token of its own, which the same authority vouches for.
+    let (said, other) = (issuer.said.clone(), issuer.sibling().await);
+    let config = AuthenticationConfiguration::parse(&issuer.configuration(CLAIM), &[]).unwrap();
+    let api = Api::configured(|c, _| c.authentication.jwt = config.jwt).await;
+    let mut claims = issuer.claims();
+    claims.as_object_mut().unwrap().remove("roles");
+    let plain = issuer.sign(&claims);
+    assert!(eventually(async || api.whoami(&plain).await.0 == StatusCode::CREATED).await);
+    let (_, found) = api.whoami(&plain).await;
+    assert_eq!(found["groups"], json!(["system:authenticated"]));
+
+    claims["_claim_names"] = json!({"roles": "directory"});
+    let endpoint = format!("{}/roles.jwt", issuer.service.url());
+    claims["_claim_sources"] =
+        json!({"directory": {"endpoint": endpoint, "access_token": "magic"}});
+    let token = issuer.sign(&claims);
+    // The issuer itself may be the one who knows.
+    let mut roles = issuer.claims();
+    roles["roles"] = json!(["a", "b"]);
+    *said.lock() = issuer.sign(&roles);
+    let (status, found) = api.whoami(&token).await;
+    assert_eq!(status, StatusCode::CREATED, "{found}");
+    assert_eq!(found["groups"], json!(["a", "b", "system:authenticated"]));
+    let asked = issuer.service.headers.lock();
+    let shown = asked
+        .iter()
+        .filter_map(|headers| headers.get("authorization"));
+    assert_eq!(shown.last().unwrap(), "Bearer magic");
+    drop(asked);
+    // So may another one, whose keys are looked for.
+    roles["iss"] = other.service.url().into();
+    roles["roles"] = json!("c");
+    *said.lock() = issuer.sign(&roles);
+    let (status, found) = api.whoami(&token).await;
+    assert_eq!(status, StatusCode::CREATED, "{found}");
+    assert_eq!(found["groups"], json!(["c", "system:authenticated"]));
+    // What it says has to be true, of this audience and about the claim.
+    let changed = |field: &str, value: Value| {
+        let mut claims = roles.clone();
+        claims[field] = value;
+        issuer.sign(&claims)
+    };
+    let stranger = TokenKeys::create().unwrap();
+    let key = EncodingKey::from_ec_pem(stranger.private_pem().as_bytes()).unwrap();
+    let forged = jsonwebtoken::encode(&Header::new(Algorithm::ES256), &roles, &key).unwrap();
+    let mut silent = roles.clone();
+    silent.as_object_mut().unwrap().remove("roles");
+    for bad in [
+        changed("aud", json!("others")),
+        changed("exp", json!(1)),
+        changed("iss", json!("https://127.0.0.1:1")),
+        issuer.sign(&silent),
+        forged,
+        "nonsense".to_owned(),
+    ] {
+        *said.lock() = bad;
+        assert_eq!(api.whoami(&token).await.0, StatusCode::UNAUTHORIZED);
+    }
+    // Groups that the token says itself are not asked for.
+    claims["roles"] = json!(["own"]);
+    let (_, found) = api.whoami(&issuer.sign(&claims)).await;
+    assert_eq!(found["groups"], json!(["own", "system:authenticated"]));
+}
+
+#[tokio::test]
 async fn the_configuration_is_read_again_when_it_changes() {
     let issuer = Issuer::start().await;
     let directory = tempfile::tempdir().unwrap();
@@ -251,7 +340,7 @@ async fn tokens_of_files_webhooks_and_rotated_keys() {
     let pems = vec![old.private_pem().to_owned(), keys.private_pem().to_owned()];
     let signing = keys.private_pem().to_owned();
     let api = Api::configured(|config, _| {
-        config.service_account_key_pem = signing;
+        config.service_account_signing = Signing::Key(signing);
         config.authentication.service_account_keys = pems;
         config.authentication.token_file =
             Some(TokenFile::parse("s3cret,carol,7,\"a,b\"").unwrap());
@@ -530,7 +619,7 @@ async fn impersonation_takes_rights_to_every_part() {
 async fn tokens_of_secrets_are_good_while_the_secret_has_them() {
     let keys = TokenKeys::create().unwrap();
     let pem = keys.private_pem().to_owned();
-    let api = Api::configured(|config, _| config.service_account_key_pem = pem).await;
+    let api = Api::configured(|config, _| config.service_account_signing = Signing::Key(pem)).await;
     api.namespace().await;
     let accounts = "/api/v1/namespaces/n/serviceaccounts";
     let (_, account) = api

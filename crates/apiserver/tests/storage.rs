@@ -456,6 +456,10 @@ impl Store for Large {
     async fn revision(&self) -> Result<i64, fluyt_etcd::Error> {
         self.0.revision().await
     }
+
+    async fn size(&self) -> Result<i64, fluyt_etcd::Error> {
+        self.0.size().await
+    }
 }
 
 #[tokio::test]

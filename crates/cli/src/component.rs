@@ -7,6 +7,8 @@ use clap::Subcommand;
 use fluyt_service::logs::{self, Format};
 use fluyt_service::tasks;
 
+use crate::logging::{self, Logged, Logging};
+
 #[derive(Subcommand, Debug)]
 #[expect(
     clippy::large_enum_variant,
@@ -20,18 +22,24 @@ pub enum Command {
     /// The agent of one node, in one process
     Node(fluyt_service::node::Args),
     /// The Kubernetes API server
+    #[command(args_override_self = true)]
     KubeApiserver(Logged<fluyt_apiserver::Args>),
     /// The Kubernetes controllers
+    #[command(args_override_self = true)]
     KubeControllerManager(Logged<fluyt_controller_manager::Args>),
     /// The Kubernetes scheduler
+    #[command(args_override_self = true)]
     KubeScheduler(Logged<fluyt_scheduler::Args>),
     /// The Kubernetes node agent
+    #[command(args_override_self = true)]
     Kubelet(Logged<fluyt_kubelet::Args>),
     /// A container runtime, served as CRI
     ContainerRuntime(fluyt_container_runtime::Args),
     /// The Kubernetes service proxy of a node
+    #[command(args_override_self = true)]
     KubeProxy(Logged<fluyt_kube_proxy::Args>),
     /// The controllers that know the cloud: load balancers, nodes
+    #[command(args_override_self = true)]
     CloudControllerManager(Logged<fluyt_cloud_controller_manager::Args>),
     /// The cluster's DNS server
     Dns(fluyt_dns::Args),
@@ -45,41 +53,18 @@ pub enum Command {
     SampleStore(fluyt_sample::store::Args),
 }
 
-/// The flags of a component, and upstream's of how much it logs.
-#[derive(clap::Args, Debug)]
-pub struct Logged<T: clap::Args> {
-    #[command(flatten)]
-    args: T,
-    /// Log level: 0 to 3 tell what happens, 4 and 5 more, higher ones everything.
-    #[arg(long, short, default_value_t = 0)]
-    v: u8,
-    /// Log format: text, or json for an object a line.
-    #[arg(long, default_value = "text", value_parser = format)]
-    logging_format: Format,
-}
-
-fn format(text: &str) -> Result<Format, String> {
-    match text {
-        "text" => Ok(Format::Text),
-        "json" => Ok(Format::Json),
-        other => Err(format!(
-            "format: Invalid value: {other:?}: Unsupported log format"
-        )),
-    }
-}
-
 impl Command {
-    /// The log level and format that were asked for.
-    fn logging(&self) -> (u8, Format) {
-        match self {
-            Self::KubeApiserver(of) => (of.v, of.logging_format),
-            Self::KubeControllerManager(of) => (of.v, of.logging_format),
-            Self::KubeScheduler(of) => (of.v, of.logging_format),
-            Self::Kubelet(of) => (of.v, of.logging_format),
-            Self::KubeProxy(of) => (of.v, of.logging_format),
-            Self::CloudControllerManager(of) => (of.v, of.logging_format),
-            _ => (0, Format::Text),
-        }
+    /// The flags that components have in common.
+    fn logging(&self) -> Option<&Logging> {
+        Some(match self {
+            Self::KubeApiserver(of) => &of.logging,
+            Self::KubeControllerManager(of) => &of.logging,
+            Self::KubeScheduler(of) => &of.logging,
+            Self::Kubelet(of) => &of.logging,
+            Self::KubeProxy(of) => &of.logging,
+            Self::CloudControllerManager(of) => &of.logging,
+            _ => return None,
+        })
     }
 }
 
@@ -109,12 +94,45 @@ pub fn by_name(mut arguments: Vec<OsString>) -> Vec<OsString> {
     arguments
 }
 
+/// The components that have upstream's flags.
+const UPSTREAM: usize = 6;
+
+fn is_upstream(arguments: &[OsString]) -> bool {
+    let name = arguments.get(1).and_then(|word| word.to_str());
+    name.is_some_and(|name| NAMES[..UPSTREAM].contains(&name))
+}
+
+/// What is printed instead of running a component whose version is asked for.
+pub fn asked_version(arguments: &[OsString]) -> Option<String> {
+    let asked = is_upstream(arguments).then(|| logging::asked_version(&arguments[2..]));
+    asked.flatten()
+}
+
+/// The arguments of a component as upstream takes them: words of flags may be joined by `_`.
+pub fn as_upstream(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    if !is_upstream(&arguments) {
+        return arguments;
+    }
+    for argument in &mut arguments[2..] {
+        let Some(flag) = argument.to_str().and_then(|text| text.strip_prefix("--")) else {
+            continue;
+        };
+        let (name, value) = flag.split_at(flag.find('=').unwrap_or(flag.len()));
+        if name.contains('_') {
+            *argument = format!("--{}{value}", name.replace('_', "-")).into();
+        }
+    }
+    arguments
+}
+
 pub async fn run(command: Command) -> anyhow::Result<()> {
     let shutdown = tasks::shutdown_on_signals()?;
     // Those two have log files of their own.
     if !matches!(command, Command::Master(_) | Command::Node(_)) {
-        let (verbosity, format) = command.logging();
-        logs::init_foreground(verbosity, format);
+        match command.logging() {
+            None => logs::init_foreground(0, Vec::new(), Format::Text),
+            Some(of) => logs::init_foreground(of.v, of.rules()?, of.logging_format),
+        }
     }
     fluyt_memory::give_back_when_idle()?;
     match command {
@@ -152,5 +170,18 @@ mod tests {
             by_name(vec!["./fluyt".into(), "serve".into()]),
             ["./fluyt", "serve"]
         );
+    }
+
+    #[test]
+    fn words_of_flags_may_be_joined_by_underscores() {
+        let arguments = ["fluyt", "kubelet", "--node_ip=a_b", "--v=2", "a_b"];
+        let arguments = as_upstream(arguments.map(OsString::from).into());
+        assert_eq!(
+            arguments,
+            ["fluyt", "kubelet", "--node-ip=a_b", "--v=2", "a_b"]
+        );
+        let others = ["fluyt", "serve", "--a_b"];
+        let taken = as_upstream(others.map(OsString::from).into());
+        assert_eq!(taken, others);
     }
 }

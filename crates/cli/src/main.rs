@@ -7,6 +7,7 @@ mod component;
 mod credentials;
 mod group;
 mod image;
+mod logging;
 mod login;
 mod merge;
 mod output;
@@ -71,9 +72,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = component::by_name(std::env::args_os().collect());
+    let arguments = component::as_upstream(component::by_name(std::env::args_os().collect()));
     // These fork and enter namespaces: not a thread may run before them.
     single_threaded(&arguments);
+    if let Some(version) = component::asked_version(&arguments) {
+        println!("{version}");
+        return ExitCode::SUCCESS;
+    }
     let cli = Cli::parse_from(arguments);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -49,6 +49,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// The newest committed revision.
     async fn revision(&self) -> Result<i64, Error>;
+
+    /// The bytes that the store takes on disk.
+    async fn size(&self) -> Result<i64, Error>;
 }
 
 /// A shared store of either engine.

@@ -159,4 +159,8 @@ impl Store for Rebased {
     async fn revision(&self) -> Result<i64, Error> {
         self.store.revision().await
     }
+
+    async fn size(&self) -> Result<i64, Error> {
+        self.store.size().await
+    }
 }

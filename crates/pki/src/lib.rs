@@ -6,7 +6,10 @@ mod tokens;
 
 pub use authority::{Authority, Identity, Issued, Usage};
 pub use public_key::PublicKey;
-pub use tokens::{Claims, KubernetesClaims, NamedReference, PodReference, SecretClaims, TokenKeys};
+pub use tokens::{
+    Claims, KubernetesClaims, NamedReference, PodReference, SecretClaims, TokenKeys, VerifyingKeys,
+    key_id,
+};
 
 /// Why a key, certificate or token could not be made or read.
 #[derive(Debug, thiserror::Error)]

@@ -28,6 +28,8 @@ pub struct PublicKey {
     pub algorithm: Algorithm,
     pub decoding: DecodingKey,
     pub jwk: Jwk,
+    /// It verifies, but nobody is told of it.
+    pub hidden: bool,
 }
 
 /// A key that signs.
@@ -67,7 +69,19 @@ impl PublicKey {
         Ok(keys)
     }
 
-    fn from_spki(der: &[u8]) -> Result<Self, Error> {
+    /// The same key by another name.
+    #[must_use]
+    pub fn named(mut self, key_id: &str) -> Self {
+        key_id.clone_into(&mut self.key_id);
+        self.jwk.common.key_id = Some(key_id.to_owned());
+        self
+    }
+
+    /// From a `SubjectPublicKeyInfo` in DER.
+    ///
+    /// # Errors
+    /// When it is malformed or of an unknown kind.
+    pub fn from_spki(der: &[u8]) -> Result<Self, Error> {
         let parse = |e: &dyn std::fmt::Display| Error::Parse(e.to_string());
         let (_, info) = SubjectPublicKeyInfo::from_der(der).map_err(|e| parse(&e))?;
         match info.parsed().map_err(|e| parse(&e))? {
@@ -147,6 +161,7 @@ impl PublicKey {
             key_id,
             algorithm,
             jwk,
+            hidden: false,
         })
     }
 }

@@ -83,75 +83,49 @@ pub struct NamedReference {
 /// A bound pod.
 pub type PodReference = NamedReference;
 
+/// All keys that may have signed a token.
+#[derive(Clone, Default)]
+pub struct VerifyingKeys {
+    keys: Vec<PublicKey>,
+}
+
 /// The key that signs tokens, and all keys that may have signed one.
 pub struct TokenKeys {
     private_pem: String,
     signing: PrivateKey,
-    verifying: Vec<PublicKey>,
+    verifying: VerifyingKeys,
 }
 
 /// Longer tokens are not looked at.
 const MAX_TOKEN: usize = 16 * 1024;
 
-impl TokenKeys {
-    /// A fresh P-256 key.
-    ///
-    /// # Errors
-    /// When the system has no randomness.
-    pub fn create() -> Result<Self, Error> {
-        Self::load(&KeyPair::generate()?.serialize_pem())
-    }
+/// The key that a token names; whether there is one by that name is not known yet.
+///
+/// # Errors
+/// When the token is malformed.
+pub fn key_id(token: &str) -> Result<Option<String>, Error> {
+    Ok(jsonwebtoken::decode_header(token)?.kid)
+}
 
-    /// Reads a private key back; it verifies too.
-    ///
-    /// # Errors
-    /// When the PEM is neither an RSA nor a P-256 or P-384 key.
-    pub fn load(private_pem: &str) -> Result<Self, Error> {
-        let signing = PrivateKey::read(private_pem)?;
-        Ok(Self {
-            private_pem: private_pem.to_owned(),
-            verifying: vec![signing.public.clone()],
-            signing,
-        })
-    }
+// === impl VerifyingKeys ===
 
-    /// Verifies with the keys of these PEM texts instead: those of the past, and of the future, while keys are rotated.
-    ///
-    /// # Errors
-    /// When one of them has no key.
-    pub fn verified_by(mut self, pems: &[String]) -> Result<Self, Error> {
-        if pems.is_empty() {
-            return Ok(self);
-        }
-        self.verifying.clear();
-        for pem in pems {
-            for key in PublicKey::read_all(pem)? {
-                if self.verifying.iter().all(|k| k.key_id != key.key_id) {
-                    self.verifying.push(key);
-                }
-            }
-        }
-        Ok(self)
-    }
-
+impl VerifyingKeys {
     #[must_use]
-    pub fn private_pem(&self) -> &str {
-        &self.private_pem
+    pub fn new(keys: Vec<PublicKey>) -> Self {
+        Self { keys }
     }
 
-    /// Signs a token.
-    ///
-    /// # Errors
-    /// When the claims cannot be serialised.
-    pub fn sign(&self, claims: &impl Serialize) -> Result<String, Error> {
-        let mut header = Header::new(self.signing.public.algorithm);
-        header.typ = None;
-        header.kid = Some(self.signing.public.key_id.clone());
-        Ok(jsonwebtoken::encode(
-            &header,
-            claims,
-            &self.signing.encoding,
-        )?)
+    /// Whether there is a key by this name.
+    #[must_use]
+    pub fn knows(&self, key_id: &str) -> bool {
+        self.keys.iter().any(|key| key.key_id == key_id)
+    }
+
+    /// Whether all keys by this name are shown to everybody.
+    #[must_use]
+    pub fn shows(&self, key_id: &str) -> bool {
+        let mut named = self.keys.iter().filter(|key| key.key_id == key_id);
+        named.all(|key| !key.hidden)
     }
 
     /// Checks signature and times; audiences and bound objects are the caller's to check.
@@ -181,10 +155,10 @@ impl TokenKeys {
         if token.len() > MAX_TOKEN {
             return Err(Error::Pem("the token is too long".into()));
         }
-        let header = jsonwebtoken::decode_header(token)?;
-        let named = |key: &&PublicKey| header.kid.as_deref().is_none_or(|id| id == key.key_id);
+        let key_id = key_id(token)?;
+        let named = |key: &&PublicKey| key_id.as_deref().is_none_or(|id| id == key.key_id);
         let mut failed = Error::Pem("no key with this id".into());
-        for key in self.verifying.iter().filter(named) {
+        for key in self.keys.iter().filter(named) {
             let mut validation = Validation::new(key.algorithm);
             validation.validate_aud = false;
             validation.leeway = 5;
@@ -197,12 +171,15 @@ impl TokenKeys {
         Err(failed)
     }
 
+    fn shown(&self) -> impl Iterator<Item = &PublicKey> {
+        self.keys.iter().filter(|key| !key.hidden)
+    }
+
     /// The names of the algorithms that tokens may be signed with.
     #[must_use]
     pub fn algorithms(&self) -> Vec<&'static str> {
         let mut names: Vec<_> = self
-            .verifying
-            .iter()
+            .shown()
             .map(|key| match key.algorithm {
                 Algorithm::ES256 => "ES256",
                 Algorithm::ES384 => "ES384",
@@ -217,8 +194,101 @@ impl TokenKeys {
     /// The public keys as a JSON Web Key Set.
     #[must_use]
     pub fn jwks(&self) -> serde_json::Value {
-        let keys: Vec<_> = self.verifying.iter().map(|key| &key.jwk).collect();
+        let keys: Vec<_> = self.shown().map(|key| &key.jwk).collect();
         serde_json::json!({"keys": keys})
+    }
+}
+
+// === impl TokenKeys ===
+
+impl TokenKeys {
+    /// A fresh P-256 key.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub fn create() -> Result<Self, Error> {
+        Self::load(&KeyPair::generate()?.serialize_pem())
+    }
+
+    /// Reads a private key back; it verifies too.
+    ///
+    /// # Errors
+    /// When the PEM is neither an RSA nor a P-256 or P-384 key.
+    pub fn load(private_pem: &str) -> Result<Self, Error> {
+        let signing = PrivateKey::read(private_pem)?;
+        Ok(Self {
+            private_pem: private_pem.to_owned(),
+            verifying: VerifyingKeys::new(vec![signing.public.clone()]),
+            signing,
+        })
+    }
+
+    /// Verifies with the keys of these PEM texts instead: those of the past, and of the future, while keys are rotated.
+    ///
+    /// # Errors
+    /// When one of them has no key.
+    pub fn verified_by(mut self, pems: &[String]) -> Result<Self, Error> {
+        if pems.is_empty() {
+            return Ok(self);
+        }
+        let mut keys: Vec<PublicKey> = Vec::new();
+        for pem in pems {
+            for key in PublicKey::read_all(pem)? {
+                if keys.iter().all(|k| k.key_id != key.key_id) {
+                    keys.push(key);
+                }
+            }
+        }
+        self.verifying = VerifyingKeys::new(keys);
+        Ok(self)
+    }
+
+    #[must_use]
+    pub fn private_pem(&self) -> &str {
+        &self.private_pem
+    }
+
+    /// What verifies tokens.
+    #[must_use]
+    pub fn verifying(&self) -> &VerifyingKeys {
+        &self.verifying
+    }
+
+    /// Signs a token.
+    ///
+    /// # Errors
+    /// When the claims cannot be serialised.
+    pub fn sign(&self, claims: &impl Serialize) -> Result<String, Error> {
+        let mut header = Header::new(self.signing.public.algorithm);
+        header.typ = None;
+        header.kid = Some(self.signing.public.key_id.clone());
+        Ok(jsonwebtoken::encode(
+            &header,
+            claims,
+            &self.signing.encoding,
+        )?)
+    }
+
+    /// As [`VerifyingKeys::verify`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn verify(&self, token: &str) -> Result<Claims, Error> {
+        self.verifying.verify(token)
+    }
+
+    /// As [`VerifyingKeys::verify_of_secret`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn verify_of_secret(&self, token: &str) -> Result<SecretClaims, Error> {
+        self.verifying.verify_of_secret(token)
+    }
+
+    /// The public keys as a JSON Web Key Set.
+    #[must_use]
+    pub fn jwks(&self) -> serde_json::Value {
+        self.verifying.jwks()
     }
 }
 

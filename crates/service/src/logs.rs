@@ -2,6 +2,7 @@
 //! rotation.
 
 mod json;
+mod vmodule;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -12,10 +13,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tracing::Metadata;
 use tracing_subscriber::Layer as _;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{FilterFn, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+pub use vmodule::Rule;
 
 /// A log file is put aside at this size; one that was put aside is kept.
 const ROTATE_AT: u64 = 10 << 20;
@@ -74,8 +77,18 @@ pub enum Format {
     Json,
 }
 
-/// Logs to standard error, for processes in the foreground, as much as upstream does at a level of verbosity.
-pub fn init_foreground(verbosity: u8, format: Format) {
+/// How much upstream logs at a number of verbosity.
+fn level(verbosity: u32) -> tracing::Level {
+    match verbosity {
+        0..=3 => tracing::Level::INFO,
+        4..=5 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    }
+}
+
+/// Logs to standard error, for processes in the foreground, as much as upstream does at a level of verbosity, and more of
+/// the files that `rules` name.
+pub fn init_foreground(verbosity: u32, rules: Vec<Rule>, format: Format) {
     use std::io::IsTerminal as _;
     let layer = tracing_subscriber::fmt::layer()
         .with_ansi(format == Format::Text && io::stderr().is_terminal())
@@ -84,13 +97,18 @@ pub fn init_foreground(verbosity: u8, format: Format) {
         Format::Text => layer.with_target(false).boxed(),
         Format::Json => layer.event_format(json::Lines).boxed(),
     };
-    let level = match verbosity {
-        0..=3 => tracing::Level::INFO,
-        4..=5 => tracing::Level::DEBUG,
-        _ => tracing::Level::TRACE,
+    let targets = levels(level(verbosity));
+    let filter = if rules.is_empty() {
+        targets.boxed()
+    } else {
+        let enabled = move |metadata: &Metadata<'_>| {
+            targets.would_enable(metadata.target(), metadata.level())
+                || rules.iter().any(|rule| rule.enables(metadata))
+        };
+        FilterFn::new(enabled).boxed()
     };
     let _ = tracing_subscriber::registry()
-        .with(levels(level))
+        .with(filter)
         .with(layer)
         .try_init();
 }

@@ -64,7 +64,7 @@ pub use configuration::validate as validate_configuration;
 pub use default_toleration_seconds::Tolerations;
 pub use pod_security::template_path;
 pub use policy_status::run as watch_policies;
-pub use settings::{AdmissionConfiguration, Settings};
+pub use settings::{AdmissionConfiguration, Settings, others};
 
 use policy::type_check;
 

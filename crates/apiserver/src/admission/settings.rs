@@ -109,6 +109,20 @@ impl Settings {
     }
 }
 
+/// All plugins but those that are named.
+///
+/// # Errors
+/// When there is none of a name.
+pub fn others(names: &[String]) -> anyhow::Result<Vec<String>> {
+    let unknown = names.iter().filter(|n| ALL.iter().all(|k| k.name != *n));
+    let unknown = unknown.map(|name| format!("admission-control plugin {name:?} is unknown"));
+    if let Some(all) = aggregate(unknown.collect()) {
+        bail!(all);
+    }
+    let others = ALL.iter().map(|known| known.name.to_owned());
+    Ok(others.filter(|name| !names.contains(name)).collect())
+}
+
 // === impl AdmissionConfiguration ===
 
 impl AdmissionConfiguration {
@@ -239,6 +253,27 @@ mod tests {
         let feature = plugin.feature.unwrap();
         let off = Features::parse("MutatingAdmissionPolicy=false", Versions::default()).unwrap();
         assert!(!settings.has(plugin, off) && settings.has(plugin, off.with(feature)));
+    }
+
+    #[test]
+    fn plugins_may_be_named_one_by_one() {
+        let names = ["NamespaceLifecycle", "AlwaysDeny"].map(str::to_owned);
+        let settings = Settings {
+            disabled: others(&names).unwrap(),
+            enabled: names.into(),
+            ..Settings::default()
+        };
+        settings.check().unwrap();
+        let features = Features::default();
+        let runs: Vec<&str> = (ALL.iter())
+            .filter(|plugin| settings.has(plugin, features))
+            .map(|plugin| plugin.name)
+            .collect();
+        assert_eq!(runs.len(), 2, "{runs:?}");
+        assert_eq!(
+            others(&["Captain".to_owned()]).unwrap_err().to_string(),
+            "admission-control plugin \"Captain\" is unknown"
+        );
     }
 
     #[test]

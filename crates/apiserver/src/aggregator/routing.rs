@@ -7,16 +7,17 @@ use fluyt_api::resources;
 
 use super::endpoint::{self, Unavailable};
 use crate::cache::Caches;
+use crate::go_bool;
 
 /// Flags about requests that go on to other servers.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct Routing {
     /// Reach services of groups and webhooks by their endpoints' addresses, for servers in whose network cluster IPs lead
     /// nowhere.
-    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     enable_aggregator_routing: bool,
     /// Do not pass redirects of groups' servers on to clients.
-    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true", require_equals = true)]
     pub(super) aggregator_reject_forwarding_redirect: bool,
 }
 

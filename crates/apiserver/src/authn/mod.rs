@@ -18,7 +18,6 @@ mod x509;
 use std::sync::Arc;
 
 use fluyt_api::Error;
-use fluyt_pki::TokenKeys;
 use http::header::{self, HeaderMap, SEC_WEBSOCKET_PROTOCOL};
 use http::request::Parts;
 use parking_lot::RwLock;
@@ -26,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Caches;
 use crate::dial::ControlPlane;
+use crate::tokens::Tokens;
 use crate::user::{AUTHENTICATED, UNAUTHENTICATED, User};
 
 pub use anonymous::Anonymous;
@@ -64,7 +64,7 @@ pub struct Authenticator {
 pub struct Trusted {
     pub clients: ClientCertificates,
     pub front_proxies: ClientCertificates,
-    pub tokens: Arc<TokenKeys>,
+    pub tokens: Arc<Tokens>,
 }
 
 impl Authenticator {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use fluyt_api::{Error, Reason, meta, resources};
-use fluyt_pki::{SecretClaims, TokenKeys};
+use fluyt_pki::SecretClaims;
 use jiff::civil::Date;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -16,6 +16,7 @@ use crate::Server;
 use crate::cache::Caches;
 use crate::loopback::SERVER;
 use crate::registry::Location;
+use crate::tokens::Tokens;
 use crate::user::User;
 
 /// Labels of a Secret: the day on which its token was last used, and since when it is not good any more because nobody did.
@@ -33,7 +34,7 @@ type Used = (String, String);
 
 pub(super) struct SecretTokens {
     caches: Arc<Caches>,
-    keys: Arc<TokenKeys>,
+    keys: Arc<Tokens>,
     used: mpsc::Sender<Used>,
     lookup: bool,
 }
@@ -43,7 +44,7 @@ pub struct Uses(mpsc::Receiver<Used>);
 
 impl SecretTokens {
     /// Without `lookup`, a token is good whatever has become of its Secret and account.
-    pub(super) fn new(caches: Arc<Caches>, keys: Arc<TokenKeys>, lookup: bool) -> (Self, Uses) {
+    pub(super) fn new(caches: Arc<Caches>, keys: Arc<Tokens>, lookup: bool) -> (Self, Uses) {
         let (used, uses) = mpsc::channel(QUEUE);
         let tokens = Self {
             caches,
@@ -59,9 +60,9 @@ impl SecretTokens {
         if jwt::untrusted_issuer(token)? != SecretClaims::ISSUER {
             return None;
         }
-        let claims = match self.keys.verify_of_secret(token) {
+        let claims = match self.keys.verify_of_secret(token).await {
             Ok(claims) => claims,
-            Err(error) => return Some(Err(error.to_string())),
+            Err(error) => return Some(Err(error)),
         };
         let found = self.user(&claims, token);
         if found.is_ok() {

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fluyt_api::{meta, resources};
-use fluyt_pki::{Claims, NamedReference, TokenKeys};
+use fluyt_pki::{Claims, NamedReference};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::jwt;
 use crate::cache::Caches;
 use crate::expiring::Expiring;
+use crate::tokens::Tokens;
 use crate::user::{CREDENTIAL_ID, User};
 
 /// Signatures are remembered this long. What a token is bound to is looked at each time.
@@ -33,13 +34,13 @@ pub struct StaleToken(pub String);
 
 pub(super) struct ServiceAccounts {
     caches: Arc<Caches>,
-    keys: Arc<TokenKeys>,
+    keys: Arc<Tokens>,
     issuers: Vec<String>,
     verified: Expiring<[u8; 32], Arc<Claims>>,
 }
 
 impl ServiceAccounts {
-    pub(super) fn new(caches: Arc<Caches>, keys: Arc<TokenKeys>, issuers: Vec<String>) -> Self {
+    pub(super) fn new(caches: Arc<Caches>, keys: Arc<Tokens>, issuers: Vec<String>) -> Self {
         Self {
             caches,
             keys,
@@ -58,7 +59,7 @@ impl ServiceAccounts {
         if !self.issuers.contains(&issuer) {
             return None;
         }
-        let claims = match self.verify(token) {
+        let claims = match self.verify(token).await {
             Ok(claims) => claims,
             Err(why) => return Some(Err(why)),
         };
@@ -73,7 +74,7 @@ impl ServiceAccounts {
         Some(self.user(&claims, audiences))
     }
 
-    fn verify(&self, token: &str) -> Result<Arc<Claims>, String> {
+    async fn verify(&self, token: &str) -> Result<Arc<Claims>, String> {
         let digest: [u8; 32] = Sha256::digest(token).into();
         if let Some(claims) = self.verified.get(&digest) {
             if claims.exp < jiff::Timestamp::now().as_second() {
@@ -81,7 +82,7 @@ impl ServiceAccounts {
             }
             return Ok(claims);
         }
-        let claims = Arc::new(self.keys.verify(token).map_err(|e| e.to_string())?);
+        let claims = Arc::new(self.keys.verify(token).await?);
         self.verified.put(digest, claims.clone(), VERIFIED);
         Ok(claims)
     }

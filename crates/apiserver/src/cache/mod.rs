@@ -1,8 +1,10 @@
 //! The watch cache: what every read is answered from. One watch of the store feeds the caches of all resources in commit
-//! order; nothing else writes to them.
+//! order; nothing else writes to them. Where some resources have a store of their own, each store feeds the caches of its
+//! own.
 
 mod entry;
 mod event;
+mod feed;
 mod handover;
 mod history;
 mod objects;
@@ -23,7 +25,6 @@ use fluyt_api::{Error, meta};
 use fluyt_etcd::{DynStore, KeyValue, Keys, Txn, TxnResult, Watch, WatchUpdate};
 use parking_lot::RwLock;
 use serde_json::Value;
-use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,7 @@ use crate::storage::Codec;
 
 pub use entry::{Entry, json_event};
 pub use event::{Change, WatchEvent};
+pub use feed::Feed;
 pub use handover::Handed;
 pub use objects::Objects;
 pub use pairs::Pairs;
@@ -45,12 +47,13 @@ pub const REGISTRY: &str = "/registry/";
 /// Keys that are loaded at once.
 const PART: usize = 500;
 
-/// How long a consistent read waits for the cache to catch up.
-const CATCH_UP: Duration = Duration::from_secs(3);
-
 /// The caches of all resources.
 pub struct Caches {
-    store: DynStore,
+    main: Feed,
+    /// Other stores.
+    apart: Vec<Feed>,
+    /// Which of them resources are in, by their places there.
+    places: HashMap<&'static str, usize>,
     pub(crate) codec: Codec,
     pub(crate) metrics: Arc<Metrics>,
     hidden: Arc<Hidden>,
@@ -58,8 +61,14 @@ pub struct Caches {
     handover: handover::HandOver,
     builtin: HashMap<&'static str, Arc<ResourceCache>>,
     custom: RwLock<Custom>,
-    /// The revision up to which every cache is complete.
-    applied: watch::Sender<i64>,
+}
+
+/// A store that some resources are kept in, apart from all others.
+#[derive(Clone)]
+pub struct Apart {
+    pub store: DynStore,
+    /// In their stored versions.
+    pub resources: Vec<&'static Resource>,
 }
 
 /// What CustomResourceDefinitions have added.
@@ -77,7 +86,7 @@ const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 impl Caches {
     /// Caches for every stored built-in resource, empty until [`Caches::run`] fills them.
     #[must_use]
-    pub fn new(store: DynStore, codec: Codec, hidden: Arc<Hidden>) -> Arc<Self> {
+    pub fn new(store: DynStore, apart: &[Apart], codec: Codec, hidden: Arc<Hidden>) -> Arc<Self> {
         let mut builtin: HashMap<&'static str, Arc<ResourceCache>> = HashMap::new();
         for resource in resources::builtin().iter().filter(|r| !r.is_virtual()) {
             let resource = storage_resource(resource);
@@ -85,8 +94,14 @@ impl Caches {
                 .entry(resource.storage)
                 .or_insert_with(|| Arc::new(ResourceCache::new(resource)));
         }
+        let places = apart
+            .iter()
+            .enumerate()
+            .flat_map(|(place, apart)| apart.resources.iter().map(move |r| (r.storage, place)));
         Arc::new(Self {
-            store,
+            main: Feed::new(store),
+            places: places.collect(),
+            apart: apart.iter().map(|a| Feed::new(a.store.clone())).collect(),
             codec,
             metrics: Arc::default(),
             hidden: hidden.clone(),
@@ -96,7 +111,6 @@ impl Caches {
                 served: Arc::new(resources::Snapshot::default().hiding(hidden)),
                 ..Custom::default()
             }),
-            applied: watch::Sender::new(0),
         })
     }
 
@@ -105,6 +119,36 @@ impl Caches {
     pub fn of(&self, resource: &Resource) -> Arc<ResourceCache> {
         self.find(resource.storage)
             .unwrap_or_else(|| Arc::new(ResourceCache::new(&resources::builtin()[0])))
+    }
+
+    /// What the objects of most resources are in.
+    #[must_use]
+    pub fn main(&self) -> &Feed {
+        &self.main
+    }
+
+    /// What a resource's objects are in.
+    #[must_use]
+    pub fn feed(&self, resource: &Resource) -> &Feed {
+        if self.apart.is_empty() {
+            return &self.main;
+        }
+        self.feed_at(storage_resource(resource).storage)
+    }
+
+    fn feed_at(&self, storage: &str) -> &Feed {
+        let place = self.places.get(storage);
+        place.map_or(&self.main, |place| &self.apart[*place])
+    }
+
+    /// All of them, the main one first.
+    pub fn feeds(&self) -> impl Iterator<Item = &Feed> {
+        std::iter::once(&self.main).chain(&self.apart)
+    }
+
+    /// Whether a store fills a cache. What else is found in it, left from before, is nobody's.
+    fn feeds_cache(&self, feed: &Feed, cache: &ResourceCache) -> bool {
+        self.apart.is_empty() || std::ptr::eq(self.feed_at(cache.resource().storage), feed)
     }
 
     fn find(&self, storage: &str) -> Option<Arc<ResourceCache>> {
@@ -170,7 +214,7 @@ impl Caches {
         custom.caches.retain(|storage, cache| {
             let kept = storages.contains(storage);
             if !kept {
-                cache.replace(Vec::new(), self.applied());
+                cache.replace(Vec::new(), self.main.applied());
             }
             kept
         });
@@ -193,20 +237,29 @@ impl Caches {
     async fn load(&self, cache: &ResourceCache, revision: i64) -> Result<(), fluyt_etcd::Error> {
         let resource = cache.resource();
         let keys = Keys::prefix(format!("{REGISTRY}{}/", resource.storage));
-        let mut parts = Parts::new(self.store.clone(), keys, revision, PART);
+        let mut parts = Parts::new(self.main.store().clone(), keys, revision, PART);
         let mut entries = Vec::new();
         while let Some(part) = parts.next().await? {
-            entries.extend(self.entries(&part.kvs).await.into_iter().map(|(_, e)| e));
+            entries.extend(
+                self.entries(&self.main, &part.kvs)
+                    .await
+                    .into_iter()
+                    .map(|(_, e)| e),
+            );
         }
         cache.replace(entries, revision);
         Ok(())
     }
 
-    /// Fills all caches. Answers with the revision they are as of.
-    async fn load_all(self: &Arc<Self>) -> Result<i64, fluyt_etcd::Error> {
-        let revision = self.load_definitions().await?;
+    /// Fills all caches of a store. Answers with the revision they are as of.
+    async fn load_all(self: &Arc<Self>, place: Option<usize>) -> Result<i64, fluyt_etcd::Error> {
+        let feed = self.feed_in(place);
+        let revision = match place {
+            None => self.load_definitions().await?,
+            Some(_) => feed.store().revision().await?,
+        };
         let keys = Keys::prefix(REGISTRY);
-        let mut parts = Parts::new(self.store.clone(), keys, revision, PART);
+        let mut parts = Parts::new(feed.store().clone(), keys, revision, PART);
         let mut by_cache: HashMap<&str, Vec<Entry>> = HashMap::new();
         let mut take = |decoded: Result<Vec<(&'static str, Entry)>, JoinError>| {
             for (storage, entry) in decoded.map_err(|_| fluyt_etcd::Error::Stopped)? {
@@ -224,13 +277,17 @@ impl Caches {
                 take(decoded)?;
             }
             let caches = self.clone();
-            decoding.spawn(async move { caches.entries(&part.kvs).await });
+            decoding.spawn(async move {
+                let feed = caches.feed_in(place);
+                caches.entries(feed, &part.kvs).await
+            });
         }
         while let Some(decoded) = decoding.join_next().await {
             take(decoded)?;
         }
         let custom = self.custom.read().caches.clone();
-        for (storage, cache) in self.builtin.iter().chain(&custom) {
+        let all = self.builtin.iter().chain(&custom);
+        for (storage, cache) in all.filter(|(_, cache)| self.feeds_cache(feed, cache)) {
             let entries = by_cache.remove(storage).unwrap_or_default();
             cache.replace(entries, revision);
         }
@@ -240,7 +297,7 @@ impl Caches {
     /// Takes over which custom resources there are: that decides which other keys are objects.
     async fn load_definitions(&self) -> Result<i64, fluyt_etcd::Error> {
         let keys = Keys::prefix(format!("{REGISTRY}{DEFINITIONS}/"));
-        let mut parts = Parts::new(self.store.clone(), keys, 0, PART);
+        let mut parts = Parts::new(self.main.store().clone(), keys, 0, PART);
         let mut names: HashSet<String> = HashSet::new();
         while let Some(part) = parts.next().await? {
             for kv in &part.kvs {
@@ -260,12 +317,15 @@ impl Caches {
     }
 
     /// The entries of stored objects, each with the place of its resource in the store.
-    async fn entries(&self, kvs: &[KeyValue]) -> Vec<(&'static str, Entry)> {
+    async fn entries(&self, feed: &Feed, kvs: &[KeyValue]) -> Vec<(&'static str, Entry)> {
         let mut entries = Vec::with_capacity(kvs.len());
         for kv in kvs {
             let Some((cache, key)) = self.locate(&kv.key) else {
                 continue;
             };
+            if !self.feeds_cache(feed, &cache) {
+                continue;
+            }
             let resource = cache.resource();
             match self.entry(&resource, key, kv).await {
                 Ok(entry) => entries.push((resource.storage, entry)),
@@ -276,11 +336,6 @@ impl Caches {
             }
         }
         entries
-    }
-
-    #[must_use]
-    pub fn store(&self) -> &DynStore {
-        &self.store
     }
 
     /// Commits a transaction about an object of a resource, and counts it.
@@ -294,7 +349,7 @@ impl Caches {
         txn: Txn,
     ) -> Result<TxnResult, fluyt_etcd::Error> {
         let started = Instant::now();
-        let result = self.store.txn(txn).await;
+        let result = self.feed(resource).store().txn(txn).await;
         self.metrics
             .stored(operation, resource, started, result.is_ok());
         result
@@ -318,61 +373,65 @@ impl Caches {
         counts
     }
 
-    /// The revision up to which every cache is complete; 0 before the first load.
-    #[must_use]
-    pub fn applied(&self) -> i64 {
-        *self.applied.borrow()
-    }
-
-    /// Waits until everything that was committed before this call is in the caches.
+    /// Waits until everything that was committed to any store before this call is in the caches.
     ///
     /// # Errors
-    /// When the store cannot tell, or the cache does not catch up in time.
-    pub async fn consistent(&self) -> Result<i64, Error> {
-        let revision = self.store.revision().await.map_err(Error::internal)?;
-        self.wait_for(revision).await?;
-        Ok(revision)
-    }
-
-    /// Waits until the caches are at least at `revision`.
-    ///
-    /// # Errors
-    /// Timeout with the cause `ResourceVersionTooLarge`.
-    pub async fn wait_for(&self, revision: i64) -> Result<(), Error> {
-        if self.applied() >= revision {
-            return Ok(());
-        }
-        let mut applied = self.applied.subscribe();
-        let deadline = tokio::time::Instant::now() + CATCH_UP;
-        while *applied.borrow_and_update() < revision {
-            let changed = tokio::time::timeout_at(deadline, applied.changed()).await;
-            if !matches!(changed, Ok(Ok(()))) {
-                return Err(Error::too_large_resource_version(revision, self.applied()));
-            }
+    /// As for [`Feed::consistent`].
+    pub async fn consistent(&self) -> Result<(), Error> {
+        for feed in self.feeds() {
+            feed.consistent().await?;
         }
         Ok(())
     }
 
-    /// Waits until the caches have been filled for the first time, as long as that takes.
+    /// Waits until a resource's cache, and those of what else its objects are judged by, show what was committed before
+    /// this call.
     ///
     /// # Errors
-    /// When the store cannot be asked, or at shutdown.
-    pub async fn filled(&self, shutdown: &CancellationToken) -> Result<(), Error> {
-        self.store.revision().await.map_err(Error::internal)?;
-        let mut applied = self.applied.subscribe();
-        let filled = applied.wait_for(|revision| *revision > 0);
-        tokio::select! {
-            filled = filled => filled.map(drop).map_err(Error::internal),
-            () = shutdown.cancelled() => Err(Error::internal("shutting down")),
+    /// As for [`Feed::consistent`].
+    pub async fn settled(&self, resource: &Resource) -> Result<(), Error> {
+        self.main.consistent().await?;
+        let own = self.feed(resource);
+        if !std::ptr::eq(own, &self.main) {
+            own.consistent().await?;
         }
+        Ok(())
     }
 
-    /// Fills the caches and follows the store until shutdown. After a break it loads everything again.
+    /// Waits until all caches have been filled for the first time, as long as that takes.
+    ///
+    /// # Errors
+    /// When a store cannot be asked, or at shutdown.
+    pub async fn filled(&self, shutdown: &CancellationToken) -> Result<(), Error> {
+        for feed in self.feeds() {
+            feed.filled(shutdown).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether all caches have been filled.
+    #[must_use]
+    pub fn are_filled(&self) -> bool {
+        self.feeds().all(|feed| feed.applied() > 0)
+    }
+
+    fn feed_in(&self, place: Option<usize>) -> &Feed {
+        place.map_or(&self.main, |place| &self.apart[place])
+    }
+
+    /// Fills the caches and follows the stores until shutdown.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let places = std::iter::once(None).chain((0..self.apart.len()).map(Some));
+        let running = places.map(|place| self.clone().keep_up(place, shutdown.clone()));
+        futures::future::join_all(running).await;
+    }
+
+    /// Follows one store. After a break it loads everything again.
+    async fn keep_up(self: Arc<Self>, place: Option<usize>, shutdown: CancellationToken) {
         let mut delay = Duration::from_millis(10);
         loop {
             let followed = tokio::select! {
-                followed = self.follow() => followed,
+                followed = self.follow(place) => followed,
                 () = shutdown.cancelled() => return,
             };
             if let Err(error) = followed {
@@ -385,11 +444,12 @@ impl Caches {
         }
     }
 
-    async fn follow(self: &Arc<Self>) -> Result<(), fluyt_etcd::Error> {
-        let loaded = self.load_all().await?;
-        self.applied.send_replace(loaded);
-        let mut stream = self
-            .store
+    async fn follow(self: &Arc<Self>, place: Option<usize>) -> Result<(), fluyt_etcd::Error> {
+        let feed = self.feed_in(place);
+        let loaded = self.load_all(place).await?;
+        feed.apply(loaded);
+        let mut stream = feed
+            .store()
             .watch(Watch {
                 keys: Keys::prefix(REGISTRY),
                 start_revision: loaded + 1,
@@ -411,16 +471,18 @@ impl Caches {
                 WatchUpdate::Events { revision, events } => {
                     for event in events {
                         // Whoever hears that a definition is established finds its resources served.
-                        if let Some(cache) = self.redefine(&event).await {
+                        if place.is_none()
+                            && let Some(cache) = self.redefine(&event).await
+                        {
                             self.load(&cache, revision).await?;
                         }
-                        self.apply(&event).await;
+                        self.apply(feed, &event).await;
                     }
                     revision
                 }
                 WatchUpdate::Progress { revision } => revision,
             };
-            self.applied.send_replace(revision);
+            feed.apply(revision);
         }
         Err(fluyt_etcd::Error::Stopped)
     }
@@ -448,10 +510,13 @@ impl Caches {
     }
 
     /// Passes an event on to its cache.
-    async fn apply(&self, event: &fluyt_etcd::Event) {
+    async fn apply(&self, feed: &Feed, event: &fluyt_etcd::Event) {
         let Some((cache, key)) = self.locate(&event.kv.key) else {
             return;
         };
+        if !self.feeds_cache(feed, &cache) {
+            return;
+        }
         if event.deleted {
             cache.delete(key, event.kv.mod_revision);
             return;

@@ -23,6 +23,8 @@ pub struct Egress {
     /// Kubelets, pods, services, and the webhooks of the API.
     pub cluster: Arc<dyn Dialer>,
     pub control_plane: ControlPlane,
+    /// The members of etcd clusters; directly when there is nothing on the way.
+    pub etcd: Option<Arc<dyn Dialer>>,
 }
 
 /// Connections through a proxy.
@@ -53,6 +55,7 @@ impl Default for Egress {
         Self {
             cluster: Arc::new(Direct),
             control_plane: ControlPlane::default(),
+            etcd: None,
         }
     }
 }
@@ -61,7 +64,7 @@ impl Egress {
     /// Reads and validates a file.
     ///
     /// # Errors
-    /// What upstream objects to; and a proxy for etcd, which is reached directly.
+    /// What upstream objects to.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
         ensure!(
@@ -92,7 +95,7 @@ impl Egress {
             match name.as_str() {
                 "cluster" => egress.cluster = dialer,
                 "controlplane" => egress.control_plane = ControlPlane(dialer),
-                _ => return Err(anyhow!("egressSelection \"etcd\" must be Direct")),
+                _ => egress.etcd = Some(dialer),
             }
         }
         Ok(egress)

@@ -1,5 +1,6 @@
 //! Flags about the audit log.
 
+use clap::ArgAction;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::read;
 use crate::audit::{
     Batching, Delivery, Format, LogSettings, Mode, Policy, Settings, Truncation, WebhookSettings,
 };
-use crate::go_duration;
+use crate::{go_bool, go_duration};
 
 /// Events a queue holds before what comes next is lost.
 const BUFFER: usize = 10_000;
@@ -38,7 +39,7 @@ pub struct AuditArgs {
     #[arg(long, default_value_t = 0)]
     audit_log_maxsize: u64,
     /// Compresses old log files.
-    #[arg(long)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     audit_log_compress: bool,
     /// batch, blocking or blocking-strict.
     #[arg(long, default_value = "blocking", value_parser = MODES)]
@@ -49,13 +50,13 @@ pub struct AuditArgs {
     audit_log_batch_max_size: usize,
     #[arg(long, default_value = "0s", value_parser = go_duration::parse)]
     audit_log_batch_max_wait: Duration,
-    #[arg(long)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     audit_log_batch_throttle_enable: bool,
     #[arg(long, default_value_t = 0.0)]
     audit_log_batch_throttle_qps: f64,
     #[arg(long, default_value_t = 0)]
     audit_log_batch_throttle_burst: u32,
-    #[arg(long)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     audit_log_truncate_enabled: bool,
     #[arg(long, default_value_t = MAX_BATCH)]
     audit_log_truncate_max_batch_size: usize,
@@ -79,13 +80,13 @@ pub struct AuditArgs {
     audit_webhook_batch_max_size: usize,
     #[arg(long, default_value = "30s", value_parser = go_duration::parse)]
     audit_webhook_batch_max_wait: Duration,
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true", require_equals = true)]
     audit_webhook_batch_throttle_enable: bool,
     #[arg(long, default_value_t = 10.0)]
     audit_webhook_batch_throttle_qps: f64,
     #[arg(long, default_value_t = 15)]
     audit_webhook_batch_throttle_burst: u32,
-    #[arg(long)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     audit_webhook_truncate_enabled: bool,
     #[arg(long, default_value_t = MAX_BATCH)]
     audit_webhook_truncate_max_batch_size: usize,

@@ -13,18 +13,18 @@ use crate::authn::jwt::{
     Mapping, validate_all,
 };
 use crate::authn::{Anonymous, FrontProxy, Settings, TokenFile, TokenWebhookSettings};
-use crate::{TokenLifetimes, go_duration};
+use crate::{TokenLifetimes, go_bool, go_duration};
 
 #[derive(clap::Args, Debug)]
 pub struct AuthenticationArgs {
     /// Takes requests without credentials for system:anonymous.
-    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true", require_equals = true)]
     anonymous_auth: bool,
     /// File with an AuthenticationConfiguration; read again when it changes.
     #[arg(long)]
     authentication_config: Option<PathBuf>,
     /// Lets bootstrap tokens (Secrets in kube-system) authenticate.
-    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     enable_bootstrap_token_auth: bool,
     /// CSV file with tokens: token,user,uid,"group1,group2".
     #[arg(long)]
@@ -39,7 +39,7 @@ pub struct AuthenticationArgs {
     #[arg(long)]
     service_account_jwks_uri: Option<String>,
     /// Whether tokens of Secrets count only as long as Secret and account are there.
-    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true", require_equals = true)]
     service_account_lookup: bool,
     #[command(flatten)]
     pub(super) token_lifetimes: TokenLifetimes,
@@ -90,6 +90,11 @@ pub struct AuthenticationArgs {
 }
 
 impl AuthenticationArgs {
+    /// Whether keys are given that verify service-account tokens.
+    pub(super) fn has_keys(&self) -> bool {
+        !self.service_account_key_file.is_empty()
+    }
+
     /// The issuer that signs.
     pub(super) fn issuer(&self) -> String {
         self.service_account_issuer

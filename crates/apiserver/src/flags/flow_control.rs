@@ -4,11 +4,12 @@ use anyhow::bail;
 use clap::ArgAction;
 
 use crate::flowcontrol::Settings;
+use crate::go_bool;
 
 #[derive(clap::Args, Debug)]
 pub struct FlowControlArgs {
     /// Sorts requests by FlowSchemas into priority levels with fair queues; else only their number is limited.
-    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true", require_equals = true)]
     enable_priority_and_fairness: bool,
     /// Reading requests at a time; with priority and fairness, the sum of both numbers is divided.
     #[arg(long, default_value_t = 400)]

@@ -83,6 +83,13 @@ impl Histogram {
     }
 }
 
+const PREFIX: &str = "apiserver_flowcontrol_";
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    line(out, format_args!("# HELP {PREFIX}{name} {help}"));
+    line(out, format_args!("# TYPE {PREFIX}{name} {kind}"));
+}
+
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
     let _ = writeln!(out, "{text}");
@@ -184,12 +191,7 @@ impl Flows {
 
     /// The Prometheus text format.
     pub(super) fn render(&self, out: &mut String, levels: &[LevelGauges], fair_fraction: f64) {
-        const PREFIX: &str = "apiserver_flowcontrol_";
         let flows: Vec<Arc<Flow>> = self.0.lock().values().cloned().collect();
-        let head = |out: &mut String, name: &str, kind: &str, help: &str| {
-            line(out, format_args!("# HELP {PREFIX}{name} {help}"));
-            line(out, format_args!("# TYPE {PREFIX}{name} {kind}"));
-        };
         head(
             out,
             "rejected_requests_total",
@@ -368,5 +370,40 @@ impl Flows {
             "Fair fraction of server's concurrency to allocate to each priority level that can use it",
         );
         line(out, format_args!("{PREFIX}seat_fair_frac {fair_fraction}"));
+    }
+
+    /// What upstream does not show any more unless it is asked to.
+    pub fn render_hidden(&self, out: &mut String, levels: &[LevelGauges]) {
+        head(
+            out,
+            "request_concurrency_limit",
+            "gauge",
+            "(Deprecated since 1.30.0) Nominal number of execution seats configured for each priority level",
+        );
+        for level in levels {
+            line(
+                out,
+                format_args!(
+                    "{PREFIX}request_concurrency_limit{{priority_level=\"{}\"}} {}",
+                    level.name, level.nominal
+                ),
+            );
+        }
+        head(
+            out,
+            "request_concurrency_in_use",
+            "gauge",
+            "(Deprecated since 1.31.0) Concurrency (number of seats) occupied by the currently executing (initial stage for a WATCH, any stage otherwise) requests in the API Priority and Fairness subsystem",
+        );
+        for flow in self.0.lock().values() {
+            line(
+                out,
+                format_args!(
+                    "{PREFIX}request_concurrency_in_use{{{}}} {}",
+                    flow.labels(),
+                    flow.seats_executing.load(Ordering::Relaxed)
+                ),
+            );
+        }
     }
 }

@@ -227,11 +227,14 @@ impl FlowControl {
         debug::answer(&self.caches, &digest, &info.path, &info.query)
     }
 
-    /// The Prometheus text format.
-    pub fn render_metrics(&self, out: &mut String) {
+    /// The Prometheus text format; with what is not to be used any more if `hidden`.
+    pub fn render_metrics(&self, out: &mut String, hidden: bool) {
         if self.settings.enabled {
             let (levels, fair_fraction) = self.digest.read().gauges();
             self.flows.render(out, &levels, fair_fraction);
+            if hidden {
+                self.flows.render_hidden(out, &levels);
+            }
         }
     }
 

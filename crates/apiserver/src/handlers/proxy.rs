@@ -330,15 +330,19 @@ async fn to_kubelet(
 ) -> Result<Response<Body>, Error> {
     let address = kubelet(&call, node).await?;
     let rate = call.server.config.limits.max_connection_bytes_per_sec;
-    let stream = connect_tls(
+    let connecting = connect_tls(
         &*call.server.dialer,
         call.server.kubelet_tls.clone(),
         address,
         None,
-    )
-    .await
-    .map_err(|e| {
-        let why = refusal(&e);
+    );
+    let connected = match tokio::time::timeout(call.server.config.kubelet_timeout, connecting).await
+    {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(refusal(&error)),
+        Err(_) => Err("i/o timeout".to_owned()),
+    };
+    let stream = connected.map_err(|why| {
         Error::internal(format!("error dialing backend: dial tcp {address}: {why}"))
     })?;
     forward(

@@ -42,13 +42,14 @@ pub(super) async fn get(call: &Call) -> Result<Response<Body>, Error> {
 /// The entry as the cache has it, which is at least of a version.
 async fn cached(call: &Call, version: &str) -> Result<Option<Arc<Entry>>, Error> {
     let caches = &call.server.caches;
+    let feed = caches.feed(&call.resource);
     match version {
         // "Any" version: whatever the cache has.
         "0" => {}
         "" => {
-            caches.consistent().await?;
+            feed.consistent().await?;
         }
-        version => caches.wait_for(parse_version(version)?).await?,
+        version => feed.wait_for(parse_version(version)?).await?,
     }
     let cache = caches.of(storage_resource(&call.resource));
     Ok(cache.get(&call.location().key()))
@@ -254,7 +255,12 @@ impl Part<'_> {
         };
         let start = format!("{root}{}", self.start).into();
         let keys = Keys::prefix(prefix).starting_at(start);
-        let mut parts = Parts::new(caches.store().clone(), keys, revision, batch);
+        let mut parts = Parts::new(
+            caches.feed(&resource).store().clone(),
+            keys,
+            revision,
+            batch,
+        );
         let (mut page, mut total) = (Page::default(), None);
         while let Some(part) = parts.next().await.map_err(too_old)? {
             total.get_or_insert(part.count);
@@ -301,9 +307,9 @@ async fn first_page(
     cache: &ResourceCache,
     options: &ListOptions,
 ) -> Result<(Source, i64), Error> {
-    let caches = &call.server.caches;
+    let feed = call.server.caches.feed(&call.resource);
     if options.resource_version.is_empty() {
-        let revision = caches.consistent().await?;
+        let revision = feed.consistent().await?;
         return Ok((Source::Cache(cache.snapshot()), revision));
     }
     let version = parse_version(&options.resource_version).map_err(|error| {
@@ -312,8 +318,8 @@ async fn first_page(
     if options.is_exact() {
         return Ok((at_revision(call, cache, version).await?, version));
     }
-    caches.wait_for(version).await?;
-    let revision = caches.applied();
+    feed.wait_for(version).await?;
+    let revision = feed.applied();
     Ok((Source::Cache(cache.snapshot()), revision))
 }
 
@@ -326,9 +332,9 @@ async fn following(
     cache: &ResourceCache,
     token: &Continue,
 ) -> Result<(Source, i64), Error> {
-    let caches = &call.server.caches;
+    let feed = call.server.caches.feed(&call.resource);
     if token.rv == INCONSISTENT {
-        let revision = caches.consistent().await?;
+        let revision = feed.consistent().await?;
         return Ok((Source::Cache(cache.snapshot()), revision));
     }
     // What has not changed since could still be shown, but clients are promised that tokens end with the revision.
@@ -337,7 +343,7 @@ async fn following(
         limit: 1,
         ..Range::new(Keys::One(REGISTRY.into()))
     };
-    match caches.store().range(probe).await {
+    match feed.store().range(probe).await {
         Err(fluyt_etcd::Error::Compacted { .. }) => return Err(outdated(token)),
         Err(other) => return Err(Error::internal(other)),
         Ok(_) => {}
@@ -364,7 +370,8 @@ const CONTINUE_TOO_OLD: &str = "The provided continue parameter is too old to di
 
 /// Where all entries are as of a revision.
 async fn at_revision(call: &Call, cache: &ResourceCache, revision: i64) -> Result<Source, Error> {
-    call.server.caches.wait_for(revision).await?;
+    let feed = call.server.caches.feed(&call.resource);
+    feed.wait_for(revision).await?;
     Ok(match cache.snapshot_at(revision) {
         Some(snapshot) => Source::Cache(snapshot),
         None => Source::Store,

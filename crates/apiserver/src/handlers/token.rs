@@ -11,10 +11,10 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::{Call, decode};
-use crate::go_duration;
 use crate::http::{self as responses, Body};
 use crate::registry::Location;
 use crate::warnings::Warnings;
+use crate::{go_bool, go_duration};
 
 /// Shortest and longest lifetime of a token, in seconds.
 const MIN_SECONDS: i64 = 600;
@@ -41,8 +41,11 @@ pub struct TokenLifetimes {
     service_account_max_token_expiration: Duration,
     /// Let tokens that were put into pods by admission live for a year, while their use after an hour is on record: for
     /// programs that do not read their token again.
-    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true", require_equals = true)]
     service_account_extend_token_expiration: bool,
+    /// The longest life of a token that an external signer gives.
+    #[arg(skip)]
+    most: Option<Duration>,
 }
 
 impl Default for TokenLifetimes {
@@ -50,11 +53,39 @@ impl Default for TokenLifetimes {
         Self {
             service_account_max_token_expiration: Duration::ZERO,
             service_account_extend_token_expiration: true,
+            most: None,
         }
     }
 }
 
 impl TokenLifetimes {
+    /// Tokens live no longer than an external signer lets them.
+    ///
+    /// # Errors
+    /// When they shall live longer.
+    pub fn bounded_by(mut self, most: Duration) -> anyhow::Result<Self> {
+        let wanted = self.service_account_max_token_expiration;
+        if wanted > most {
+            bail!(
+                "service-account-max-token-expiration cannot be set longer than the token expiration supported by service-account-signing-endpoint: {} > {}",
+                go_duration::show(wanted),
+                go_duration::show(most)
+            );
+        }
+        if wanted.is_zero() {
+            self.service_account_max_token_expiration = most;
+        }
+        self.most = Some(most);
+        Ok(self)
+    }
+
+    /// How many seconds an extended token lives.
+    fn extended(&self) -> i64 {
+        let most = self.most.map(|most| i64::try_from(most.as_secs()));
+        let most = most.and_then(Result::ok).unwrap_or(i64::MAX);
+        most.min(EXTENDED_SECONDS)
+    }
+
     /// # Errors
     /// When the bound is too low, or is none.
     pub fn check(&self) -> anyhow::Result<()> {
@@ -175,9 +206,10 @@ pub(super) async fn request(call: &mut Call) -> Result<Response<Body>, Error> {
     let expires = jiff::Timestamp::from_second(claims.exp).map_err(Error::internal)?;
     if lifetimes.extends(seconds, &claims, call.server.authenticator.audiences()) {
         claims.kubernetes.warnafter = Some(claims.exp);
-        claims.exp = now + EXTENDED_SECONDS;
+        claims.exp = now + lifetimes.extended();
     }
-    let token = call.server.tokens.sign(&claims).map_err(Error::internal)?;
+    let signing = call.server.tokens.sign(&claims);
+    let token = signing.await.map_err(Error::internal)?;
     if let Some(id) = &claims.jti {
         let key = "authentication.kubernetes.io/issued-credential-id";
         call.record().annotate(key, format!("JTI={id}"));

@@ -37,11 +37,12 @@ pub(super) async fn serve(call: &Call) -> Result<Response<Body>, Error> {
     let initial = options.send_initial_events == Some(true);
     let from_state =
         initial || (options.send_initial_events.is_none() && ["", "0"].contains(&version));
+    let feed = call.server.caches.feed(&call.resource);
     let since = if version.is_empty() {
-        call.server.caches.consistent().await?
+        feed.consistent().await?
     } else {
         let version = parse_version(version)?;
-        call.server.caches.wait_for(version).await?;
+        feed.wait_for(version).await?;
         version
     };
     let shape = Shape::new(&call.resource, accepted, call);
@@ -49,11 +50,7 @@ pub(super) async fn serve(call: &Call) -> Result<Response<Body>, Error> {
     let (present, as_of, subscription) = if from_state {
         let (present, revision, subscription) =
             cache.subscribe_with_state(selection.filter.clone());
-        (
-            present,
-            revision.max(call.server.caches.applied()),
-            subscription,
-        )
+        (present, revision.max(feed.applied()), subscription)
     } else {
         match cache.subscribe(selection.filter.clone(), since) {
             Some(subscription) => (Vec::new(), since, subscription),
@@ -248,7 +245,7 @@ impl Watch {
                         break;
                     };
                     // Read first: what is applied by now has been queued before.
-                    let applied = self.subject.server.caches.applied();
+                    let applied = self.subject.applied();
                     match self.subscription.events.try_recv() {
                         Ok(event) => event,
                         Err(_) => {
@@ -295,6 +292,12 @@ impl Watch {
 // === impl Subject ===
 
 impl Subject {
+    /// The revision up to which the cache is complete.
+    fn applied(&self) -> i64 {
+        let caches = &self.server.caches;
+        caches.feed(&self.shape.resource).applied()
+    }
+
     /// The line of an event in the version of the watch; none when only there it is not what the client wants to see.
     async fn converted(&self, change: Change, event: &WatchEvent) -> Result<Option<Bytes>, Error> {
         let (resource, converter) = (&self.shape.resource, &self.server.registry.converter);

@@ -378,7 +378,7 @@ async fn delete_one(
 pub(super) async fn delete_collection(call: &mut Call) -> Result<Response<Body>, Error> {
     let (options, cx) = delete_options(call).await?;
     let selection = Selection::of(call)?;
-    let revision = call.server.caches.consistent().await?;
+    let revision = call.server.caches.feed(&call.resource).consistent().await?;
     let stored_resource = working_resource(&call.resource);
     let snapshot = call.server.caches.of(stored_resource).snapshot();
     let objects = selection.judge(call, snapshot.objects).await?;

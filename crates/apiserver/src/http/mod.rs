@@ -127,13 +127,14 @@ pub fn refusal(refused: &Error) -> Response<Body> {
     response
 }
 
-/// A JSON response that everybody may keep for an hour.
+/// A JSON response that everybody may keep for some seconds.
 #[must_use]
-pub fn public(content_type: &'static str, value: &Value) -> Response<Body> {
+pub fn public(content_type: &'static str, seconds: u64, value: &Value) -> Response<Body> {
     let content = serde_json::to_vec(value).unwrap_or_default();
     let mut response = bytes(StatusCode::OK, content_type, content);
-    let hour = HeaderValue::from_static("public, max-age=3600");
-    response.headers_mut().insert(CACHE_CONTROL, hour);
+    if let Ok(age) = HeaderValue::from_str(&format!("public, max-age={seconds}")) {
+        response.headers_mut().insert(CACHE_CONTROL, age);
+    }
     response
 }
 

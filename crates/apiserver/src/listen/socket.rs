@@ -1,5 +1,6 @@
 //! The socket that connections come in by.
 
+use crate::go_bool;
 use std::net::SocketAddr;
 
 use clap::ArgAction;
@@ -12,10 +13,10 @@ const BACKLOG: u32 = 4096;
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
 pub struct Sharing {
     /// Let other servers that do the same listen on the address and port as well (SO_REUSEPORT).
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     permit_port_sharing: bool,
     /// Do not wait for connections of the past to be forgotten (SO_REUSEADDR). Listeners on Linux never do, nor do upstream's.
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     permit_address_sharing: bool,
 }
 

@@ -1,5 +1,6 @@
 //! Which TLS is spoken.
 
+use crate::go_bool;
 use std::sync::Arc;
 
 use anyhow::bail;
@@ -27,7 +28,7 @@ pub struct TlsSettings {
     #[arg(long)]
     pub tls_sni_cert_key: Vec<NamedPair>,
     /// Serve HTTP/1.1 only.
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
     pub disable_http2_serving: bool,
 }
 

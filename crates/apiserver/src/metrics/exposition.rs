@@ -5,12 +5,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
+use crate::served::MINOR;
+
 /// What a label's value is shown as that is not allowed.
 const UNEXPECTED: &str = "unexpected";
 
 /// Flags about metrics.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Exposition {
+    /// Also show metrics that are hidden since the minor version before this one, which it has to name (1.35).
+    #[arg(long, value_parser = previous_version)]
+    show_hidden_metrics_for_version: Option<String>,
     /// Metrics that are not shown, by their full names, comma separated.
     #[arg(long, value_delimiter = ',', value_parser = metric_name)]
     disabled_metrics: Vec<String>,
@@ -33,6 +38,8 @@ struct Allowed {
 /// What is left out and changed.
 #[derive(Debug, Default)]
 pub struct Filter {
+    /// Metrics are shown that are not to be used any more.
+    hidden: bool,
     disabled: HashSet<String>,
     /// By metric and label.
     allowed: HashMap<String, HashMap<String, HashSet<String>>>,
@@ -41,6 +48,13 @@ pub struct Filter {
 // === impl Exposition ===
 
 impl Exposition {
+    /// Whether metrics are shown that are not to be used any more.
+    #[must_use]
+    pub fn shows_hidden(&self) -> bool {
+        let version = self.show_hidden_metrics_for_version.as_deref();
+        version.is_some_and(|version| !version.is_empty())
+    }
+
     /// # Errors
     /// When the file cannot be read, or names no metric, or flag and file are both given.
     pub fn filter(&self) -> anyhow::Result<Filter> {
@@ -52,6 +66,7 @@ impl Exposition {
             allowed = manifest(path).context("metrics.allowListMappingManifest")?;
         }
         let mut filter = Filter {
+            hidden: self.shows_hidden(),
             disabled: self.disabled_metrics.iter().cloned().collect(),
             allowed: HashMap::new(),
         };
@@ -61,6 +76,16 @@ impl Exposition {
         }
         Ok(filter)
     }
+}
+
+fn previous_version(text: &str) -> Result<String, String> {
+    let previous = format!("1.{}", MINOR - 1);
+    if text.is_empty() || text == previous {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "metrics.showHiddenMetricsForVersion: Invalid value: {text:?}: must be omitted or have the value '{previous}'; only the previous minor version is allowed"
+    ))
 }
 
 fn manifest(path: &Path) -> anyhow::Result<Vec<Allowed>> {
@@ -111,6 +136,11 @@ fn of(key: &str, values: &str) -> Result<Allowed, String> {
 // === impl Filter ===
 
 impl Filter {
+    #[must_use]
+    pub fn shows_hidden(&self) -> bool {
+        self.hidden
+    }
+
     /// The metrics of a text that are shown, as they are shown. Series that become the same are added up.
     #[must_use]
     pub fn apply(&self, text: String) -> String {
@@ -225,6 +255,7 @@ mod tests {
             disabled_metrics: disabled.iter().map(|d| (*d).to_owned()).collect(),
             allow_metric_labels: allowed.iter().map(|a| super::allowed(a).unwrap()).collect(),
             allow_metric_labels_manifest: None,
+            show_hidden_metrics_for_version: None,
         };
         exposition.filter().unwrap()
     }

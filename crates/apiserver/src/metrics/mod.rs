@@ -2,6 +2,7 @@
 
 mod exposition;
 mod process;
+mod storage;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -19,6 +20,7 @@ use crate::request::RequestInfo;
 use crate::served::MINOR;
 
 pub use exposition::{Exposition, Filter};
+pub use storage::Members;
 pub use text::{Histogram, Text};
 
 /// Upper bounds of the sizes of events.
@@ -38,6 +40,8 @@ pub struct Metrics {
     /// Uses of extended tokens before and after they should have been renewed.
     valid_tokens: AtomicU64,
     stale_tokens: AtomicU64,
+    /// Sizes of members of etcd clusters.
+    members: storage::Sizes,
 }
 
 /// What a request is counted under.
@@ -249,12 +253,13 @@ impl Metrics {
     }
 
     /// The Prometheus text format; with how many objects there are, if those are counted.
-    pub(crate) fn render(&self, caches: &Caches, counts_objects: bool) -> String {
+    pub(crate) async fn render(&self, caches: &Caches, counts_objects: bool) -> String {
         let mut text = Text::default();
         self.render_requests(&mut text);
         self.render_deprecated(&mut text);
         self.render_watches(&mut text);
         self.render_store(&mut text, caches, counts_objects);
+        storage::render(&mut text, caches, &self.members).await;
         self.render_tokens(&mut text);
         let name = "kubernetes_build_info";
         text.metric(

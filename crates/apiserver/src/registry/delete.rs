@@ -101,7 +101,9 @@ impl Registry {
                         current = self.in_version(newer, at.resource).await?;
                     }
                     // What goes with it has changed.
-                    Committed::Collided => drop(self.caches.consistent().await?),
+                    Committed::Collided => {
+                        self.caches.feed(at.resource).consistent().await?;
+                    }
                 }
             }
             Err(Error::modified(

@@ -157,7 +157,7 @@ impl Registry {
     /// Not found, or a cache that does not catch up.
     pub fn get<'a>(&'a self, at: Location<'a>) -> BoxFuture<'a, Result<Arc<Entry>, Error>> {
         Box::pin(async move {
-            self.caches.consistent().await?;
+            self.caches.feed(at.resource).consistent().await?;
             let entry = self
                 .caches
                 .of(storage_resource(at.resource))
@@ -247,7 +247,7 @@ impl Registry {
         let name = meta::name(&object).to_owned();
         let at = Location { name: &name, ..at };
         // Everything that was committed when the request arrived counts for admission.
-        self.caches.consistent().await?;
+        self.caches.settled(resource).await?;
         let attributes = Attributes {
             cx,
             at,
@@ -350,7 +350,7 @@ impl Registry {
                 at.name,
             )),
             Committed::Collided => {
-                self.caches.consistent().await?;
+                self.caches.feed(resource).consistent().await?;
                 Ok(None)
             }
         }
@@ -382,7 +382,9 @@ impl Registry {
                 }
                 match self.update_once(cx, at, &current, &old, object).await? {
                     Updated::Done(object) => return Ok(object),
-                    Updated::Collided => drop(self.caches.consistent().await?),
+                    Updated::Collided => {
+                        self.caches.feed(at.resource).consistent().await?;
+                    }
                     Updated::Lost(None) => return Err(at.not_found()),
                     Updated::Lost(Some(newer)) => {
                         current = self.in_version(newer, at.resource).await?;
@@ -535,7 +537,8 @@ impl Registry {
         if current.stale || !storage.encryption.covers(stored_as) {
             return current.stale;
         }
-        let found = self.caches.store().range(Range::new(at.store_key())).await;
+        let store = self.caches.feed(stored_as).store();
+        let found = store.range(Range::new(at.store_key())).await;
         let Some(kv) = found.ok().and_then(|found| found.kvs.into_iter().next()) else {
             return false;
         };
@@ -545,8 +548,8 @@ impl Registry {
 
     /// Waits until the caches show a write, so that its author's next request is judged by it. A cache that lags does
     /// not undo the write; the next read waits for it again.
-    async fn settle(&self, revision: i64) {
-        if let Err(error) = self.caches.wait_for(revision).await {
+    async fn settle(&self, resource: &Resource, revision: i64) {
+        if let Err(error) = self.caches.feed(resource).wait_for(revision).await {
             tracing::warn!(%error, "the caches lag behind the store");
         }
     }
@@ -641,7 +644,7 @@ impl Registry {
                 if let Some(allocation) = allocation {
                     allocation.committed();
                 }
-                self.settle(result.revision).await;
+                self.settle(at.resource, result.revision).await;
                 return Ok(Committed::At(result.revision));
             }
             let mut found = result.results.into_iter().map(only_found);
@@ -683,7 +686,8 @@ impl Registry {
         if resource.plural != "events" {
             return Ok(0);
         }
-        self.event_leases.get(&**self.caches.store()).await
+        let store = self.caches.feed(resource).store();
+        self.event_leases.get(&**store).await
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{bail, ensure};
 use fluyt_api::resources::{self, Resource, Stage, compare_versions};
 
-use crate::features::parse_bool;
+use crate::go_bool;
 
 type Version = (String, String);
 type Path = (String, String, String);
@@ -95,7 +95,7 @@ impl Wanted {
             );
             let on = match *value {
                 "" => true,
-                value => match parse_bool(value) {
+                value => match go_bool::parse(value) {
                     Ok(on) => on,
                     Err(error) => bail!("invalid value of {key}: {value}, err: {error}"),
                 },

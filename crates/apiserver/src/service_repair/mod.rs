@@ -105,7 +105,7 @@ impl Changed {
     async fn look(&self, server: &Arc<Server>) -> Result<(), Error> {
         let (Self::Service(event) | Self::Address(event) | Self::Cidr(event)) = self;
         // What was written with it is in the caches, too.
-        server.caches.wait_for(event.revision).await?;
+        server.caches.main().wait_for(event.revision).await?;
         match self {
             Self::Service(event) if event.is_deletion() => Ok(()),
             Self::Service(event) => addresses::service(server, &event.entry.key).await,

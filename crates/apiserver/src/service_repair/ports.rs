@@ -84,7 +84,7 @@ pub(super) async fn repair(server: &Arc<Server>, leaks: &mut Leaks) -> Result<()
     loop {
         let stored = ports.stored(&server.caches).await?;
         // The services of everything that is in the bitmap.
-        server.caches.consistent().await?;
+        server.caches.main().consistent().await?;
         let snapshot = server.caches.of(super::services()?).snapshot();
         let has_ports =
             |entry: &&Arc<Entry>| matches!(entry.field("spec.type"), "NodePort" | "LoadBalancer");

@@ -33,16 +33,24 @@ pub struct Service {
     pub certificates: Arc<Mutex<Vec<Option<CertificateDer<'static>>>>>,
     pub ca_pem: String,
     /// Who vouches for its clients, if they want to say who they are.
-    pub authority: Authority,
+    pub authority: Arc<Authority>,
 }
 
 impl Service {
-    /// Answers a path and a body with a status and JSON.
+    /// Answers a path and a body with a status and JSON; a path that ends with `.jwt`, with a text as it is.
     pub async fn start(
         answer: impl Fn(&str, &Value) -> (u16, Value) + Send + Sync + 'static,
     ) -> Self {
+        let authority = Arc::new(Authority::create("service").unwrap());
+        Self::vouched_by(authority, answer).await
+    }
+
+    /// With a certificate of an authority.
+    pub async fn vouched_by(
+        authority: Arc<Authority>,
+        answer: impl Fn(&str, &Value) -> (u16, Value) + Send + Sync + 'static,
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let authority = Authority::create("service").unwrap();
         let identity = Identity {
             common_name: "service".into(),
             addresses: vec!["127.0.0.1".parse().unwrap()],
@@ -89,9 +97,11 @@ impl Service {
                             let body = request.into_body().collect().await?.to_bytes();
                             let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
                             let (status, value) = answer(&path, &body);
+                            let text = value.as_str().filter(|_| path.ends_with(".jwt"));
+                            let text = text.map(str::to_owned);
+                            let text = text.unwrap_or_else(|| value.to_string());
+                            let mut response = Response::new(Full::new(text.into()));
                             log.lock().push((path, body));
-                            let mut response =
-                                Response::new(Full::new(bytes::Bytes::from(value.to_string())));
                             *response.status_mut() = StatusCode::from_u16(status).unwrap();
                             // A text with a redirect is where it leads.
                             if let Some(to) = value.as_str().filter(|_| status / 100 == 3) {

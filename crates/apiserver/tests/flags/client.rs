@@ -59,20 +59,11 @@ impl Listening {
             change(config, authority);
         })
         .await;
-        let identity = Identity {
-            common_name: "admin".into(),
-            organizations: vec!["system:masters".into()],
-            ..Identity::default()
-        };
-        let issued = api.authority.issue(&identity, Usage::Client, 1).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = api.server.clone();
         Self {
-            client: Client {
-                identity: Some((issued.certificate_pem, issued.key_pem)),
-                ..Client::trusting(api.authority.certificate_pem())
-            },
+            client: Client::administrator(&api.authority),
             api,
             address,
             shutdown: shutdown.unwrap(),
@@ -87,6 +78,20 @@ impl Listening {
 }
 
 impl Client {
+    /// An administrator by a certificate of the authority.
+    pub fn administrator(authority: &Authority) -> Self {
+        let identity = Identity {
+            common_name: "admin".into(),
+            organizations: vec!["system:masters".into()],
+            ..Identity::default()
+        };
+        let issued = authority.issue(&identity, Usage::Client, 1).unwrap();
+        Self {
+            identity: Some((issued.certificate_pem, issued.key_pem)),
+            ..Self::trusting(authority.certificate_pem())
+        }
+    }
+
     pub fn trusting(ca_pem: &str) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self {

@@ -61,7 +61,7 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
 }
 
 /// Answers a CONNECT: with a tunnel to `backend`, wherever it shall lead, or with a refusal.
-async fn http_connect<S>(mut client: S, backend: Option<std::net::SocketAddr>, asked: Asked)
+pub async fn http_connect<S>(mut client: S, backend: Option<std::net::SocketAddr>, asked: Asked)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -415,15 +415,7 @@ async fn webhooks_of_the_control_plane_have_a_selection_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_proxy_for_etcd_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let connection =
-        json!({"proxyProtocol": "HTTPConnect", "transport": {"uds": {"udsName": "/x"}}});
-    let selections = json!([{"name": "etcd", "connection": connection}]);
-    let Err(error) = load(directory.path(), &selections) else {
-        panic!("it would not be used");
-    };
-    assert_eq!(error.to_string(), "egressSelection \"etcd\" must be Direct");
+async fn a_file_that_is_not_there_is_told_of() {
     let Err(error) = Egress::load(Path::new("/none/egress.yaml")) else {
         panic!("there is no such file");
     };

@@ -5,13 +5,18 @@
 mod aggregation;
 mod browsers;
 mod client;
+mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod egress;
 mod endpoints;
+mod kubelets;
 mod metrics;
+mod overrides;
 mod process;
 mod serving;
+mod signer;
+mod startup;
 mod stopping;
 mod store;
 mod tokens;

@@ -54,6 +54,33 @@ async fn metrics_are_left_out_and_labels_are_held_together() {
 }
 
 #[tokio::test]
+async fn hidden_metrics_are_shown_on_request() {
+    for (flags, shown) in [
+        (&[][..], false),
+        (&["--show-hidden-metrics-for-version=1.35"], true),
+    ] {
+        let api = Api::configured(|config, _| config.metrics = given(flags)).await;
+        let metrics = metrics(&api).await;
+        for line in [
+            "apiserver_flowcontrol_request_concurrency_limit{priority_level=\"exempt\"} ",
+            "apiserver_flowcontrol_request_concurrency_in_use{",
+        ] {
+            assert_eq!(metrics.contains(line), shown, "{line}");
+        }
+        // How large the store is everybody may know.
+        let size = metrics.lines().find_map(|line| {
+            line.strip_prefix("apiserver_storage_size_bytes{storage_cluster_id=\"etcd-0\"} ")
+        });
+        assert!(size.unwrap().parse::<u64>().unwrap() > 0);
+    }
+    let error = refused_or::<Exposition>(&["--show-hidden-metrics-for-version=1.36"]).unwrap_err();
+    assert!(
+        error.contains("must be omitted or have the value '1.35'"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn objects_are_counted_unless_that_is_off() {
     for (flags, counted) in [
         (&[][..], true),

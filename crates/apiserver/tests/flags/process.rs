@@ -17,7 +17,7 @@ use crate::client::{Client, request};
 use crate::common::service::eventually;
 
 /// A port that is ours: others that share it can listen there, and nobody else.
-fn reserve() -> (TcpSocket, SocketAddr) {
+pub fn reserve() -> (TcpSocket, SocketAddr) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_reuseport(true).unwrap();
     socket.set_reuseaddr(true).unwrap();
@@ -29,22 +29,28 @@ fn reserve() -> (TcpSocket, SocketAddr) {
 /// Long enough for a server to refuse its flags.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Process {
+pub struct Process {
     shutdown: CancellationToken,
-    ended: JoinHandle<anyhow::Result<()>>,
+    pub ended: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Process {
-    fn start(directory: &Path, data: &str, address: SocketAddr, flags: &[&str]) -> Self {
+    pub fn start(directory: &Path, data: &str, address: SocketAddr, flags: &[&str]) -> Self {
         let key = directory.join("sa.key");
         if !key.exists() {
             std::fs::write(&key, TokenKeys::create().unwrap().private_pem()).unwrap();
         }
+        let key = format!("--service-account-signing-key-file={}", key.display());
+        let flags = [&[key.as_str()], flags].concat();
+        Self::start_bare(directory, data, address, &flags)
+    }
+
+    /// Without a key for tokens.
+    pub fn start_bare(directory: &Path, data: &str, address: SocketAddr, flags: &[&str]) -> Self {
         let path = |name: &str| directory.join(name).display().to_string();
         let mut line = vec![
             "kube-apiserver".to_owned(),
             format!("--data-dir={}", path(data)),
-            format!("--service-account-signing-key-file={}", key.display()),
             format!("--bind-address={}", address.ip()),
             format!("--secure-port={}", address.port()),
             format!("--cert-dir={}", path("certificates")),
@@ -59,7 +65,7 @@ impl Process {
         }
     }
 
-    async fn stop(self) -> anyhow::Result<()> {
+    pub async fn stop(self) -> anyhow::Result<()> {
         self.shutdown.cancel();
         self.ended.await.unwrap()
     }
@@ -172,6 +178,32 @@ async fn flags_that_make_no_sense_are_refused() {
             &["--tls-curve-preferences=29,29"],
             "duplicate curve preference 29",
         ),
+        (
+            &[
+                "--admission-control=NamespaceLifecycle",
+                "--enable-admission-plugins=AlwaysDeny",
+            ],
+            "admission-control and enable-admission-plugins/disable-admission-plugins flags are mutually exclusive",
+        ),
+        (
+            &["--peer-advertise-port=6444"],
+            "--peer-advertise-port requires UnknownVersionInteroperabilityProxy feature, which is not there: no request is passed on to another server",
+        ),
+        (
+            &["--coordinated-leadership-renew-deadline=15s"],
+            "--coordinated-leadership-lease-duration must be greater than --coordinated-leadership-renew-deadline",
+        ),
+        (
+            &["--service-account-signing-endpoint=/s"],
+            "can't set `--service-account-signing-key-file` and/or `--service-account-key-file` with `--service-account-signing-endpoint` (They are mutually exclusive)",
+        ),
+        (
+            &[
+                "--etcd-servers=http://127.0.0.1:1",
+                "--etcd-servers-overrides=/services#http://127.0.0.1:2",
+            ],
+            "--etcd-servers-overrides: /services cannot be kept apart: it is changed in one transaction with others, or says what they are",
+        ),
     ] {
         let flags = [&["--permit-port-sharing"], flags].concat();
         let process = Process::start(directory.path(), "data", address, &flags);
@@ -189,6 +221,40 @@ async fn flags_that_make_no_sense_are_refused() {
             "--storage-backend invalid, allowed values: etcd3.",
         ),
         ("--profiling", "there are no profiles to serve"),
+        (
+            "--contention-profiling=true",
+            "there are no profiles to serve",
+        ),
+        ("--debug-socket-path=/s", "there are no profiles to serve"),
+        ("--enable-logs-handler", "there are no log files to serve"),
+        (
+            "--watch-cache=false",
+            "the watch cache cannot be turned off: reads are answered from it",
+        ),
+        (
+            "--watch-cache-sizes=pods#0",
+            "the watch cache cannot be turned off: reads are answered from it",
+        ),
+        (
+            "--watch-cache-sizes=pods#-1",
+            "watch cache size cannot be negative: pods#-1",
+        ),
+        (
+            "--watch-cache-sizes=pods",
+            "invalid value of watch cache size: pods",
+        ),
+        (
+            "--default-watch-cache-size=0",
+            "the watch cache cannot be turned off: reads are answered from it",
+        ),
+        (
+            "--etcd-servers-overrides=events#http://a",
+            "--etcd-servers-overrides invalid, must be of format: group/resource#servers, where servers are URLs, semicolon separated",
+        ),
+        (
+            "--show-hidden-metrics-for-version=1.34",
+            "metrics.showHiddenMetricsForVersion: Invalid value: \"1.34\": must be omitted or have the value '1.35'; only the previous minor version is allowed",
+        ),
         (
             "--tls-sni-cert-key=a",
             "expected comma separated certificate and key file paths",
@@ -210,6 +276,17 @@ async fn flags_that_make_no_sense_are_refused() {
         "--profiling=false",
         "--storage-backend=etcd3",
         "--permit-address-sharing",
+        "--watch-cache",
+        "--watch-cache-sizes=pods#100,deployments.apps#1",
+        "--default-watch-cache-size=100",
+        "--contention-profiling=false",
+        "--debug-socket-path=",
+        "--enable-logs-handler=false",
+        "--kubelet-read-only-port=10255",
+        "--peer-ca-file=",
+        "--show-hidden-metrics-for-version=1.35",
+        "--audit-log-compress=true",
+        "--allow-privileged=True",
     ];
     assert!(Line::<Args>::try_parse_from(line).is_ok());
 }

@@ -54,6 +54,10 @@ impl Store for Silent {
         }
         self.store.revision().await
     }
+
+    async fn size(&self) -> Result<i64, Error> {
+        self.store.size().await
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use fluyt_apiserver::TokenLifetimes;
+use fluyt_apiserver::{Signing, TokenLifetimes};
 use fluyt_pki::{NamedReference, SecretClaims, TokenKeys};
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
@@ -114,7 +114,7 @@ async fn tokens_of_secrets_are_looked_up() {
         let keys = TokenKeys::create().unwrap();
         let pem = keys.private_pem().to_owned();
         let api = Api::configured(|config, _| {
-            config.service_account_key_pem = pem;
+            config.service_account_signing = Signing::Key(pem);
             config.authentication.secret_token_lookup = lookup;
         })
         .await;
@@ -153,7 +153,7 @@ async fn tokens_of_secrets_are_looked_up() {
 async fn late_use_is_counted() {
     let keys = TokenKeys::create().unwrap();
     let pem = keys.private_pem().to_owned();
-    let api = Api::configured(|config, _| config.service_account_key_pem = pem).await;
+    let api = Api::configured(|config, _| config.service_account_signing = Signing::Key(pem)).await;
     api.namespace().await;
     api.post("/api/v1/namespaces/n/pods", pod("p")).await;
     let (_, answer) = token(&api, 3607, true).await;

@@ -297,4 +297,8 @@ impl Store for Embedded {
     async fn revision(&self) -> Result<i64, Error> {
         Ok(self.shared.hub.revision())
     }
+
+    async fn size(&self) -> Result<i64, Error> {
+        Ok(i64::try_from(Self::size(self)).unwrap_or(i64::MAX))
+    }
 }

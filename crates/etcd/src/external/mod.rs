@@ -3,6 +3,7 @@
 //! Connections are shared by all requests and made again by themselves. A request that did not reach a server is tried
 //! again until its time is up; a write that may have reached one never is, because it would run twice.
 
+mod connector;
 mod convert;
 mod error;
 mod watch;
@@ -19,6 +20,8 @@ use tokio::time::Instant;
 
 use crate::{Error, Range, RangeResult, Store, Txn, TxnResult, Watch, WatchStream};
 use error::Failure;
+
+pub use connector::{Connecting, Connector, Stream};
 
 /// The pause between two attempts of a request.
 const RETRY: Duration = Duration::from_millis(50);
@@ -38,6 +41,8 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// How long one request may take, all attempts together.
     pub request_timeout: Duration,
+    /// How connections are opened; directly when not given.
+    pub connector: Option<Connector>,
 }
 
 impl Config {
@@ -50,6 +55,7 @@ impl Config {
             keep_alive: (Duration::from_secs(30), Duration::from_secs(10)),
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(20),
+            connector: None,
         }
     }
 }
@@ -85,8 +91,15 @@ impl External {
             }
             options = options.with_tls(tls);
         }
+        let (endpoints, options) = (config.endpoints, Some(options));
+        let client = match config.connector {
+            None => Client::connect(endpoints, options).await?,
+            Some(connector) => {
+                Client::connect_with_balanced_channel(endpoints, options, connector).await?
+            }
+        };
         Ok(Self {
-            client: Client::connect(config.endpoints, Some(options)).await?,
+            client,
             request_timeout: config.request_timeout,
             wanted: latest::Sender::new(0),
         })
@@ -219,6 +232,16 @@ impl Store for External {
             newer
         });
         Ok(revision)
+    }
+
+    async fn size(&self) -> Result<i64, Error> {
+        let status = self
+            .call(true, || {
+                let mut maintenance = self.client.maintenance_client();
+                async move { maintenance.status().await }
+            })
+            .await?;
+        Ok(status.db_size())
     }
 }
 

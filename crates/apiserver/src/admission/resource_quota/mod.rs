@@ -254,8 +254,9 @@ async fn charge(
             success: vec![Op::Put(Put::new(store_key, value))],
             failure: Vec::new(),
         };
-        let result = caches.store().txn(txn).await.map_err(Error::internal)?;
-        caches.wait_for(result.revision).await?;
+        let feed = caches.feed(quotas);
+        let result = feed.store().txn(txn).await.map_err(Error::internal)?;
+        feed.wait_for(result.revision).await?;
         if result.succeeded {
             return Ok(());
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::future::BoxFuture;
 use jsonwebtoken::jwk::{Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::claims::Mapper;
 use super::config::JwtAuthenticator;
+use super::distributed::Distributed;
 use crate::remote::{Credentials, Remote, Trust};
 use crate::user::User;
 
@@ -21,7 +23,7 @@ use crate::user::User;
 const RETRY: Duration = Duration::from_secs(10);
 
 /// How long one call to an issuer may take.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Keys are not fetched more often, whatever tokens name.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -39,6 +41,7 @@ pub struct Verifier {
     trust: Trust,
     algorithms: Vec<Algorithm>,
     keys: Mutex<Option<Keys>>,
+    distributed: Distributed,
     /// Held while keys are fetched, so that many tokens cause one call.
     fetching: tokio::sync::Mutex<()>,
     retired: CancellationToken,
@@ -48,6 +51,14 @@ struct Keys {
     remote: Arc<Remote>,
     set: Arc<JwkSet>,
     fetched: Instant,
+}
+
+/// Why a token says nothing.
+#[derive(Debug)]
+pub(super) enum Unverified {
+    /// The issuer's keys have not been found yet.
+    NotYet,
+    Wrong(String),
 }
 
 /// Every algorithm that upstream lets an issuer use and that is known here.
@@ -132,12 +143,34 @@ impl Verifier {
             mapper: Mapper::new(config).map_err(|why| anyhow::anyhow!(why))?,
             discovery: Remote::new(&discovery, &trust, None, None, Credentials::None)?,
             trust,
+            distributed: Distributed::new(&config.claim_mappings.groups.claim),
             algorithms,
             config: config.clone(),
             keys: Mutex::new(None),
             fetching: tokio::sync::Mutex::new(()),
             retired: CancellationToken::new(),
         })
+    }
+
+    /// What verifies the tokens of another issuer by the same rules.
+    pub(super) fn for_issuer(&self, issuer: &str) -> anyhow::Result<Arc<Self>> {
+        let mut config = JwtAuthenticator {
+            issuer: self.config.issuer.clone(),
+            signing_algorithms: self.config.signing_algorithms.clone(),
+            ..JwtAuthenticator::default()
+        };
+        issuer.clone_into(&mut config.issuer.url);
+        config.issuer.discovery_url.clear();
+        let other = Self::new(&config)?;
+        Ok(Arc::new(Self {
+            retired: self.retired.clone(),
+            ..other
+        }))
+    }
+
+    /// An endpoint that this issuer names.
+    pub(super) fn endpoint(&self, url: &str, credentials: Credentials) -> anyhow::Result<Remote> {
+        Remote::new(url, &self.trust, None, None, credentials)
     }
 
     pub fn retire(&self) {
@@ -148,7 +181,7 @@ impl Verifier {
         self.config.issuer.url == issuer
     }
 
-    async fn fetch_discovery(&self) -> anyhow::Result<()> {
+    pub(super) async fn fetch_discovery(&self) -> anyhow::Result<()> {
         let reply = self.discovery.get(TIMEOUT).await?;
         if !reply.status.is_success() {
             bail!("{}: {}", self.discovery.url(), reply.status);
@@ -179,7 +212,20 @@ impl Verifier {
     /// # Errors
     /// What is wrong with it.
     pub async fn authenticate(&self, token: &str) -> Result<User, String> {
-        let failed = |why: String| format!("oidc: verify token: {why}");
+        let mut claims = match self.verified(token).await {
+            Ok(claims) => claims,
+            Err(Unverified::NotYet) => return Err("oidc: authenticator not initialized".into()),
+            Err(Unverified::Wrong(why)) => return Err(format!("oidc: verify token: {why}")),
+        };
+        let expanding: BoxFuture<'_, _> = Box::pin(self.distributed.expand(self, &mut claims));
+        let expanded = expanding.await;
+        expanded.map_err(|why| format!("oidc: could not expand distributed claims: {why}"))?;
+        self.mapper.user(&claims)
+    }
+
+    /// The claims of a token of this issuer.
+    pub(super) async fn verified(&self, token: &str) -> Result<Map<String, Value>, Unverified> {
+        let failed = Unverified::Wrong;
         let header = jsonwebtoken::decode_header(token).map_err(|e| failed(e.to_string()))?;
         if !self.algorithms.contains(&header.alg) {
             let why = format!(
@@ -188,9 +234,7 @@ impl Verifier {
             );
             return Err(failed(why));
         }
-        let set = self
-            .present()
-            .ok_or("oidc: authenticator not initialized")?;
+        let set = self.present().ok_or(Unverified::NotYet)?;
         let claims = match verify(&set, token, header.alg, header.kid.as_deref()) {
             Some(claims) => claims,
             None => {
@@ -202,7 +246,7 @@ impl Verifier {
             }
         };
         self.check(&claims).map_err(failed)?;
-        self.mapper.user(&claims)
+        Ok(claims)
     }
 
     fn present(&self) -> Option<Arc<JwkSet>> {

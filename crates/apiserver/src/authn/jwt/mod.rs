@@ -2,6 +2,7 @@
 
 mod claims;
 mod config;
+mod distributed;
 mod issuer;
 
 use std::sync::Arc;

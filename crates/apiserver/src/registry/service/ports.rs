@@ -82,7 +82,11 @@ fn key() -> Bytes {
 }
 
 async fn find(caches: &Caches) -> Result<Option<KeyValue>, Error> {
-    let found = caches.store().range(Range::new(Keys::One(key()))).await;
+    let found = caches
+        .main()
+        .store()
+        .range(Range::new(Keys::One(key())))
+        .await;
     Ok(found.map_err(store_error)?.kvs.into_iter().next())
 }
 
@@ -261,7 +265,7 @@ impl NodePorts {
             success: vec![side.op()],
             failure: Vec::new(),
         };
-        let result = caches.store().txn(txn).await.map_err(store_error)?;
+        let result = caches.main().store().txn(txn).await.map_err(store_error)?;
         if result.succeeded {
             self.used.store(used, Ordering::Relaxed);
         }

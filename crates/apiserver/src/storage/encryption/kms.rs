@@ -5,16 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fluyt_api::protobuf::wire::{Fields, Wire, bytes, message, tag, varint};
-use hyper_util::rt::TokioIo;
 use parking_lot::{Mutex, RwLock};
 use ring::hkdf::{HKDF_SHA256, KeyType, Prk};
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Request, Status};
-use tonic_prost::ProstCodec;
+use tonic::Status;
+use tonic::transport::Channel;
 
 use super::ciphers::{Gcm, random};
 use super::config::Kms;
+use crate::plugin;
 
 /// How long a seed is used for writing after the plugin has last been well.
 const WRITE_TTL: Duration = Duration::from_secs(180);
@@ -239,12 +237,7 @@ impl Plugin {
     /// When the endpoint is not a socket's path.
     pub async fn start(config: &Kms) -> anyhow::Result<Arc<Self>> {
         let path = config.endpoint.trim_start_matches("unix://").to_owned();
-        // Only the socket matters; the address is a form.
-        let endpoint = Endpoint::from_static("http://localhost").timeout(config.timeout());
-        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { connect(&path).await.map(TokioIo::new) }
-        }));
+        let channel = plugin::channel(path);
         let plugin = Arc::new(Self {
             name: config.name.clone(),
             timeout: config.timeout(),
@@ -456,34 +449,12 @@ impl Plugin {
             "Encrypt" => "/v2.KeyManagementService/Encrypt",
             _ => "/v2.KeyManagementService/Decrypt",
         };
-        let mut client = tonic::client::Grpc::new(self.channel.clone());
-        let called = async {
-            client
-                .ready()
-                .await
-                .map_err(|e| Status::unavailable(e.to_string()))?;
-            let codec = ProstCodec::<Q, A>::default();
-            let path = ::http::uri::PathAndQuery::from_static(path);
-            client.unary(Request::new(message), path, codec).await
-        };
+        let called = plugin::call(&self.channel, path, message);
         match tokio::time::timeout(self.timeout, called).await {
-            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Ok(answer) => answer,
             Err(_) => Err(Status::deadline_exceeded("context deadline exceeded")),
         }
     }
-}
-
-/// Connects to a socket's path, or to an abstract name (`/@name`).
-async fn connect(path: &str) -> std::io::Result<UnixStream> {
-    use std::os::linux::net::SocketAddrExt as _;
-    use std::os::unix::net::{SocketAddr, UnixStream as Blocking};
-    let Some(name) = path.trim_start_matches('/').strip_prefix('@') else {
-        return UnixStream::connect(path).await;
-    };
-    // The kernel answers at once: an abstract name is there or not.
-    let stream = Blocking::connect_addr(&SocketAddr::from_abstract_name(name)?)?;
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
