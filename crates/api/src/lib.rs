@@ -2,6 +2,7 @@
 //! over them (decoding, defaulting, patches, selectors, printing, validation).
 
 pub mod cbor;
+pub mod component_helpers;
 pub mod convert;
 pub mod custom;
 pub mod decode;
@@ -18,6 +19,7 @@ pub mod meta;
 pub mod patch;
 pub mod protobuf;
 pub mod quantity;
+pub mod quota;
 pub mod resources;
 pub mod schema;
 pub mod selector;

@@ -24,6 +24,8 @@ pub enum Feature {
     GenericWorkload,
     /// The admission plugin of `MutatingAdmissionPolicy` objects.
     MutatingAdmissionPolicy,
+    /// `status.declaredFeatures` of nodes, and what is refused because of them.
+    NodeDeclaredFeatures,
     /// `PodCertificateRequest` objects, and nodes' right to make them.
     PodCertificateRequest,
     /// `StorageVersionMigration` objects.
@@ -32,13 +34,14 @@ pub enum Feature {
 
 impl Feature {
     /// All of them, by upstream's names.
-    const ALL: [(Self, &'static str); 8] = [
+    const ALL: [(Self, &'static str); 9] = [
         (Self::Cbor, "CBORServingAndStorage"),
         (Self::ClusterTrustBundle, "ClusterTrustBundle"),
         (Self::Flagz, "ComponentFlagz"),
         (Self::Statusz, "ComponentStatusz"),
         (Self::GenericWorkload, "GenericWorkload"),
         (Self::MutatingAdmissionPolicy, "MutatingAdmissionPolicy"),
+        (Self::NodeDeclaredFeatures, "NodeDeclaredFeatures"),
         (Self::PodCertificateRequest, "PodCertificateRequest"),
         (Self::StorageVersionMigrator, "StorageVersionMigrator"),
     ];

@@ -9,7 +9,7 @@ use k8s_openapi::api::{
 };
 
 use crate::{
-    framework::{Event, PodInfo},
+    framework::{Event, PodInfo, declared_features},
     scheduler::Scheduler,
 };
 
@@ -209,5 +209,6 @@ fn matters_for_scheduling(old: &Node, new: &Node) -> bool {
         || old.metadata.labels != new.metadata.labels
         || old.metadata.annotations != new.metadata.annotations
         || allocatable(old) != allocatable(new)
+        || declared_features(old) != declared_features(new)
         || conditions(old) != conditions(new)
 }

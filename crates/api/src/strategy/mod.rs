@@ -83,6 +83,11 @@ pub trait Strategy: Sync + Send {
     /// Normalises an update of another subresource that is a part of the object.
     fn prepare_subresource_update(&self, _subresource: &str, _object: &mut Value, _old: &Value) {}
 
+    /// Fields that an object does not get unless a feature is on: the gate of the feature, and where the field is.
+    fn gated_fields(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[]
+    }
+
     /// Finalizers must be upstream's own or have a domain.
     fn has_standard_finalizers(&self) -> bool {
         true
@@ -306,6 +311,26 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
 struct Plain;
 
 impl Strategy for Plain {}
+
+/// Drops the fields of features that are off, except where the object has them already.
+pub fn drop_disabled_fields(
+    strategy: &dyn Strategy,
+    object: &mut Value,
+    old: Option<&Value>,
+    is_on: impl Fn(&str) -> bool,
+) {
+    let disabled = strategy.gated_fields().iter();
+    for (_, path) in disabled.filter(|(gate, _)| !is_on(gate)) {
+        let in_use =
+            old.is_some_and(|old| !path.iter().fold(old, |at, field| &at[field]).is_null());
+        if let Some((field, parents)) = path.split_last()
+            && !in_use
+            && let Some(parent) = at_mut(object, parents).and_then(Value::as_object_mut)
+        {
+            parent.remove(*field);
+        }
+    }
+}
 
 /// Sets `object[field]` to what `old` has, or removes it.
 pub(crate) fn copy_field(object: &mut Value, old: &Value, field: &str) {

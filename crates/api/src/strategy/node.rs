@@ -307,6 +307,10 @@ impl Strategy for Node {
         }
     }
 
+    fn gated_fields(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[("NodeDeclaredFeatures", &["status", "declaredFeatures"])]
+    }
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
         validate(&At::root(object), errors);
     }

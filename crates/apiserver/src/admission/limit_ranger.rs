@@ -1,11 +1,11 @@
 //! `LimitRange`: default requests and limits of containers, and the bounds of what pods and claims may ask for.
 
 use async_trait::async_trait;
+use fluyt_api::component_helpers::resource::{Options, PodResources, Requirement};
 use fluyt_api::quantity::Quantity;
 use fluyt_api::{Error, meta};
 use serde_json::Value;
 
-use super::pod_resources::{Requirement, asked};
 use super::{Attributes, Operation, Plugin, in_namespace};
 use crate::cache::Caches;
 
@@ -103,9 +103,17 @@ fn default_container(container: &mut Value, item: &Value) {
 
 /// What a pod asks for in all, stated as containers state it.
 fn pod_total(pod: &Value) -> Value {
+    let pod = PodResources::of(pod);
+    let options = Options {
+        exclude_overhead: true,
+        ..Options::default()
+    };
     let mut total = serde_json::json!({});
-    for requirement in [Requirement::Limits, Requirement::Requests] {
-        for (name, amount) in asked(pod, requirement) {
+    for (requirement, amounts) in [
+        (Requirement::Limits, pod.limits(options)),
+        (Requirement::Requests, pod.requests(options)),
+    ] {
+        for (name, amount) in amounts {
             total[requirement.field()][name] = amount.to_string().into();
         }
     }

@@ -1,11 +1,11 @@
 //! A pod that is resized in place must fit on its node.
 
 use async_trait::async_trait;
+use fluyt_api::component_helpers::resource::{Options, PodResources};
 use fluyt_api::quantity::Quantity;
 use fluyt_api::{Cause, Error, meta, resources};
 use serde_json::Value;
 
-use super::pod_resources::{Requirement, needed};
 use super::{Attributes, Operation, Plugin};
 use crate::cache::Caches;
 
@@ -69,7 +69,7 @@ fn refused(attributes: &Attributes<'_>, why: &str, reason: &'static str) -> Erro
 fn lacking(pod: &Value, node: &Value) -> Vec<String> {
     type Shown = fn(&Quantity) -> i64;
     let shown: [(&str, Shown); 2] = [("cpu", Quantity::millis), ("memory", Quantity::value)];
-    let requests = needed(pod, Requirement::Requests);
+    let requests = PodResources::of(pod).requests(Options::default());
     let mut lacking = Vec::new();
     for (name, shown) in shown {
         let has = node["status"]["allocatable"][name].as_str();

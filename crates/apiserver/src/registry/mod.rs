@@ -28,6 +28,7 @@ use crate::admission::{self, Attributes, Operation};
 use crate::audit::{Layer, Record};
 use crate::cache::{Caches, Entry, REGISTRY, storage_resource};
 use crate::custom::{self, Converter};
+use crate::features::Features;
 use crate::spans;
 use crate::user::User;
 use crate::warnings::Warnings;
@@ -57,6 +58,7 @@ pub struct Registry {
     caches: Arc<Caches>,
     pub(crate) converter: Arc<Converter>,
     admission: admission::Chain,
+    features: Features,
     services: service::Allocator,
     event_leases: EventLeases,
     allow_privileged: bool,
@@ -138,12 +140,22 @@ impl Registry {
             converter: shared.converter.clone(),
             admission: admission::Chain::new(shared, &config.admission, config.features)
                 .context("failed to apply admission")?,
+            features: config.features,
             services: service::Allocator::new(&config.service_network),
             caches: shared.caches.clone(),
             event_leases: EventLeases::new(config.event_ttl, config.lease_reuse),
             allow_privileged: config.allow_privileged,
             collects_garbage: config.enable_garbage_collector,
         })
+    }
+
+    fn drop_disabled_fields(
+        &self,
+        strategy: &dyn Strategy,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) {
+        strategy::drop_disabled_fields(strategy, object, old, |gate| self.features.enables(gate));
     }
 
     /// The node ports in use.
@@ -257,6 +269,7 @@ impl Registry {
         self.admission.admit(&attributes, &mut object).await?;
         owners::drop_repeated(cx, Stage::Admitted, &mut object);
         strategy.prepare_create(&mut object);
+        self.drop_disabled_fields(strategy, &mut object, None);
         apply_defaults(resource, strategy, &mut object);
         let mut next = Some(object);
         for attempt in 0..COLLISIONS {
@@ -439,6 +452,7 @@ impl Registry {
             "" => strategy.prepare_update(&mut object, old),
             other => strategy.prepare_subresource_update(other, &mut object, old),
         }
+        self.drop_disabled_fields(strategy, &mut object, Some(old));
         keep_system_metadata(&mut object, old);
         meta::set(&mut object, "managedFields", managed);
         let attributes = Attributes {

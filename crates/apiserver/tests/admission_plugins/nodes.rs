@@ -2,6 +2,7 @@
 
 use super::*;
 use common::pod;
+use fluyt_apiserver::{Features, Versions};
 
 fn configured(plugin: &str, configuration: Value) -> Value {
     json!([{"name": plugin, "configuration": configuration}])
@@ -174,4 +175,119 @@ async fn what_is_resized_must_fit_on_its_node() {
         "2"
     );
     made(resize(api, "c", "1").await);
+}
+
+/// Resizes what the init container, or what all of the pod, asks for.
+async fn resize_part(api: &Api, name: &str, part: &str, cpu: &str) -> (http::StatusCode, Value) {
+    let resources = json!({"requests": {"cpu": cpu}});
+    let spec = match part {
+        "pod" => json!({"resources": resources}),
+        list => json!({list: [{"name": "i", "resources": resources}]}),
+    };
+    let path = format!("{PODS}/{name}/resize");
+    let change = json!({"spec": spec});
+    api.patch(&path, "strategic-merge-patch", change).await
+}
+
+/// A node that declares features, with room.
+async fn declaring(api: &Api, name: &str, features: &[&str]) -> Value {
+    let node = json!({"metadata": {"name": name}});
+    let mut node = made(api.post("/api/v1/nodes", node).await);
+    node["status"]["allocatable"] = json!({"cpu": "8", "memory": "1Gi"});
+    node["status"]["declaredFeatures"] = json!(features);
+    let path = format!("/api/v1/nodes/{name}/status");
+    made(api.call(http::Method::PUT, &path, node).await)
+}
+
+/// A pod on a node whose init container and whose whole can be resized.
+async fn resizable(api: &Api, name: &str, node: &str) {
+    let init = json!([{"name": "i", "image": "i", "resources": {"requests": {"cpu": "1"}}}]);
+    let spec = json!({"nodeName": node, "containers": container("1"), "initContainers": init,
+        "resources": {"requests": {"cpu": "2"}}});
+    made(api.post(PODS, pod_with(name, spec)).await);
+}
+
+#[tokio::test]
+async fn what_a_node_has_not_declared_is_not_asked_of_it() {
+    let plugged = Plugged::start(&[], json!([])).await.with_namespace().await;
+    let api = &plugged.api;
+    let (whole, init) = (
+        "InPlacePodLevelResourcesVerticalScaling",
+        "InPlacePodVerticalScalingInitContainers",
+    );
+    for (node, features) in [
+        ("plain", &["Other"][..]),
+        ("some", &[init]),
+        ("all", &[whole, init]),
+    ] {
+        let made = declaring(api, node, features).await;
+        assert_eq!(made["status"]["declaredFeatures"], json!(features));
+    }
+    for (pod, node) in [
+        ("a", "plain"),
+        ("b", "some"),
+        ("c", "all"),
+        ("d", "gone"),
+        ("e", ""),
+    ] {
+        resizable(api, pod, node).await;
+    }
+    let refused = |pod: &str, why: &str| format!("pods \"{pod}\" is forbidden: {why}");
+    let lacks = |features: &str, node: &str| {
+        format!(
+            "pod update requires features {features} which are not available on node \"{node}\""
+        )
+    };
+    let why = refused("a", &lacks(init, "plain"));
+    assert_refused(
+        resize_part(api, "a", "initContainers", "2").await,
+        403,
+        &why,
+    );
+    let why = refused("a", &lacks(whole, "plain"));
+    assert_refused(resize_part(api, "a", "pod", "3").await, 403, &why);
+    let both = json!({"spec": {"resources": {"requests": {"cpu": "3"}},
+        "initContainers": [{"name": "i", "resources": {"requests": {"cpu": "2"}}}]}});
+    let path = format!("{PODS}/a/resize");
+    let answer = api.patch(&path, "strategic-merge-patch", both).await;
+    let why = refused("a", &lacks(&format!("{whole}, {init}"), "plain"));
+    assert_refused(answer, 403, &why);
+    let why = refused("b", &lacks(whole, "some"));
+    assert_refused(resize_part(api, "b", "pod", "3").await, 403, &why);
+    let why = refused("d", "node \"gone\" not found");
+    assert_refused(resize_part(api, "d", "pod", "3").await, 403, &why);
+    // What needs nothing of its node, and what the node knows.
+    made(resize(api, "a", "1500m").await);
+    made(resize_part(api, "b", "initContainers", "2").await);
+    made(resize_part(api, "c", "initContainers", "2").await);
+    made(resize_part(api, "c", "pod", "3").await);
+    // One that is nowhere yet goes where it can.
+    made(resize_part(api, "e", "pod", "3").await);
+    // Whatever else is updated.
+    let labels = json!({"metadata": {"labels": {"l": "v"}}});
+    made(api.patch(&format!("{PODS}/a"), "merge-patch", labels).await);
+}
+
+#[tokio::test]
+async fn without_the_feature_nodes_declare_nothing_and_nothing_is_refused() {
+    let with = Api::start().await;
+    with.namespace().await;
+    declaring(&with, "old", &["Other"]).await;
+    let gates = "NodeDeclaredFeatures=false";
+    let features = Features::parse(gates, Versions::default()).unwrap();
+    let api = Api::configured_on(with.store.clone(), |config, _| config.features = features);
+    let api = api.await;
+    let declared = |node: Value| node["status"]["declaredFeatures"].clone();
+    assert!(declared(declaring(&api, "new", &["Other"]).await).is_null());
+    let features = json!({"status": {"declaredFeatures": ["New"]}});
+    let change = async |node: &str| {
+        let path = format!("/api/v1/nodes/{node}/status");
+        declared(made(
+            api.patch(&path, "merge-patch", features.clone()).await,
+        ))
+    };
+    assert!(change("new").await.is_null());
+    assert_eq!(change("old").await, json!(["New"]), "it is in use there");
+    resizable(&api, "p", "new").await;
+    made(resize_part(&api, "p", "pod", "3").await);
 }

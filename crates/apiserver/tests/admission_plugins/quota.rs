@@ -121,3 +121,32 @@ async fn a_resize_is_charged() {
     made(resize("2").await);
     assert_eq!(used().await, "2500m");
 }
+
+#[tokio::test]
+async fn what_is_limited_must_be_stated_by_every_container() {
+    let plugged = Plugged::start(&[], json!([])).await.with_namespace().await;
+    let api = &plugged.api;
+    made(api.post(PODS, common::pod("old")).await);
+    let hard = json!({"requests.cpu": "4", "limits.cpu": "4", "hugepages-2Mi": "6Mi"});
+    let none = json!({"requests.cpu": "0", "limits.cpu": "0", "hugepages-2Mi": "0"});
+    quota(api, "q", json!({"hard": hard}), none).await;
+    let container =
+        |name: &str, resources: Value| json!({"name": name, "image": "i", "resources": resources});
+    let requests = json!({"requests": {"cpu": "1"}});
+    let containers = json!([container("b", requests), container("a", json!({}))]);
+    let refused = "pods \"p\" is forbidden: failed quota: q: must specify limits.cpu for: a,b; requests.cpu for: a";
+    let pod = pod_with("p", json!({"containers": containers}));
+    assert_refused(api.post(PODS, pod).await, 403, refused);
+    let labels = json!({"metadata": {"labels": {"l": "v"}}});
+    let old = format!("{PODS}/old");
+    made(api.patch(&old, "merge-patch", labels).await);
+    // A pod may state it for all of them.
+    let limits = json!({"limits": {"cpu": "2", "hugepages-2Mi": "4Mi", "memory": "1Gi"}});
+    let whole = json!({"resources": limits, "containers": containers});
+    made(api.post(PODS, pod_with("q", whole.clone())).await);
+    let (_, counted) = api.get(&format!("{QUOTAS}/q")).await;
+    let used = json!({"requests.cpu": "1", "limits.cpu": "2", "hugepages-2Mi": "4Mi"});
+    assert_eq!(counted["status"]["used"], used);
+    let exceeded = "pods \"r\" is forbidden: exceeded quota: q, requested: hugepages-2Mi=4Mi, used: hugepages-2Mi=4Mi, limited: hugepages-2Mi=6Mi";
+    assert_refused(api.post(PODS, pod_with("r", whole)).await, 403, exceeded);
+}

@@ -2,4 +2,5 @@
 
 pub mod labels;
 pub mod pods;
+pub mod resource;
 pub mod scheduling;

@@ -10,9 +10,9 @@ use std::{
 
 use fluyt_api::quantity::Quantity;
 use fluyt_client::{
-    Action, Change, Informer, ObjectKey, WorkQueue, controller, helpers::pods, is_not_found,
-    status_code,
+    Action, Change, Informer, ObjectKey, WorkQueue, controller, is_not_found, status_code,
 };
+use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service},
     apimachinery::pkg::api::resource::Quantity as Text,
@@ -111,8 +111,10 @@ impl Controller {
         self.pods.on_change(move |change| {
             let released = match &change {
                 Change::Deleted(_) => true,
+                // Its status counts, too: it ends, or a resize does.
                 Change::Updated { old, new } => {
-                    (!pods::is_terminated(old) && pods::is_terminated(new)) || old.spec != new.spec
+                    let now = Timestamp::now();
+                    old.spec != new.spec || usage::of_pod(old, now) != usage::of_pod(new, now)
                 }
                 Change::Added(_) => false,
             };
@@ -222,9 +224,10 @@ impl Controller {
     ) -> anyhow::Result<BTreeMap<String, Quantity>> {
         let namespace = namespace(&quota.metadata);
         let mut usage = Usage::default();
+        let now = Timestamp::now();
         for pod in self.pods.list_namespace(namespace) {
             if usage::matches_scopes(quota, &pod) {
-                usage.add_pod(&pod);
+                usage.add_pod(&pod, now);
             }
         }
         if !usage::has_scopes(quota) {

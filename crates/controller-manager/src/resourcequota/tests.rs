@@ -104,6 +104,30 @@ async fn usage_falls_when_pods_end_or_go() {
 }
 
 #[tokio::test]
+async fn usage_falls_when_a_resize_is_done() {
+    let (fake, context) = context();
+    let resized = |has: &str| -> Pod {
+        let status = serde_json::json!({"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+            "resources": {"requests": {"cpu": has}}});
+        let mut pod = pod("a", "1", "Running");
+        pod.spec.as_mut().unwrap().containers[0].name = "c".to_owned();
+        pod.status.as_mut().unwrap().container_statuses =
+            serde_json::from_value(serde_json::json!([status])).unwrap();
+        pod
+    };
+    fake.insert(resized("3"));
+    fake.insert(quota(&["requests.cpu"], None));
+    tokio::spawn(run(context));
+    for (has, expected) in [("3", "3"), ("1", "1")] {
+        fake.update(&resized(has));
+        fake.until(expected, |fake| {
+            used(fake, "requests.cpu").as_deref() == Some(expected)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn usage_falls_when_something_counted_goes() {
     let (fake, context) = context();
     let maps = ["a", "b"].map(|name| ConfigMap {
@@ -132,6 +156,45 @@ async fn usage_falls_when_something_counted_goes() {
                 .await;
         }
     }
+}
+
+#[test]
+fn pods_count_as_admission_charges_them() {
+    let mut pod = pod("a", "1", "Running");
+    let spec = pod.spec.as_mut().unwrap();
+    spec.overhead = list(&[("cpu", "500m"), ("memory", "1Gi")]);
+    let count = |pod: &Pod| {
+        let mut usage = Usage::default();
+        usage.add_pod(pod, Timestamp::UNIX_EPOCH);
+        usage
+    };
+    let usage = count(&pod);
+    let expected = [
+        ("requests.cpu", "1500m"),
+        ("limits.cpu", "2500m"),
+        ("requests.memory", "2Gi"),
+        // It has no limit.
+        ("limits.memory", "0"),
+    ];
+    for (name, amount) in expected {
+        assert_eq!(usage.of(name).to_string(), amount, "{name}");
+    }
+    pod.spec.as_mut().unwrap().resources = Some(ResourceRequirements {
+        requests: list(&[("cpu", "4"), ("hugepages-2Mi", "4Mi")]),
+        ..ResourceRequirements::default()
+    });
+    let usage = count(&pod);
+    for (name, amount) in [
+        ("cpu", "4500m"),
+        ("hugepages-2Mi", "4Mi"),
+        ("requests.hugepages-2Mi", "4Mi"),
+    ] {
+        assert_eq!(usage.of(name).to_string(), amount, "{name}");
+    }
+    pod.status.as_mut().unwrap().phase = Some("Failed".to_owned());
+    let usage = count(&pod);
+    assert!(usage.of("requests.cpu").is_zero() && usage.of("pods").is_zero());
+    assert_eq!(usage.of("count/pods").to_string(), "1");
 }
 
 #[test]

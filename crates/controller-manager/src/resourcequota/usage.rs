@@ -1,15 +1,16 @@
 //! What objects use of each resource that a quota can name.
 
-use std::collections::BTreeMap;
-
-use fluyt_api::quantity::Quantity;
-use fluyt_client::helpers::pods;
-use k8s_openapi::{
-    api::core::v1::{Container, PersistentVolumeClaim, Pod, PodSpec, ResourceQuota, Service},
-    apimachinery::pkg::api::resource::Quantity as Text,
+use fluyt_api::{
+    component_helpers::{
+        qos,
+        resource::{self, Amounts},
+    },
+    quantity::Quantity,
+    quota::{self, Life},
 };
-
-type Amounts = BTreeMap<String, Quantity>;
+use fluyt_client::helpers::resource::{amounts, pod_resources};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
 
 /// Sums by the names of quotas.
 #[derive(Debug, Default)]
@@ -17,70 +18,23 @@ pub struct Usage {
     sums: Amounts,
 }
 
-fn amounts(list: Option<&BTreeMap<String, Text>>) -> Amounts {
-    let list = list.into_iter().flatten();
-    list.filter_map(|(name, text)| Some((name.clone(), text.0.parse().ok()?)))
-        .collect()
-}
-
 fn add(sums: &mut Amounts, name: &str, amount: Quantity) {
     let sum = sums.entry(name.to_owned()).or_insert(Quantity::ZERO);
     *sum = sum.plus(amount);
 }
 
-fn at_least(sums: &mut Amounts, name: &str, amount: Quantity) {
-    let known = sums.entry(name.to_owned()).or_insert(Quantity::ZERO);
-    *known = (*known).max(amount);
-}
-
-/// What the pod counts for: its containers together, or more if an init container needs more.
-fn pod_amounts(spec: &PodSpec, of: impl Fn(&Container) -> Amounts) -> Amounts {
-    let (mut sidecars, mut peak) = (Amounts::new(), Amounts::new());
-    for container in spec.init_containers.iter().flatten() {
-        let own = of(container);
-        if container.restart_policy.as_deref() == Some("Always") {
-            own.iter()
-                .for_each(|(name, amount)| add(&mut sidecars, name, *amount));
-            sidecars
-                .iter()
-                .for_each(|(name, amount)| at_least(&mut peak, name, *amount));
-        } else {
-            for (name, amount) in own {
-                let beside = sidecars.get(&name).copied().unwrap_or(Quantity::ZERO);
-                at_least(&mut peak, &name, amount.plus(beside));
-            }
-        }
+fn life(pod: &Pod) -> Life<'_> {
+    let status = pod.status.as_ref();
+    Life {
+        phase: status.and_then(|status| status.phase.as_deref()),
+        deletion_timestamp: pod.metadata.deletion_timestamp.as_ref().map(|at| at.0),
+        deletion_grace_period_seconds: pod.metadata.deletion_grace_period_seconds,
     }
-    let mut total = sidecars;
-    for container in &spec.containers {
-        of(container)
-            .iter()
-            .for_each(|(name, amount)| add(&mut total, name, *amount));
-    }
-    peak.iter()
-        .for_each(|(name, amount)| at_least(&mut total, name, *amount));
-    amounts(spec.overhead.as_ref())
-        .iter()
-        .for_each(|(name, amount)| add(&mut total, name, *amount));
-    total
 }
 
-fn requests(container: &Container) -> Amounts {
-    amounts(
-        container
-            .resources
-            .as_ref()
-            .and_then(|resources| resources.requests.as_ref()),
-    )
-}
-
-fn limits(container: &Container) -> Amounts {
-    amounts(
-        container
-            .resources
-            .as_ref()
-            .and_then(|resources| resources.limits.as_ref()),
-    )
+/// What a pod is charged.
+pub fn of_pod(pod: &Pod, now: Timestamp) -> Amounts {
+    quota::pod_usage(&pod_resources(pod), life(pod), now)
 }
 
 impl Usage {
@@ -99,26 +53,8 @@ impl Usage {
         add(&mut self.sums, name, Quantity::from_units(number));
     }
 
-    pub fn add_pod(&mut self, pod: &Pod) {
-        // The object exists, whatever state it is in.
-        self.count("count/pods", 1);
-        if pods::is_terminated(pod) {
-            return;
-        }
-        self.count("pods", 1);
-        let Some(spec) = &pod.spec else {
-            return;
-        };
-        for (name, amount) in pod_amounts(spec, requests) {
-            let plain = matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage");
-            if plain || name.starts_with("hugepages-") {
-                add(&mut self.sums, &name, amount);
-            }
-            add(&mut self.sums, &format!("requests.{name}"), amount);
-        }
-        for (name, amount) in pod_amounts(spec, limits) {
-            add(&mut self.sums, &format!("limits.{name}"), amount);
-        }
+    pub fn add_pod(&mut self, pod: &Pod, now: Timestamp) {
+        resource::add(&mut self.sums, &of_pod(pod, now));
     }
 
     pub fn add_service(&mut self, service: &Service) {
@@ -232,15 +168,8 @@ fn in_scope(scope: &str, pod: &Pod) -> bool {
 }
 
 fn is_best_effort(pod: &Pod) -> bool {
-    let containers = pod.spec.iter().flat_map(|spec| {
-        spec.init_containers
-            .iter()
-            .flatten()
-            .chain(&spec.containers)
-    });
-    let mut amounts =
-        containers.flat_map(|container| requests(container).into_iter().chain(limits(container)));
-    !amounts.any(|(name, amount)| (name == "cpu" || name == "memory") && !amount.is_zero())
+    let class = pod.status.as_ref().and_then(|s| s.qos_class.as_deref());
+    class.unwrap_or_else(|| qos::class(&pod_resources(pod))) == "BestEffort"
 }
 
 fn crosses_namespaces(pod: &Pod) -> bool {

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, 
 
 pub use self::{
     profile::{Diagnosis, Profile, WeightedPlugin},
-    types::{NodeInfo, PodInfo, Resource, Snapshot},
+    types::{NodeInfo, PodInfo, Resource, Snapshot, declared_features},
 };
 
 /// Scores are from 0 to this.

@@ -5,12 +5,14 @@ use std::{
     sync::Arc,
 };
 
+use fluyt_api::component_helpers::{
+    nodedeclaredfeatures::FeatureSet,
+    resource::{Amounts, Options},
+};
 use fluyt_api::quantity::Quantity;
 use fluyt_client::ObjectKey;
-use k8s_openapi::{
-    api::core::v1::{Container, Node, Pod, PodAffinityTerm, PodSpec},
-    apimachinery::pkg::api::resource::Quantity as QuantityText,
-};
+use fluyt_client::helpers::resource::{amounts, pod_resources};
+use k8s_openapi::api::core::v1::{Node, Pod, PodAffinityTerm, PodSpec};
 
 /// What a container counts for in scores if it requests nothing.
 const DEFAULT_MILLI_CPU: i64 = 100;
@@ -57,6 +59,7 @@ pub struct NodeInfo {
     pub used_ports: HashSet<HostPort>,
     /// Size of each present image by name.
     pub images: Arc<HashMap<String, i64>>,
+    pub declared_features: FeatureSet,
 }
 
 /// The cluster at one moment.
@@ -71,16 +74,10 @@ pub struct Snapshot {
     pub namespaces: Arc<HashMap<String, BTreeMap<String, String>>>,
 }
 
-fn parse(quantity: &QuantityText) -> Quantity {
-    // The API server has validated it.
-    quantity.0.parse().unwrap_or(Quantity::ZERO)
-}
-
 impl Resource {
-    pub fn of(list: Option<&BTreeMap<String, QuantityText>>) -> Self {
+    pub fn of(amounts: &Amounts) -> Self {
         let mut resource = Self::default();
-        for (name, quantity) in list.into_iter().flatten() {
-            let quantity = parse(quantity);
+        for (name, quantity) in amounts {
             match name.as_str() {
                 "cpu" => resource.milli_cpu = quantity.millis(),
                 "memory" => resource.memory = quantity.value(),
@@ -102,10 +99,6 @@ impl Resource {
         self.combine(other, |a, b| a - b);
     }
 
-    pub fn at_least(&mut self, other: &Self) {
-        self.combine(other, i64::max);
-    }
-
     fn combine(&mut self, other: &Self, combine: impl Fn(i64, i64) -> i64) {
         self.milli_cpu = combine(self.milli_cpu, other.milli_cpu);
         self.memory = combine(self.memory, other.memory);
@@ -117,91 +110,36 @@ impl Resource {
     }
 }
 
-/// What the pod takes from a node: its containers together, or more if an init container needs more.
-pub fn pod_request(spec: &PodSpec, request_of: impl Fn(&Container) -> Resource) -> Resource {
-    let mut sidecars = Resource::default();
-    let mut init_peak = Resource::default();
-    for container in spec.init_containers.iter().flatten() {
-        let mut request = request_of(container);
-        if container.restart_policy.as_deref() == Some("Always") {
-            sidecars.add(&request);
-            init_peak.at_least(&sidecars);
-        } else {
-            request.add(&sidecars);
-            init_peak.at_least(&request);
-        }
-    }
-    let mut total = sidecars;
-    for container in &spec.containers {
-        total.add(&request_of(container));
-    }
-    total.at_least(&init_peak);
-    // Requests of the pod as a whole replace the sums.
-    let whole = spec
-        .resources
-        .as_ref()
-        .and_then(|resources| resources.requests.as_ref());
-    let whole_request = Resource::of(whole);
-    for name in whole.into_iter().flatten().map(|(name, _)| name.as_str()) {
-        match name {
-            "cpu" => total.milli_cpu = whole_request.milli_cpu,
-            "memory" => total.memory = whole_request.memory,
-            _ => {}
-        }
-    }
-    total.add(&Resource::of(spec.overhead.as_ref()));
-    total
-}
-
-fn container_request(container: &Container) -> Resource {
-    Resource::of(
-        container
-            .resources
-            .as_ref()
-            .and_then(|resources| resources.requests.as_ref()),
-    )
-}
-
-/// What a container takes while it is resized: the most of what it asks for (unless its node can never give that), what
-/// its node has promised and what it has (KEP-1287).
-fn resized_request(pod: &Pod, container: &Container) -> Resource {
-    let wanted = container_request(container);
-    let Some(status) = &pod.status else {
-        return wanted;
+/// What a pod takes of its node, and what it counts for in scores: as much, but something for containers that request
+/// nothing. Where the pod states what all of its containers take, that is something already.
+fn requests(pod: &Pod) -> (Amounts, Amounts) {
+    let resources = pod_resources(pod);
+    let options = Options {
+        use_status: true,
+        use_pod_status: true,
+        ..Options::default()
     };
-    let lists = [&status.container_statuses, &status.init_container_statuses];
-    let mut statuses = lists.into_iter().flatten().flatten();
-    let Some(own) = statuses.find(|own| own.name == container.name) else {
-        return wanted;
-    };
-    let mut request = Resource::of(own.allocated_resources.as_ref());
-    let actual = own.resources.as_ref();
-    request.at_least(&Resource::of(actual.and_then(|r| r.requests.as_ref())));
-    let is_infeasible = status.conditions.iter().flatten().any(|condition| {
-        condition.type_ == "PodResizePending" && condition.reason.as_deref() == Some("Infeasible")
+    let requested = resources.requests(options);
+    let mut least = Amounts::from([
+        ("cpu".to_owned(), Quantity::from_millis(DEFAULT_MILLI_CPU)),
+        ("memory".to_owned(), Quantity::from_bytes(DEFAULT_MEMORY)),
+    ]);
+    if resources.states_requests() {
+        least.retain(|name, _| !requested.contains_key(name));
+    }
+    let scored = resources.requests(Options {
+        instead_of_missing: Some(&least),
+        ..options
     });
-    if !is_infeasible || request == Resource::default() {
-        request.at_least(&wanted);
-    }
-    request
-}
-
-fn scored_request(pod: &Pod, container: &Container) -> Resource {
-    let mut request = resized_request(pod, container);
-    if request.milli_cpu == 0 {
-        request.milli_cpu = DEFAULT_MILLI_CPU;
-    }
-    if request.memory == 0 {
-        request.memory = DEFAULT_MEMORY;
-    }
-    request
+    (requested, scored)
 }
 
 impl PodInfo {
     pub fn new(pod: Arc<Pod>) -> Self {
         let empty = PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&empty);
-        let scored = pod_request(spec, |container| scored_request(&pod, container));
+        let (requested, scored) = requests(&pod);
+        let scored = Resource::of(&scored);
         let affinity = spec.affinity.clone().unwrap_or_default();
         let together = affinity.pod_affinity.unwrap_or_default();
         let apart = affinity.pod_anti_affinity.unwrap_or_default();
@@ -219,7 +157,7 @@ impl PodInfo {
                 .collect()
         };
         Self {
-            request: pod_request(spec, |container| resized_request(&pod, container)),
+            request: Resource::of(&requested),
             scored_milli_cpu: scored.milli_cpu,
             scored_memory: scored.memory,
             host_ports: host_ports(spec),
@@ -288,6 +226,13 @@ fn with_label_keys(pod: &Pod, mut term: PodAffinityTerm) -> PodAffinityTerm {
     term
 }
 
+/// What the node declares, in its order.
+pub fn declared_features(node: &Node) -> &[String] {
+    let status = node.status.as_ref();
+    let declared = status.and_then(|status| status.declared_features.as_deref());
+    declared.unwrap_or_default()
+}
+
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
     let sidecars = spec
         .init_containers
@@ -324,6 +269,7 @@ impl NodeInfo {
             allocatable: Resource::default(),
             used_ports: HashSet::new(),
             images: Arc::default(),
+            declared_features: FeatureSet::default(),
         };
         info.set_node(node);
         info
@@ -331,7 +277,10 @@ impl NodeInfo {
 
     pub fn set_node(&mut self, node: Arc<Node>) {
         let status = node.status.as_ref();
-        self.allocatable = Resource::of(status.and_then(|status| status.allocatable.as_ref()));
+        let allocatable = status.and_then(|status| status.allocatable.as_ref());
+        self.allocatable = Resource::of(&amounts(allocatable));
+        let declared = declared_features(&node).iter().map(String::as_str);
+        self.declared_features = FeatureSet::named(declared);
         let images = status
             .and_then(|status| status.images.as_ref())
             .into_iter()
@@ -475,49 +424,25 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_init_containers_and_sidecars() {
-        let container = |milli: i64, sidecar: bool| {
-            let mut container = Container::default();
-            let requests = [("cpu".to_owned(), QuantityText(format!("{milli}m")))].into();
-            container.resources.get_or_insert_default().requests = Some(requests);
-            container.restart_policy = sidecar.then(|| "Always".to_owned());
-            container
+    fn containers_that_request_nothing_count_in_scores() {
+        let scored = |resources: serde_json::Value, container: serde_json::Value| {
+            let pod = serde_json::json!({
+                "spec": {"resources": resources, "containers": [{"name": "c", "resources": container}]},
+            });
+            let info = PodInfo::new(Arc::new(serde_json::from_value(pod).unwrap()));
+            (info.scored_milli_cpu, info.scored_memory)
         };
-        let cpu = |init: Vec<Container>, containers: Vec<Container>| {
-            let spec = PodSpec {
-                init_containers: Some(init),
-                containers,
-                ..PodSpec::default()
-            };
-            pod_request(&spec, container_request).milli_cpu
-        };
+        let cpu = |amount: &str| serde_json::json!({"requests": {"cpu": amount}});
+        let nothing = serde_json::Value::Null;
+        let is_stated = (50, DEFAULT_MEMORY);
         assert_eq!(
-            cpu(vec![], vec![container(100, false), container(50, false)]),
-            150
+            scored(nothing.clone(), nothing.clone()),
+            (DEFAULT_MILLI_CPU, DEFAULT_MEMORY)
         );
-        assert_eq!(
-            cpu(vec![container(500, false)], vec![container(100, false)]),
-            500
-        );
-        assert_eq!(
-            cpu(vec![container(30, true)], vec![container(100, false)]),
-            130
-        );
-        // An init container after a sidecar runs beside it.
-        assert_eq!(
-            cpu(
-                vec![container(30, true), container(500, false)],
-                vec![container(100, false)]
-            ),
-            530
-        );
-        assert_eq!(
-            cpu(
-                vec![container(500, false), container(30, true)],
-                vec![container(100, false)]
-            ),
-            500
-        );
+        assert_eq!(scored(nothing.clone(), cpu("50m")), is_stated);
+        assert_eq!(scored(cpu("50m"), nothing.clone()), is_stated);
+        // Nothing is what it asks for.
+        assert_eq!(scored(nothing, cpu("0")), (0, DEFAULT_MEMORY));
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod default_preemption;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
+mod node_declared_features;
 mod node_name;
 mod node_ports;
 mod node_resources_balanced_allocation;
@@ -68,5 +69,6 @@ pub fn default_plugins(
             }),
             0,
         ),
+        plugin(Arc::new(node_declared_features::NodeDeclaredFeatures), 0),
     ]
 }

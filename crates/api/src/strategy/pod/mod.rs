@@ -11,8 +11,8 @@ use super::template::options::list;
 use super::template::warnings::APPARMOR_FIELD;
 use super::template::{self, Options, containers_of};
 use super::{MetaCheck, Strategy, at_mut, copy_field, items_mut, keep_metadata, text};
+use crate::component_helpers::{qos, resource::PodResources};
 use crate::meta;
-use crate::quantity::Quantity;
 use crate::validation::{At, Errors, dns_label, ip};
 
 const APPARMOR_CONTAINER: &str = "container.apparmor.security.beta.kubernetes.io/";
@@ -416,46 +416,12 @@ fn keep_observed_generations(status: &mut Value, old: &Value) {
 /// `Guaranteed`, `Burstable` or `BestEffort`, from requests and limits of CPU and memory.
 #[must_use]
 pub fn qos_class(pod: &Value) -> &'static str {
-    let spec = &pod["spec"];
-    let containers = ["containers", "initContainers"]
-        .iter()
-        .flat_map(|list| spec[*list].as_array().into_iter().flatten());
-    let (mut any, mut guaranteed) = (false, true);
-    for container in containers {
-        for resource in ["cpu", "memory"] {
-            let amount = |which: &str| {
-                container["resources"][which][resource]
-                    .as_str()
-                    .and_then(|q| q.parse::<Quantity>().ok())
-                    .filter(|q| !q.is_zero())
-            };
-            let (request, limit) = (amount("requests"), amount("limits"));
-            any |= request.is_some() || limit.is_some();
-            guaranteed &= limit.is_some() && request.or(limit) == limit;
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
-    }
+    qos::class(&PodResources::of(pod))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn qos() {
-        let pod = |resources: Value| json!({"spec": {"containers": [{"resources": resources}]}});
-        assert_eq!(qos_class(&pod(json!({}))), "BestEffort");
-        assert_eq!(
-            qos_class(&pod(json!({"requests": {"cpu": "1"}}))),
-            "Burstable"
-        );
-        let both = json!({"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1000m", "memory": "1Gi"}});
-        assert_eq!(qos_class(&pod(both)), "Guaranteed");
-    }
 
     #[test]
     fn only_some_fields_may_change() {

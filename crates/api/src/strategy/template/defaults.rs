@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::CONTAINER_LISTS;
 use super::resources::aggregate;
+use crate::component_helpers::resource::Requirement;
 use crate::quantity::Quantity;
 use crate::strategy::storage::claim;
 use crate::strategy::{at_mut, default_at, items_mut};
@@ -106,7 +107,7 @@ fn default_pod_resources(spec: &mut Value) {
             .is_some_and(|m| !m.is_empty())
     };
     if has(spec, "limits") || has(spec, "requests") {
-        for (name, limit) in aggregate(spec, "limits") {
+        for (name, limit) in aggregate(spec, Requirement::Limits) {
             let requested = !spec["resources"]["requests"][&name].is_null();
             if resource::is_huge_page(&name) && !requested {
                 default_at(spec, &["resources", "limits", &name], limit.to_string());
@@ -116,7 +117,7 @@ fn default_pod_resources(spec: &mut Value) {
     if !has(spec, "limits") {
         return;
     }
-    for (name, request) in aggregate(spec, "requests") {
+    for (name, request) in aggregate(spec, Requirement::Requests) {
         if is_pod_level(&name) && resource::is_overcommit_allowed(&name) {
             default_at(spec, &["resources", "requests", &name], request.to_string());
         }

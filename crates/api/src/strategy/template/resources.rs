@@ -1,12 +1,13 @@
 //! Requests and limits of pods and containers.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
 use super::CONTAINER_LISTS;
 use super::container::Context;
 use super::options::{Options, list};
+use crate::component_helpers::resource::{Amounts, Options as Counted, PodResources, Requirement};
 use crate::quantity::Quantity;
 use crate::validation::{At, Errors, dns_label, quantity_of, resource};
 
@@ -181,7 +182,7 @@ pub(super) fn validate_pod(spec: &At<'_, '_>, context: &Context<'_>, errors: &mu
     validate(&at, resource::pod_name, &context.options, errors);
     validate_claims(&claims, context, errors);
     let (limits, requests) = (at.field("limits"), at.field("requests"));
-    for (name, sum) in aggregate(spec.value(), "requests") {
+    for (name, sum) in aggregate(spec.value(), Requirement::Requests) {
         let own = requests.key(&name);
         if quantity_of(own.value()).is_some_and(|own| sum > own) {
             let detail =
@@ -189,7 +190,7 @@ pub(super) fn validate_pod(spec: &At<'_, '_>, context: &Context<'_>, errors: &mu
             errors.bad(&own, &detail);
         }
     }
-    for (name, sum) in aggregate(spec.value(), "limits") {
+    for (name, sum) in aggregate(spec.value(), Requirement::Limits) {
         let own = limits.key(&name);
         let too_much = quantity_of(own.value()).is_some_and(|own| sum > own);
         if resource::is_huge_page(&name) && too_much {
@@ -216,50 +217,7 @@ pub(super) fn validate_pod(spec: &At<'_, '_>, context: &Context<'_>, errors: &mu
     }
 }
 
-fn amounts(container: &Value, kind: &str) -> impl Iterator<Item = (String, Quantity)> {
-    container["resources"][kind]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(name, amount)| Some((name.clone(), quantity_of(amount)?)))
-}
-
-/// What the containers of a pod take together: the sum of those that run at once, or an init container if that is more.
-pub(in crate::strategy) fn aggregate(spec: &Value, kind: &str) -> BTreeMap<String, Quantity> {
-    type Sums = BTreeMap<String, Quantity>;
-    let add = |sums: &mut Sums, name: String, amount: Quantity| {
-        let sum = sums.entry(name).or_insert(Quantity::ZERO);
-        *sum = sum.plus(amount);
-    };
-    let mut running = Sums::new();
-    for container in list(&spec["containers"]) {
-        for (name, amount) in amounts(container, kind) {
-            add(&mut running, name, amount);
-        }
-    }
-    let (mut sidecars, mut starting) = (Sums::new(), Sums::new());
-    for container in list(&spec["initContainers"]) {
-        let is_sidecar = container["restartPolicy"] == "Always";
-        for (name, amount) in amounts(container, kind) {
-            if is_sidecar {
-                add(&mut running, name.clone(), amount);
-                add(&mut sidecars, name.clone(), amount);
-            }
-        }
-        let mut now = sidecars.clone();
-        if !is_sidecar {
-            for (name, amount) in amounts(container, kind) {
-                add(&mut now, name, amount);
-            }
-        }
-        for (name, amount) in now {
-            let most = starting.entry(name).or_insert(amount);
-            *most = (*most).max(amount);
-        }
-    }
-    for (name, amount) in starting {
-        let most = running.entry(name).or_insert(amount);
-        *most = (*most).max(amount);
-    }
-    running
+/// What the containers of a pod ask for together.
+pub(in crate::strategy) fn aggregate(spec: &Value, requirement: Requirement) -> Amounts {
+    PodResources::of_spec(spec).aggregate(requirement, Counted::default())
 }

@@ -4,12 +4,15 @@ mod limited;
 mod scopes;
 
 use async_trait::async_trait;
+use fluyt_api::component_helpers::resource::{Amounts, PodResources};
 use fluyt_api::quantity::Quantity;
-use fluyt_api::{Error, meta, resources};
+use fluyt_api::quota::{self, Life};
+use fluyt_api::resources::{self, Resource};
+use fluyt_api::{Error, meta};
 use fluyt_etcd::{Compare, CompareOp, Keys, Op, Put, Target, Txn};
-use serde_json::{Map, Value};
+use jiff::Timestamp;
+use serde_json::Value;
 
-use super::pod_resources::{Requirement, taken};
 use super::{Attributes, Operation, Plugin};
 use crate::cache::{Caches, REGISTRY};
 
@@ -86,17 +89,34 @@ impl Plugin for ResourceQuota {
     }
 }
 
-type Usage = std::collections::BTreeMap<String, Quantity>;
+type Usage = Amounts;
+
+fn is_pods(resource: &Resource) -> bool {
+    resource.group.is_empty() && resource.plural == "pods"
+}
+
+fn life(pod: &Value) -> Life<'_> {
+    let metadata = &pod["metadata"];
+    let deleted = metadata["deletionTimestamp"].as_str();
+    Life {
+        phase: pod["status"]["phase"].as_str(),
+        deletion_timestamp: deleted.and_then(|at| at.parse().ok()),
+        deletion_grace_period_seconds: metadata["deletionGracePeriodSeconds"].as_i64(),
+    }
+}
 
 /// What one object counts for, by quota resource name.
 fn usage(attributes: &Attributes<'_>, object: &Value) -> Usage {
     let resource = attributes.at.resource;
+    if is_pods(resource) {
+        let now = Timestamp::now();
+        return quota::pod_usage(&PodResources::of(object), life(object), now);
+    }
     let mut usage = Usage::new();
     let one = Quantity::from_units(1);
     usage.insert(format!("count/{}", resource.group_resource()), one);
     if resource.group.is_empty() {
         let counted = [
-            "pods",
             "services",
             "secrets",
             "configmaps",
@@ -110,27 +130,6 @@ fn usage(attributes: &Attributes<'_>, object: &Value) -> Usage {
     }
     let quantity = |v: &Value| v.as_str().and_then(|t| t.parse::<Quantity>().ok());
     match resource.plural {
-        "pods"
-            if matches!(
-                object["status"]["phase"].as_str(),
-                Some("Succeeded" | "Failed")
-            ) =>
-        {
-            usage.clear()
-        }
-        "pods" => {
-            for requirement in [Requirement::Requests, Requirement::Limits] {
-                let prefix = requirement.field();
-                for (name, amount) in taken(object, requirement) {
-                    if requirement == Requirement::Requests
-                        && ["cpu", "memory", "ephemeral-storage"].contains(&name.as_str())
-                    {
-                        usage.insert(name.clone(), amount);
-                    }
-                    usage.insert(format!("{prefix}.{name}"), amount);
-                }
-            }
-        }
         "services" => {
             let ports = i64::try_from(object["spec"]["ports"].as_array().map_or(0, Vec::len))
                 .unwrap_or(i64::MAX);
@@ -184,7 +183,15 @@ async fn charge(
             .as_object()
             .cloned()
             .unwrap_or_default();
-        require_requests(attributes, &quota, &hard, usage)?;
+        // What is there already need not say what nobody asked for when it was made.
+        let says =
+            attributes.operation == Operation::Create || attributes.at.subresource == "resize";
+        if is_pods(attributes.at.resource) && says {
+            let limited = hard.keys().map(String::as_str);
+            quota::constraints(&PodResources::of(object), limited).map_err(|why| {
+                attributes.forbidden(format!("failed quota: {}: {why}", meta::name(&quota)))
+            })?;
+        }
         let uncounted = |name: &&String| {
             hard.contains_key(*name) && quota["status"]["used"][name.as_str()].is_null()
         };
@@ -267,37 +274,4 @@ async fn charge(
         key,
         "the quota is being changed by too many requests at once",
     ))
-}
-
-/// A quota of a compute resource can only be kept if every pod says what it needs of it.
-fn require_requests(
-    attributes: &Attributes<'_>,
-    quota: &Value,
-    hard: &Map<String, Value>,
-    usage: &Usage,
-) -> Result<(), Error> {
-    if attributes.at.resource.plural != "pods" || attributes.operation != Operation::Create {
-        return Ok(());
-    }
-    let compute = [
-        "cpu",
-        "memory",
-        "requests.cpu",
-        "requests.memory",
-        "limits.cpu",
-        "limits.memory",
-    ];
-    let mut missing: Vec<&str> = compute
-        .into_iter()
-        .filter(|name| hard.contains_key(*name) && !usage.contains_key(*name))
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    missing.sort_unstable();
-    Err(attributes.forbidden(format!(
-        "failed quota: {}: must specify {}",
-        meta::name(quota),
-        missing.join(",")
-    )))
 }
