@@ -431,7 +431,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         tracing: tracing.transpose()?,
         shutdown,
     };
-    Server::run(config, listener).await
+    Box::pin(Server::run(config, listener)).await
 }
 
 #[cfg(test)]

@@ -269,10 +269,9 @@ impl Server {
     /// As [`Self::start`] and [`Self::listen`].
     pub async fn run(config: Config, listener: TcpListener) -> anyhow::Result<()> {
         let (server, uses) = Self::new(config)?;
-        let listening = server.listen(listener);
-        tokio::pin!(listening);
+        let mut listening = Box::pin(server.listen(listener));
         tokio::select! {
-            booted = server.boot(uses) => booted?,
+            booted = Box::pin(server.boot(uses)) => booted?,
             ended = &mut listening => return ended,
         }
         listening.await

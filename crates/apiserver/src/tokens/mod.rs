@@ -20,7 +20,7 @@ pub enum Signing {
 
 /// The keys of service-account tokens.
 pub enum Tokens {
-    Own(TokenKeys),
+    Own(Box<TokenKeys>),
     External(Arc<Signer>),
 }
 
@@ -31,7 +31,10 @@ impl Tokens {
     /// When one of them has no key.
     pub fn new(signing: &Signing, verifying: &[String]) -> anyhow::Result<Self> {
         Ok(match signing {
-            Signing::Key(pem) => Self::Own(TokenKeys::load(pem)?.verified_by(verifying)?),
+            Signing::Key(pem) => {
+                let keys = TokenKeys::load(pem)?.verified_by(verifying)?;
+                Self::Own(Box::new(keys))
+            }
             Signing::External(signer) => Self::External(signer.clone()),
         })
     }

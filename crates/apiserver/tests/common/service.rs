@@ -100,7 +100,7 @@ impl Service {
                             let text = value.as_str().filter(|_| path.ends_with(".jwt"));
                             let text = text.map(str::to_owned);
                             let text = text.unwrap_or_else(|| value.to_string());
-                            let mut response = Response::new(Full::new(text.into()));
+                            let mut response = Response::new(Full::new(bytes::Bytes::from(text)));
                             log.lock().push((path, body));
                             *response.status_mut() = StatusCode::from_u16(status).unwrap();
                             // A text with a redirect is where it leads.
