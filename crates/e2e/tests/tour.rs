@@ -18,6 +18,7 @@ fn guestbook_and_every_verb() -> anyhow::Result<()> {
         guestbook(world)?;
         streams(world)?;
         workloads(world)?;
+        resizes(world)?;
         looking(world)?;
         cluster_goes(world)
     })
@@ -149,6 +150,42 @@ fn workloads(world: &World) -> anyhow::Result<()> {
     world.ok(&format!("kubectl create job once --image={BUSYBOX} -- true && kubectl wait --for=condition=Complete job/once --timeout=30s"))?;
     world.ok("kubectl delete deployment/pages service/pages job/once")?;
     world.until(SOON, "kubectl get pods -o name", str::is_empty)?;
+    Ok(())
+}
+
+/// A pod in place, in all ways that its node declares.
+fn resizes(world: &World) -> anyhow::Result<()> {
+    let declared =
+        world.ok("kubectl get nodes -o jsonpath='{.items[*].status.declaredFeatures}'")?;
+    let feature = "\"InPlacePodLevelResourcesVerticalScaling\"";
+    ensure!(declared.matches(feature).count() == 2, "{declared}");
+    let overrides = format!(
+        r#"{{"spec": {{"resources": {{"requests": {{"cpu": "20m"}}}}, "containers": [{{"name": "grow", "image": "{BUSYBOX}",
+            "command": ["sleep", "1000"], "resources": {{"requests": {{"cpu": "10m"}}}}}}]}}}}"#
+    );
+    world.ok(&format!(
+        "kubectl run grow --image={BUSYBOX} --restart=Never --overrides='{overrides}'"
+    ))?;
+    world.ok("kubectl wait --for=condition=Ready pod/grow --timeout=30s")?;
+    let more = r#"{"resources": {"requests": {"cpu": "15m"}}, "name": "grow"}"#;
+    for (change, told, expected) in [
+        (
+            format!(r#"{{"containers": [{more}]}}"#),
+            "{.status.containerStatuses[0].resources.requests.cpu}",
+            "15m",
+        ),
+        (
+            r#"{"resources": {"requests": {"cpu": "50m"}}}"#.to_owned(),
+            "{.status.resources.requests.cpu}",
+            "50m",
+        ),
+    ] {
+        let patch = "kubectl patch pod grow --subresource=resize -p";
+        world.ok(&format!(r#"{patch} '{{"spec": {change}}}'"#))?;
+        let ask = format!("kubectl get pod grow -o jsonpath='{told}'");
+        world.until(SOON, &ask, |has| has == expected)?;
+    }
+    world.ok("kubectl delete pod grow --now")?;
     Ok(())
 }
 

@@ -4,12 +4,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use fluyt_api::component_helpers::nodedeclaredfeatures::{FeatureSet, infer_for_scheduling};
+use fluyt_api::component_helpers::resource::Options;
+use fluyt_client::helpers::resource::{pod_info, pod_resources};
 use fluyt_volumes::quantity::{milli_value, value};
-use k8s_openapi::api::core::v1::{Container, Node, NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::allocation::Pending;
-use crate::pod::{PodExt, is_sidecar};
+use crate::pod::PodExt;
 
 type Amounts = BTreeMap<String, i64>;
 
@@ -19,6 +22,7 @@ pub fn admit(
     node: Option<&Node>,
     allocatable: &BTreeMap<String, Quantity>,
     active: &[Arc<Pod>],
+    declared: FeatureSet,
 ) -> Result<(), (String, String)> {
     let rejected =
         |reason: &str, why: String| Err((reason.to_string(), format!("Pod was rejected: {why}")));
@@ -79,6 +83,14 @@ pub fn admit(
             "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".into(),
         );
     }
+    let missing = infer_for_scheduling(&pod_info(pod.spec())).without(declared);
+    if !missing.is_empty() {
+        let why = format!(
+            "Pod requires node features that are not available: {}",
+            missing.names().join(", ")
+        );
+        return rejected("PodFeatureUnsupported", why);
+    }
     Ok(())
 }
 
@@ -134,43 +146,17 @@ fn read(name: &str, quantity: &Quantity) -> i64 {
     read(quantity).unwrap_or(0)
 }
 
-/// What the pod asks for: the sum of what runs together, or the peak while it is initialized.
+/// What the pod asks for, in thousandths of CPUs and else in whole units.
 fn requests(pod: &Pod) -> Amounts {
-    let of = |container: &Container| -> Amounts {
-        let requests = container
-            .resources
-            .iter()
-            .flat_map(|r| r.requests.iter().flatten());
-        requests
-            .map(|(name, quantity)| (name.clone(), read(name, quantity)))
-            .collect()
+    let requests = pod_resources(pod).requests(Options::default());
+    let read = |(name, amount): (String, fluyt_api::quantity::Quantity)| {
+        let amount = match name.as_str() {
+            "cpu" => amount.millis(),
+            _ => amount.value(),
+        };
+        (name, amount)
     };
-    let mut sum = Amounts::new();
-    let mut peak = Amounts::new();
-    for container in pod.init_containers() {
-        let own = of(container);
-        if is_sidecar(container) {
-            add(&mut sum, &own);
-        } else {
-            let mut with_sidecars = sum.clone();
-            add(&mut with_sidecars, &own);
-            for (name, amount) in with_sidecars {
-                let known = peak.entry(name).or_default();
-                *known = amount.max(*known);
-            }
-        }
-    }
-    for container in &pod.spec().containers {
-        add(&mut sum, &of(container));
-    }
-    for (name, amount) in peak {
-        let known = sum.entry(name).or_default();
-        *known = amount.max(*known);
-    }
-    for (name, quantity) in pod.spec().overhead.iter().flatten() {
-        *sum.entry(name.clone()).or_default() += read(name, quantity);
-    }
-    sum
+    requests.into_iter().map(read).collect()
 }
 
 fn host_ports(pod: &Pod) -> Vec<(String, i32, String)> {
@@ -260,6 +246,7 @@ fn matches_rule(rule: &NodeSelectorRequirement, value: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fluyt_api::component_helpers::nodedeclaredfeatures::Feature;
     use serde_json::json;
 
     fn pod(uid: &str, spec: serde_json::Value) -> Pod {
@@ -290,6 +277,7 @@ mod tests {
             {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms":
                 [{"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]}]}}}})
         };
+        let declared = FeatureSet::from_iter([Feature::RestartAllContainersOnContainerExits]);
         for (spec, expected) in [
             (cpu("500m"), None),
             (cpu("501m"), Some("OutOfcpu")),
@@ -303,8 +291,17 @@ mod tests {
                 json!({"containers": [{"name": "c", "ports": [{"containerPort": 1, "hostPort": 80}]}]}),
                 Some("NodePorts"),
             ),
+            (
+                json!({"containers": [], "hostNetwork": true, "hostUsers": false}),
+                Some("PodFeatureUnsupported"),
+            ),
+            (
+                json!({"containers": [{"name": "c", "restartPolicyRules": [{"action": "RestartAllContainers"}]}]}),
+                None,
+            ),
         ] {
-            let verdict = admit(&pod("new", spec.clone()), Some(&node), &allocatable, &busy);
+            let pod = pod("new", spec.clone());
+            let verdict = admit(&pod, Some(&node), &allocatable, &busy, declared);
             assert_eq!(
                 verdict.err().map(|(reason, _)| reason).as_deref(),
                 expected,
@@ -320,10 +317,18 @@ mod tests {
             None,
             &allocatable,
             &full,
+            declared,
         )
         .unwrap_err();
         assert_eq!(reason, "OutOfpods");
-        let (_, message) = admit(&pod("new", cpu("1")), None, &allocatable, &busy).unwrap_err();
+        let refused = |spec| admit(&pod("new", spec), None, &allocatable, &busy, declared);
+        let namespaced = json!({"containers": [], "hostNetwork": true, "hostUsers": false});
+        let (_, message) = refused(namespaced).unwrap_err();
+        assert_eq!(
+            message,
+            "Pod was rejected: Pod requires node features that are not available: UserNamespacesHostNetworkSupport"
+        );
+        let (_, message) = refused(cpu("1")).unwrap_err();
         assert_eq!(
             message,
             "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000, used: 1500, capacity: 2000"

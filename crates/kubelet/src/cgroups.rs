@@ -15,6 +15,8 @@ const MOUNT: &str = "/sys/fs/cgroup";
 /// The controllers of v1 that pods need; others stay as the system has them.
 const V1_CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "memory", "pids", "cpuset", "freezer"];
 const PERIOD: i64 = 100_000;
+/// Limits of memory are rounded down to pages.
+const LARGEST_PAGE: i64 = 64 << 10;
 const MIN_SHARES: i64 = 2;
 const MAX_SHARES: i64 = 262_144;
 
@@ -41,6 +43,16 @@ pub fn quota(milli_cpu: i64) -> i64 {
     (milli_cpu * PERIOD / 1000).max(1000)
 }
 
+/// The request that these `cpu.shares` stand for.
+pub fn milli_of_shares(shares: i64) -> i64 {
+    (shares * 1000 + 1023) / 1024
+}
+
+/// The limit that a quota stands for.
+pub fn milli_of_quota(quota: i64, period: i64) -> i64 {
+    quota * 1000 / period
+}
+
 pub const fn period() -> i64 {
     PERIOD
 }
@@ -48,6 +60,11 @@ pub const fn period() -> i64 {
 /// `cpu.weight` of v2 that stands for v1's `cpu.shares`, as the runtimes convert it.
 pub fn weight(shares: i64) -> i64 {
     1 + ((shares - MIN_SHARES) * 9999) / (MAX_SHARES - MIN_SHARES)
+}
+
+/// `cpu.shares` of v1 that a `cpu.weight` of v2 stands for.
+fn shares_of_weight(weight: i64) -> i64 {
+    MIN_SHARES + ((weight - 1) * (MAX_SHARES - MIN_SHARES) + 9998) / 9999
 }
 
 impl Cgroups {
@@ -96,12 +113,82 @@ impl Cgroups {
 
     /// Makes or updates the pod's cgroup with its limits.
     pub fn ensure_pod(&self, pod: &Pod) -> anyhow::Result<()> {
-        let amounts = Amounts::of_pod(pod);
-        let amounts = match QosClass::of(pod) {
-            QosClass::BestEffort => Amounts::default(),
-            _ => amounts,
+        self.create(&self.pod(pod), &wanted(pod))
+    }
+
+    /// Bytes that the processes of a pod use.
+    pub fn memory_in_use(&self, pod: &Pod) -> Option<i64> {
+        let file = match self.version {
+            Version::V1 => "memory.usage_in_bytes",
+            Version::V2 => "memory.current",
         };
-        self.create(&self.pod(pod), &amounts)
+        self.number(pod, "memory", file)
+    }
+
+    /// The content of a file of a pod's cgroup.
+    fn read(&self, pod: &Pod, controller: &str, file: &str) -> Option<String> {
+        let name = self.pod(pod);
+        let relative = name.trim_start_matches('/');
+        let dir = match self.version {
+            Version::V1 => self.mount.join(controller).join(relative),
+            Version::V2 => self.mount.join(relative),
+        };
+        std::fs::read_to_string(dir.join(file)).ok()
+    }
+
+    fn number(&self, pod: &Pod, controller: &str, file: &str) -> Option<i64> {
+        self.read(pod, controller, file)?.trim().parse().ok()
+    }
+
+    /// What the pod's cgroup gives it, in the pod's own words where it is that. What is not limited is `None`, and so is a
+    /// request that is no more than everybody gets.
+    pub fn given(&self, pod: &Pod) -> Amounts {
+        let number = |controller: &str, file: &str| self.number(pod, controller, file);
+        let wants = wanted(pod);
+        let wanted_shares = shares(wants.milli_cpu_request.unwrap_or(0));
+        let (shares, quota_and_period, memory) = match self.version {
+            Version::V1 => {
+                let period = number("cpu", "cpu.cfs_period_us");
+                let quota = number("cpu", "cpu.cfs_quota_us").zip(period);
+                let shares = number("cpu", "cpu.shares");
+                (shares, quota, number("memory", "memory.limit_in_bytes"))
+            }
+            Version::V2 => {
+                let max = self.read(pod, "cpu", "cpu.max").unwrap_or_default();
+                let quota = max
+                    .trim()
+                    .split_once(' ')
+                    .and_then(|(quota, period)| Some((quota.parse().ok()?, period.parse().ok()?)));
+                let has = number("cpu", "cpu.weight");
+                // Weights are coarser.
+                let shares = has.map(|has| match has == self::weight(wanted_shares) {
+                    true => wanted_shares,
+                    false => shares_of_weight(has),
+                });
+                (shares, quota, number("memory", "memory.max"))
+            }
+        };
+        let wanted_quota = wants.milli_cpu_limit.map(quota);
+        Amounts {
+            milli_cpu_request: match shares {
+                Some(shares) if shares == wanted_shares => wants.milli_cpu_request,
+                shares => shares.filter(|s| *s > MIN_SHARES).map(milli_of_shares),
+            },
+            milli_cpu_limit: quota_and_period
+                .filter(|(quota, period)| *quota > 0 && *period > 0)
+                .and_then(|(quota, period)| match Some(quota) == wanted_quota {
+                    true => wants.milli_cpu_limit,
+                    false => Some(milli_of_quota(quota, period)),
+                }),
+            memory_request: wants.memory_request,
+            // v1 writes no limit as the largest number of pages.
+            memory_limit: memory
+                .filter(|limit| *limit > 0 && *limit < i64::MAX / 2)
+                .map(|has| match wants.memory_limit {
+                    Some(wants) if (0..LARGEST_PAGE).contains(&(wants - has)) => wants,
+                    _ => has,
+                }),
+        }
     }
 
     /// Takes the pod's limits away while those of its containers change: at no time may one of these be above its pod's.
@@ -293,6 +380,14 @@ impl Cgroups {
     }
 }
 
+/// What a pod's cgroup is to give it.
+fn wanted(pod: &Pod) -> Amounts {
+    match QosClass::of(pod) {
+        QosClass::BestEffort => Amounts::default(),
+        _ => Amounts::of_pod(pod),
+    }
+}
+
 fn set(path: &Path, value: &str) -> anyhow::Result<()> {
     // A controller that the system doesn't have has no files; there is nothing to limit with.
     if !path.exists() {
@@ -338,7 +433,10 @@ mod tests {
         }
         for (shares, expected) in [(2, 1), (1024, 39), (262_144, 10_000)] {
             assert_eq!(weight(shares), expected, "{shares}");
+            assert_eq!(weight(shares_of_weight(expected)), expected, "{shares}");
         }
+        assert_eq!(milli_of_shares(shares(100)), 100);
+        assert_eq!(milli_of_quota(quota(1500), PERIOD), 1500);
     }
 
     #[test]
@@ -375,6 +473,25 @@ mod tests {
             );
             assert!(!read("cpuset/@/cpuset.cpus").trim().is_empty());
         }
+        let given = cgroups.given(&pod);
+        assert_eq!(given.milli_cpu_request, Some(500));
+        assert_eq!(given.milli_cpu_limit, Some(1000));
+        assert_eq!(given.memory_limit, Some(64 << 20));
+        cgroups.lift_limits(&pod).unwrap();
+        let given = cgroups.given(&pod);
+        assert_eq!((given.milli_cpu_limit, given.memory_limit), (None, None));
+        // Another pod of the same name asks for something else.
+        cgroups.ensure_pod(&pod).unwrap();
+        let mut other = pod.clone();
+        let resources = serde_json::json!({"requests": {"cpu": "2"}});
+        other.spec.as_mut().unwrap().resources = serde_json::from_value(resources).unwrap();
+        let given = cgroups.given(&other);
+        assert!(
+            given
+                .milli_cpu_request
+                .is_some_and(|milli| (450..=500).contains(&milli))
+        );
+        assert_eq!(given.milli_cpu_limit, Some(1000));
         assert_eq!(cgroups.pods(), ["u1"]);
         cgroups.remove_pod("u1");
         assert!(cgroups.pods().is_empty());

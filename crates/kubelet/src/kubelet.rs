@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fluyt_api::component_helpers::nodedeclaredfeatures::FeatureSet;
 use fluyt_client::{Change, EventType, Informer, Recorder, Selectors};
 use fluyt_volumes::resource_field_ref::Allocatable;
 use k8s_openapi::api::core::v1::{Container, HostIP, Node, Pod, PodIP, PodStatus, Service};
@@ -35,7 +36,7 @@ use crate::runtime_state::{self, RuntimeState};
 use crate::status::{self, Health, Inputs, Stage, termination_message};
 use crate::status_manager::StatusManager;
 use crate::volume_manager::VolumeManager;
-use crate::{admission, pleg};
+use crate::{admission, declared_features, pleg};
 
 /// What the parts share.
 pub struct Kubelet {
@@ -45,6 +46,7 @@ pub struct Kubelet {
     pub cri: Cri,
     pub runtime_name: String,
     pub runtime_version: String,
+    pub declared_features: FeatureSet,
     pub inspector: Inspector,
     pub images: ImageManager,
     pub objects: Arc<ObjectCache>,
@@ -113,6 +115,7 @@ impl Kubelet {
         };
         let kubelet = Arc::new(Kubelet {
             recorder: recorder.clone(),
+            declared_features: declared_features::discover(&version.runtime_name),
             runtime_name: version.runtime_name,
             runtime_version: version.runtime_version,
             inspector: Inspector::default(),
@@ -327,7 +330,8 @@ impl Kubelet {
     pub fn admit(&self, pod: &Pod) -> Result<(), (String, String)> {
         let node = self.node.get(None, &self.settings.node_name);
         let allocatable = self.machine.allocatable(&self.settings);
-        admission::admit(pod, node.as_deref(), &allocatable, &self.active())
+        let (active, declared) = (self.active(), self.declared_features);
+        admission::admit(pod, node.as_deref(), &allocatable, &active, declared)
     }
 
     /// Pods that have not ended, with what they were allocated.
@@ -451,6 +455,7 @@ impl Kubelet {
             ips: &ips,
             now: jiff::Timestamp::now(),
             resize: &self.allocations.resize(pod.uid()),
+            given: self.cgroups.as_ref().map(|cgroups| cgroups.given(pod)),
             stage,
             verdict,
         });

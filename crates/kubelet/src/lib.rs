@@ -14,6 +14,7 @@ mod cgroups;
 pub mod config;
 mod container_log_manager;
 mod cri;
+mod declared_features;
 mod dns;
 mod env;
 mod etc_hosts;

@@ -216,6 +216,7 @@ async fn make(kubelet: &Kubelet, old: Option<&NodeStatus>) -> NodeStatus {
     let settings = &kubelet.settings;
     let state = kubelet.runtime_state.borrow().clone();
     let pressure = Pressure::read(kubelet);
+    let declared = kubelet.declared_features.names().into_iter();
     let images = kubelet
         .cri
         .list_images(cri::ListImagesRequest::default())
@@ -239,6 +240,7 @@ async fn make(kubelet: &Kubelet, old: Option<&NodeStatus>) -> NodeStatus {
         }),
         node_info: Some(system_info(kubelet)),
         images: Some(node_images(images)),
+        declared_features: Some(declared.map(str::to_string).collect()),
         ..NodeStatus::default()
     }
 }

@@ -17,7 +17,7 @@ use crate::kubelet::Kubelet;
 use crate::kuberuntime::actions;
 use crate::kuberuntime::container::StartError;
 use crate::kuberuntime::runtime_pod::RuntimePod;
-use crate::kuberuntime::{self, kill, resize};
+use crate::kuberuntime::{self, kill, resize, restart_all};
 use crate::object_cache::RETRY;
 use crate::pod::PodExt;
 use crate::status::Stage;
@@ -253,7 +253,8 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return Next::Ended(Termination::default());
     }
-    let deadline = match deadline(pod, status.start_time.map(|time| time.0)) {
+    let started = status.start_time.as_ref().map(|time| time.0);
+    let deadline = match deadline(pod, started) {
         Some(left) if left.is_zero() => {
             let message =
                 "Pod was active on the node longer than the specified deadline".to_string();
@@ -275,6 +276,17 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),
     };
+    if restart_all::is_under_way(&status) {
+        state.waiting.clear();
+        // They start in the next turn, which tells first that they are gone.
+        return match Box::pin(restart_all::remove_all(kubelet, pod, &runtime)).await {
+            Ok(()) => Next::Wait(Some(Duration::ZERO)),
+            Err(error) => {
+                kuberuntime::failed_kill(kubelet, pod, &error);
+                Next::Wait(sooner(Some(RETRY), deadline))
+            }
+        };
+    }
     if let Some(problem) = network_not_ready(kubelet, pod) {
         let reference = pod.object_reference();
         kubelet
@@ -284,9 +296,12 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
         return Next::Wait(Some(Duration::ZERO));
     }
     let differing = resize::differing(kubelet, pod, &runtime);
+    let lowered = resize::lowered(kubelet, pod, &runtime);
     if let Some(cgroups) = &kubelet.cgroups
-        && let Err(error) = match &differing[..] {
-            [] => cgroups.ensure_pod(pod),
+        && let Err(error) = match (&differing[..], &lowered) {
+            ([], None) => cgroups.ensure_pod(pod),
+            // Not before it is known that the pod can do with less.
+            ([], Some(_)) => Ok(()),
             _ => cgroups.lift_limits(pod),
         }
     {
@@ -327,7 +342,8 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
         .refresh_at
         .map(|at| until(at).max(Duration::from_secs(1)));
     let resized = resize::restarts(&differing);
-    let retry = Box::pin(resize_containers(kubelet, pod, &differing, state)).await;
+    let lowered = lowered.as_ref();
+    let retry = Box::pin(resize_pod(kubelet, pod, &differing, lowered, state)).await;
     let deadline = sooner(deadline, retry);
     let todo = actions::compute(pod, &runtime, &*kubelet.probes, &resized);
     if todo == actions::Actions::default() {
@@ -369,26 +385,31 @@ async fn sync(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, state: &mut State) -> Next
     Next::Wait(sooner(sooner(result.retry, refresh), deadline))
 }
 
-/// Has running containers get what the pod was newly allocated, and the pod's conditions tell of it. How long until
-/// what failed is tried again.
-async fn resize_containers(
+/// Has the pod and its running containers get what it was newly allocated, and the pod's conditions tell of it. How long
+/// until what failed is tried again.
+async fn resize_pod(
     kubelet: &Arc<Kubelet>,
     pod: &Arc<Pod>,
     differing: &[resize::Differing<'_>],
+    lowered: Option<&resize::Lowered>,
     state: &State,
 ) -> Option<Duration> {
     let under_way = kubelet.allocations.resize(pod.uid()).in_progress.is_some();
-    if differing.is_empty() && !under_way {
+    if differing.is_empty() && lowered.is_none() && !under_way {
         return None;
     }
-    let outcome = resize::actuate(kubelet, differing).await;
+    let outcome = resize::actuate(kubelet, pod, differing, lowered).await;
     let error = outcome.err();
     let now = match kubelet.inspect(pod.uid()).await {
         Ok(now) => now,
         Err(_) => return Some(RETRY),
     };
+    let mut as_it_is = resize::as_it_is(pod, &now);
+    if let Some(lowered) = lowered.filter(|_| error.is_some()) {
+        lowered.undo(&mut as_it_is);
+    }
     if let Some(cgroups) = &kubelet.cgroups
-        && let Err(error) = cgroups.ensure_pod(&resize::as_it_is(pod, &now))
+        && let Err(error) = cgroups.ensure_pod(&as_it_is)
     {
         warn!(pod = pod.name(), error = %format!("{error:#}"), "the pod's limits stay lifted");
     }

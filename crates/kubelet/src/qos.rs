@@ -1,10 +1,13 @@
 //! Quality of service of a pod, and what it means to the kernel.
 
+use fluyt_api::component_helpers::qos;
+use fluyt_api::component_helpers::resource::{self, Options};
+use fluyt_client::helpers::resource::pod_resources;
+use fluyt_volumes::quantity::{milli_value, value};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::pod::{PodExt, is_sidecar};
-use fluyt_volumes::quantity::{milli_value, value};
+use crate::pod::PodExt;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum QosClass {
@@ -51,56 +54,24 @@ impl Amounts {
         }
     }
 
-    /// What the whole pod may use: all main containers and sidecars together, or the hungriest init container.
-    /// A limit holds only if every container has one. Pod-level resources win.
+    /// What the whole pod may use. A limit holds only if every container has one, or the pod states it itself.
     pub fn of_pod(pod: &Pod) -> Self {
-        let spec = pod.spec();
-        let mut sum: Option<Amounts> = None;
-        let mut peak: Option<Amounts> = None;
-        for container in pod.init_containers() {
-            let own = Amounts::of(container);
-            if is_sidecar(container) {
-                sum = Some(sum.map_or(own, |sum| sum.plus(own)));
-            } else {
-                let with_sidecars = sum.map_or(own, |sum| sum.plus(own));
-                peak = Some(peak.map_or(with_sidecars, |peak| peak.max(with_sidecars)));
-            }
-        }
-        for container in &spec.containers {
-            let own = Amounts::of(container);
-            sum = Some(sum.map_or(own, |sum| sum.plus(own)));
-        }
-        let sum = sum.unwrap_or_default();
-        let total = peak.map_or(sum, |peak| sum.max(peak));
-        let own = Amounts::of_requirements(spec.resources.as_ref());
-        Amounts {
-            milli_cpu_request: own.milli_cpu_request.or(total.milli_cpu_request),
-            milli_cpu_limit: own.milli_cpu_limit.or(total.milli_cpu_limit),
-            memory_request: own.memory_request.or(total.memory_request),
-            memory_limit: own.memory_limit.or(total.memory_limit),
-        }
-    }
-
-    fn plus(self, other: Self) -> Self {
-        self.combine(other, |a, b| a + b)
-    }
-
-    fn max(self, other: Self) -> Self {
-        self.combine(other, i64::max)
-    }
-
-    fn combine(self, other: Self, f: fn(i64, i64) -> i64) -> Self {
-        let request = |a: Option<i64>, b: Option<i64>| match (a, b) {
-            (Some(a), Some(b)) => Some(f(a, b)),
-            (one, other) => one.or(other),
+        let resources = pod_resources(pod);
+        let requests = resources.requests(Options::default());
+        let limits = resources.limits(Options::default());
+        let own = Self::of_requirements(pod.spec().resources.as_ref());
+        let all = || pod.spec().containers.iter().chain(pod.init_containers());
+        let is_limited = |of: fn(&Amounts) -> Option<i64>| {
+            of(&own).is_some() || all().all(|container| of(&Amounts::of(container)).is_some())
         };
-        // An unlimited part makes the whole unlimited.
-        let limit = |a: Option<i64>, b: Option<i64>| Some(f(a?, b?));
+        let positive = |amount: i64| (amount > 0).then_some(amount);
+        let milli_cpu = |from: &resource::Amounts| positive(from.get("cpu")?.millis());
+        let memory = |from: &resource::Amounts| positive(from.get("memory")?.value());
         Amounts {
-            milli_cpu_request: request(self.milli_cpu_request, other.milli_cpu_request),
-            milli_cpu_limit: limit(self.milli_cpu_limit, other.milli_cpu_limit),
-            memory_request: request(self.memory_request, other.memory_request),
-            memory_limit: limit(self.memory_limit, other.memory_limit),
+            milli_cpu_request: milli_cpu(&requests).or(own.milli_cpu_request),
+            milli_cpu_limit: milli_cpu(&limits).filter(|_| is_limited(|a| a.milli_cpu_limit)),
+            memory_request: memory(&requests).or(own.memory_request),
+            memory_limit: memory(&limits).filter(|_| is_limited(|a| a.memory_limit)),
         }
     }
 }
@@ -112,31 +83,11 @@ impl QosClass {
             Some("Guaranteed") => QosClass::Guaranteed,
             Some("Burstable") => QosClass::Burstable,
             Some("BestEffort") => QosClass::BestEffort,
-            _ => Self::compute(pod),
-        }
-    }
-
-    fn compute(pod: &Pod) -> Self {
-        let own = Amounts::of_requirements(pod.spec().resources.as_ref());
-        let containers = pod.spec().containers.iter().chain(pod.init_containers());
-        let all: Vec<Amounts> = if own == Amounts::default() {
-            containers.map(Amounts::of).collect()
-        } else {
-            vec![own]
-        };
-        if all.iter().all(|amounts| *amounts == Amounts::default()) {
-            return QosClass::BestEffort;
-        }
-        let guaranteed = all.iter().all(|amounts| {
-            amounts.milli_cpu_limit.is_some()
-                && amounts.memory_limit.is_some()
-                && amounts.milli_cpu_request == amounts.milli_cpu_limit
-                && amounts.memory_request == amounts.memory_limit
-        });
-        if guaranteed {
-            QosClass::Guaranteed
-        } else {
-            QosClass::Burstable
+            _ => match qos::class(&pod_resources(pod)) {
+                "Guaranteed" => QosClass::Guaranteed,
+                "Burstable" => QosClass::Burstable,
+                _ => QosClass::BestEffort,
+            },
         }
     }
 
@@ -180,7 +131,8 @@ mod tests {
 
     #[test]
     fn classes() {
-        let full = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
+        let both = json!({"cpu": "1", "memory": "1Gi"});
+        let full = json!({"limits": both, "requests": both});
         for (resources, expected) in [
             (vec![json!({})], QosClass::BestEffort),
             (vec![full.clone()], QosClass::Guaranteed),
@@ -224,7 +176,7 @@ mod tests {
                 {"name": "side", "restartPolicy": "Always", "resources": {"requests": {"cpu": "100m"}}},
                 {"name": "big", "resources": {"requests": {"cpu": "2", "memory": "1Mi"}}}],
             "containers": [
-                {"name": "a", "resources": {"requests": {"cpu": "500m"}, "limits": {"memory": "1Gi"}}},
+                {"name": "a", "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}},
                 {"name": "b", "resources": {"requests": {"cpu": "250m"}}}]
         }}))
         .unwrap();
@@ -232,5 +184,15 @@ mod tests {
         assert_eq!(amounts.milli_cpu_request, Some(2100));
         assert_eq!(amounts.memory_request, Some(1 << 30));
         assert_eq!(amounts.memory_limit, None);
+        let mut whole = pod.clone();
+        let spec = whole.spec.as_mut().unwrap();
+        let resources = json!({"requests": {"cpu": "5"}, "limits": {"memory": "8Gi"}});
+        spec.resources = serde_json::from_value(resources).unwrap();
+        let overhead = json!({"cpu": "1", "memory": "1Gi"});
+        spec.overhead = serde_json::from_value(overhead).unwrap();
+        let amounts = Amounts::of_pod(&whole);
+        assert_eq!(amounts.milli_cpu_request, Some(6000));
+        assert_eq!(amounts.milli_cpu_limit, None);
+        assert_eq!(amounts.memory_limit, Some(9 << 30));
     }
 }

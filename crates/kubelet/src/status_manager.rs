@@ -280,6 +280,7 @@ fn patch(target: &Target, status: &PodStatus) -> Option<Value> {
                 let [old, new] = [old.get(key), Some(value)].map(|list| items(list, |_| true));
                 merged(&old, new, "ip")
             }
+            "resources" | "allocatedResources" => replaced(old.get(key), value),
             _ => value.clone(),
         };
         diff.insert(key.clone(), value);
@@ -288,6 +289,19 @@ fn patch(target: &Target, status: &PodStatus) -> Option<Value> {
         diff.insert(key.clone(), Value::Null);
     }
     (!diff.is_empty()).then(|| json!({"metadata": {"uid": target.uid}, "status": diff}))
+}
+
+/// A map that is merged: what the old one has besides has to be named to go.
+fn replaced(old: Option<&Value>, new: &Value) -> Value {
+    let (Some(Value::Object(old)), Value::Object(new)) = (old, new) else {
+        return new.clone();
+    };
+    let gone = old.keys().filter(|key| !new.contains_key(*key));
+    let gone = gone.map(|key| (key.clone(), Value::Null));
+    let there = new
+        .iter()
+        .map(|(key, value)| (key.clone(), replaced(old.get(key), value)));
+    Value::Object(there.chain(gone).collect())
 }
 
 fn items(list: Option<&Value>, chosen: impl Fn(&Value) -> bool) -> Vec<Value> {
@@ -341,6 +355,17 @@ mod tests {
                 "conditions": [{"type": "Ready", "status": "True"}]}})
         );
         assert!(super::patch(&target, &target.known.clone()).is_none());
+        let with = |resources: Value| Target {
+            known: status(json!({"resources": resources})),
+            ..target.clone()
+        };
+        let limits = json!({"limits": {"cpu": "1", "memory": "2"}, "requests": {"cpu": "1"}});
+        let wanted = json!({"limits": {"memory": "3"}});
+        let patch = super::patch(&with(limits), &status(json!({"resources": wanted})));
+        assert_eq!(
+            patch.unwrap()["status"]["resources"],
+            json!({"limits": {"cpu": null, "memory": "3"}, "requests": null})
+        );
         let of = |conditions: Value| status(json!({"conditions": conditions}));
         let before = Target {
             known: of(json!([{"type": "Ready", "status": "False", "reason": "R"},

@@ -266,6 +266,59 @@ async fn a_restarted_kubelet_adopts_what_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_containers_end_may_start_all_of_them_anew() {
+    let node = Node0::start().await;
+    let declared = node.api.get::<Node>("", "node-0").unwrap();
+    let declared = declared.status.unwrap().declared_features.unwrap();
+    let restart_all = "RestartAllContainersOnContainerExits".to_string();
+    assert!(declared.is_sorted() && declared.contains(&restart_all));
+    let rules =
+        json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [7]}}]);
+    node.run(
+        "web",
+        json!({
+            "restartPolicy": "Never",
+            "initContainers": [{"name": "setup", "image": "exit-0:1"}],
+            "containers": [
+                {"name": "app", "image": "app:1", "restartPolicy": "Never", "restartPolicyRules": rules},
+                {"name": "helper", "image": "app:1"}
+            ]
+        }),
+    );
+    let before = node.until("ready", "web", is_ready).await;
+    let begun = node.cri.calls().len();
+    node.cri.exit("app", 7);
+    let after = node
+        .until("all are started anew", "web", |pod| {
+            let count = |name: &str| container(pod, name).is_some_and(|c| c.restart_count == 1);
+            is_ready(pod) && count("app") && count("helper")
+        })
+        .await;
+    assert_eq!(
+        node.cri.calls()[begun..],
+        [
+            "stop helper 0",
+            "create setup",
+            "start setup",
+            "create app",
+            "start app",
+            "create helper",
+            "start helper"
+        ]
+    );
+    let address = |pod: &Pod| pod.status.as_ref().unwrap().pod_ip.clone();
+    assert_eq!(address(&before), address(&after), "the sandbox is the same");
+    let last = container(&after, "helper").unwrap().last_state.clone();
+    let last = last.unwrap().terminated.unwrap();
+    assert_eq!(last.reason.as_deref(), Some("RestartingAllContainers"));
+    node.cri.exit("app", 8);
+    node.cri.exit("helper", 0);
+    node.until("failed", "web", |pod| phase(pod) == "Failed")
+        .await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_goes_wrong_is_told() {
     let node = Node0::start().await;
     node.run(

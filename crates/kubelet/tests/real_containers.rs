@@ -419,6 +419,7 @@ async fn inside() {
         times[times.len() / 2],
         times[times.len() - 1]
     );
+    resizes(&api, dir.path(), &cgroup).await;
     for pod in api.list::<Pod>() {
         let name = pod.metadata.name.unwrap();
         delete(&api, &name, 1);
@@ -431,6 +432,106 @@ async fn inside() {
     for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
         support::remove_cgroup(&controller.path().join(&cgroup));
     }
+}
+
+/// What a node declares to resize in place: init containers while they run, and what the pod states for all of it.
+async fn resizes(api: &FakeApi, dir: &Path, cgroup: &str) {
+    let node = api.get::<Node>("", "node-0").unwrap();
+    let declared = node.status.unwrap().declared_features.unwrap();
+    let expected = [
+        "ExtendWebSocketsToKubelet",
+        "InPlacePodLevelResourcesVerticalScaling",
+        "InPlacePodVerticalScalingInitContainers",
+        "RestartAllContainersOnContainerExits",
+    ];
+    assert_eq!(declared, expected);
+    let memory =
+        |amount: &str| json!({"limits": {"memory": amount}, "requests": {"memory": "16Mi"}});
+    let spec = |whole: &str, init: &str| {
+        json!({
+            "nodeName": "node-0", "terminationGracePeriodSeconds": 1,
+            "resources": memory(whole),
+            "initContainers": [{"name": "setup", "image": IMAGE, "imagePullPolicy": "Never", "resources": memory(init),
+                "command": ["sh", "-c", "while [ ! -e /work/go ]; do sleep 0.05; done"],
+                "volumeMounts": [{"name": "work", "mountPath": "/work"}]}],
+            "containers": [{"name": "app", "image": IMAGE, "imagePullPolicy": "Never", "command": ["sleep", "1000"]}],
+            "volumes": [{"name": "work", "emptyDir": {}}],
+        })
+    };
+    let resize = |whole: &str, init: &str| {
+        let mut pod = api.get::<Pod>("default", "grow").unwrap();
+        pod.spec = serde_json::from_value(spec(whole, init)).unwrap();
+        api.update(&pod);
+    };
+    let limit = |resources: Option<&k8s_openapi::api::core::v1::ResourceRequirements>| {
+        let limits = resources.and_then(|resources| resources.limits.as_ref());
+        limits.and_then(|limits| Some(limits.get("memory")?.0.clone()))
+    };
+    let whole = |pod: &Pod| limit(pod.status.as_ref().and_then(|s| s.resources.as_ref()));
+    let init = |pod: &Pod| {
+        let statuses = pod
+            .status
+            .as_ref()
+            .and_then(|s| s.init_container_statuses.as_ref());
+        limit(
+            statuses
+                .and_then(|s| s.first())
+                .and_then(|s| s.resources.as_ref()),
+        )
+    };
+    run(api, "grow", spec("128Mi", "32Mi"));
+    let before = until(api, "the init container runs", "grow", |pod| {
+        init(pod).as_deref() == Some("32Mi")
+    })
+    .await;
+    resize("192Mi", "64Mi");
+    let after = until(api, "the init container has more", "grow", |pod| {
+        init(pod).as_deref() == Some("64Mi") && whole(pod).as_deref() == Some("192Mi")
+    })
+    .await;
+    let id = |pod: &Pod| {
+        let statuses = pod.status.as_ref().unwrap().init_container_statuses.clone();
+        statuses.unwrap()[0].container_id.clone()
+    };
+    assert_eq!(id(&before), id(&after), "it was not started anew");
+    let work = dir.join("kubelet/pods/uid-grow/volumes/kubernetes.io~empty-dir/work/go");
+    std::fs::write(work, "").unwrap();
+    until(api, "running", "grow", is_ready).await;
+    resize("96Mi", "64Mi");
+    until(api, "the pod has less", "grow", |pod| {
+        whole(pod).as_deref() == Some("96Mi")
+    })
+    .await;
+    let file = format!(
+        "/sys/fs/cgroup/memory/{cgroup}/kubepods/burstable/poduid-grow/memory.limit_in_bytes"
+    );
+    let is_limited = |bytes: u64| {
+        let has = std::fs::read_to_string(&file).ok();
+        has.is_none_or(|has| has.trim() == bytes.to_string())
+    };
+    assert!(is_limited(96 << 20));
+    // Nothing is taken away that is in use.
+    resize("4Ki", "64Mi");
+    let refused = until(api, "that is too little", "grow", |pod| {
+        let conditions = pod.status.as_ref().and_then(|s| s.conditions.clone());
+        let mut conditions = conditions.into_iter().flatten();
+        conditions.any(|c| c.type_ == "PodResizeInProgress" && c.reason.as_deref() == Some("Error"))
+    })
+    .await;
+    assert!(is_limited(96 << 20));
+    assert_eq!(whole(&refused).as_deref(), Some("96Mi"));
+    let conditions = refused.status.unwrap().conditions.unwrap();
+    let why = conditions.iter().find(|c| c.type_ == "PodResizeInProgress");
+    let why = why.and_then(|c| c.message.clone()).unwrap();
+    let expected = "cannot decrease memory limits: attempting to set pod memory limit (4096) below current usage (";
+    assert!(why.starts_with(expected), "{why}");
+    resize("96Mi", "64Mi");
+    until(api, "the resize is over", "grow", |pod| {
+        let conditions = pod.status.as_ref().and_then(|s| s.conditions.clone());
+        let mut conditions = conditions.into_iter().flatten();
+        !conditions.any(|c| c.type_.starts_with("PodResize") && c.status == "True")
+    })
+    .await;
 }
 
 /// A client of the kubelet's API.

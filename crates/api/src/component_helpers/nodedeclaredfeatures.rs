@@ -73,7 +73,7 @@ impl FeatureSet {
     /// The names in their order.
     #[must_use]
     pub fn names(self) -> Vec<&'static str> {
-        let is_in = |feature: &Feature| self.0 & 1 << *feature as u8 != 0;
+        let is_in = |feature: &Feature| self.0 & (1 << (*feature as u8)) != 0;
         let all = Feature::ALL.into_iter().filter(is_in);
         all.map(Feature::name).collect()
     }
@@ -81,7 +81,7 @@ impl FeatureSet {
 
 impl FromIterator<Feature> for FeatureSet {
     fn from_iter<T: IntoIterator<Item = Feature>>(features: T) -> Self {
-        let bits = features.into_iter().map(|feature| 1 << feature as u8);
+        let bits = features.into_iter().map(|feature| 1 << (feature as u8));
         Self(bits.fold(0, |set, bit| set | bit))
     }
 }

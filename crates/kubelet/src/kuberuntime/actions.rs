@@ -1,7 +1,7 @@
 //! What has to be done to bring a pod's sandbox and containers to what its spec asks for: a pure function of the spec,
 //! what the runtime has, and what the probes say.
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod};
 
 use super::labels::container_hash;
 use super::runtime_pod::{RuntimeContainer, RuntimePod, State};
@@ -49,21 +49,27 @@ pub struct Actions {
     pub start: Vec<Start>,
 }
 
-/// Whether a container that ended with `exit_code` is started again.
-pub fn should_restart(container: &Container, pod_policy: RestartPolicy, exit_code: i32) -> bool {
-    for rule in container.restart_policy_rules.iter().flatten() {
+/// The rule of a container for this exit code: the first one that names it.
+pub fn matching_rule(container: &Container, exit_code: i32) -> Option<&ContainerRestartRule> {
+    let mut rules = container.restart_policy_rules.iter().flatten();
+    rules.find(|rule| {
         let Some(codes) = &rule.exit_codes else {
-            continue;
+            return false;
         };
         let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
-        let matches = match codes.operator.as_str() {
+        match codes.operator.as_str() {
             "In" => listed,
             "NotIn" => !listed,
             _ => false,
-        };
-        if matches && matches!(rule.action.as_str(), "Restart" | "RestartAllContainers") {
-            return true;
         }
+    })
+}
+
+/// Whether a container that ended with `exit_code` is started again, alone or with all others.
+pub fn should_restart(container: &Container, pod_policy: RestartPolicy, exit_code: i32) -> bool {
+    let rule = matching_rule(container, exit_code);
+    if rule.is_some_and(|r| matches!(r.action.as_str(), "Restart" | "RestartAllContainers")) {
+        return true;
     }
     let policy = match container.restart_policy.as_deref() {
         Some("Always") => RestartPolicy::Always,

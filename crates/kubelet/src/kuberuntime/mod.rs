@@ -6,6 +6,7 @@ pub mod kill;
 pub mod labels;
 pub mod lifecycle;
 pub mod resize;
+pub mod restart_all;
 pub mod runtime_pod;
 pub mod sandbox;
 pub mod security_context;
@@ -243,7 +244,14 @@ fn restart_count(kubelet: &Kubelet, pod: &Pod, runtime: &RuntimePod, name: &str)
     if let Some(latest) = runtime.latest(name) {
         return latest.restart_count() + 1;
     }
-    // The runtime lost it: its logs are still numbered.
+    // The runtime lost it, or it was removed: its logs are still numbered, and the status counts.
+    let status = kubelet.status.current(pod);
+    let init = status.init_container_statuses.iter().flatten();
+    let mut all = init.chain(status.container_statuses.iter().flatten());
+    let told = all
+        .find(|own| own.name == name)
+        .map(|own| own.restart_count);
+    let told = told.and_then(|count| u32::try_from(count).ok());
     let dir = sandbox::log_directory(kubelet, pod).join(name);
     let logs = std::fs::read_dir(dir).into_iter().flatten().flatten();
     logs.filter_map(|entry| {
@@ -252,9 +260,11 @@ fn restart_count(kubelet: &Kubelet, pod: &Pod, runtime: &RuntimePod, name: &str)
     })
     .max()
     .map_or(0, |last| last + 1)
+    .max(told.unwrap_or(0))
 }
 
-fn failed_kill(kubelet: &Kubelet, pod: &Pod, error: &tonic::Status) {
+/// Tells that a pod's containers do not end.
+pub fn failed_kill(kubelet: &Kubelet, pod: &Pod, error: &tonic::Status) {
     let reference = pod.object_reference();
     let message = format!("error killing pod: {}", error.message());
     kubelet

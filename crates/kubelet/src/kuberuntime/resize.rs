@@ -1,6 +1,7 @@
 //! Gives running containers the resources that their pod was newly allocated, by changing their limits or by starting
 //! them anew, as their resize policies say.
 
+use fluyt_client::helpers::resource::pod_resources;
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -9,7 +10,7 @@ use super::container::resources;
 use super::runtime_pod::{RuntimeContainer, RuntimePod, State};
 use crate::cgroups;
 use crate::kubelet::Kubelet;
-use crate::pod::{PodExt, is_sidecar};
+use crate::pod::PodExt;
 use crate::qos::Amounts;
 
 /// How CRI says that a limit is lifted.
@@ -52,14 +53,51 @@ impl Differing<'_> {
     }
 }
 
+/// A memory limit of the pod as a whole that is to be lowered.
+pub struct Lowered {
+    /// As the pod would state it: without overhead.
+    from: Option<i64>,
+    to: i64,
+}
+
+impl Lowered {
+    /// The pod with the limit that it keeps.
+    pub fn undo(&self, pod: &mut Pod) {
+        let resources = pod.spec.as_mut().and_then(|spec| spec.resources.as_mut());
+        let limits = resources.and_then(|resources| resources.limits.as_mut());
+        if let Some(limits) = limits {
+            match self.from {
+                Some(bytes) => limits.insert("memory".into(), Quantity(bytes.to_string())),
+                None => limits.remove("memory"),
+            };
+        }
+    }
+}
+
+/// Whether a running pod has more memory for all of its containers than it states.
+pub fn lowered(kubelet: &Kubelet, pod: &Pod, runtime: &RuntimePod) -> Option<Lowered> {
+    let cgroups = kubelet.cgroups.as_ref()?;
+    let stated = pod.spec().resources.as_ref()?.limits.as_ref()?;
+    if !stated.contains_key("memory") || runtime.running().next().is_none() {
+        return None;
+    }
+    let to = Amounts::of_pod(pod).memory_limit?;
+    let from = cgroups.given(pod).memory_limit;
+    let overhead = pod_resources(pod).overhead;
+    let overhead = overhead.get("memory").map_or(0, |bytes| bytes.value());
+    from.is_none_or(|from| to < from).then_some(Lowered {
+        from: from.map(|from| from - overhead),
+        to,
+    })
+}
+
 /// What is differently limited than the pod's spec asks for.
 pub fn differing<'a>(
     kubelet: &Kubelet,
     pod: &'a Pod,
     runtime: &'a RuntimePod,
 ) -> Vec<Differing<'a>> {
-    let sidecars = pod.init_containers().iter().filter(|c| is_sidecar(c));
-    let containers = sidecars.chain(&pod.spec().containers);
+    let containers = pod.init_containers().iter().chain(&pod.spec().containers);
     containers
         .filter_map(|container| {
             let instance = runtime.latest(&container.name)?;
@@ -100,8 +138,13 @@ pub fn restarts(differing: &[Differing<'_>]) -> Vec<String> {
 ///
 /// # Errors
 /// Why some of them could not be changed, for the pod's condition.
-pub async fn actuate(kubelet: &Kubelet, differing: &[Differing<'_>]) -> Result<(), String> {
-    check_memory(kubelet, differing).await?;
+pub async fn actuate(
+    kubelet: &Kubelet,
+    pod: &Pod,
+    differing: &[Differing<'_>],
+    lowered: Option<&Lowered>,
+) -> Result<(), String> {
+    check_memory(kubelet, pod, differing, lowered).await?;
     for change in differing.iter().filter(|change| !change.restarts()) {
         let mut wants = change.wants.clone();
         if quota(&wants).is_none() {
@@ -125,9 +168,24 @@ pub async fn actuate(kubelet: &Kubelet, differing: &[Differing<'_>]) -> Result<(
     Ok(())
 }
 
-/// A container is not killed for a limit that it is above already.
-async fn check_memory(kubelet: &Kubelet, differing: &[Differing<'_>]) -> Result<(), String> {
+/// Nothing is killed for a limit that it is above already.
+async fn check_memory(
+    kubelet: &Kubelet,
+    pod: &Pod,
+    differing: &[Differing<'_>],
+    lowered: Option<&Lowered>,
+) -> Result<(), String> {
     let mut errors = Vec::new();
+    if let Some(Lowered { to, .. }) = lowered {
+        let cgroups = kubelet.cgroups.as_ref();
+        match cgroups.and_then(|cgroups| cgroups.memory_in_use(pod)) {
+            None => errors.push("missing pod memory usage".to_string()),
+            Some(used) if used >= *to => errors.push(format!(
+                "attempting to set pod memory limit ({to}) below current usage ({used})"
+            )),
+            Some(_) => {}
+        }
+    }
     for change in differing.iter().filter(|change| !change.restarts()) {
         let Some(limit) = change.lowered_memory() else {
             continue;
@@ -200,19 +258,15 @@ pub fn actual(spec: &Container, instance: &RuntimeContainer) -> ResourceRequirem
         }
     };
     let milli = |quota: i64| {
-        let period = if has.cpu_period > 0 {
-            has.cpu_period
-        } else {
-            cgroups::period()
-        };
-        quota * 1000 / period
+        let period = Some(has.cpu_period).filter(|period| *period > 0);
+        cgroups::milli_of_quota(quota, period.unwrap_or(cgroups::period()))
     };
     let limit = quota(has);
     if limit != asked.milli_cpu_limit.map(cgroups::quota) {
         put(true, "cpu", limit.map(|q| format!("{}m", milli(q))));
     }
     if has.cpu_shares != cgroups::shares(asked.milli_cpu_request.unwrap_or(0)) {
-        let milli = (has.cpu_shares * 1000 + 1023) / 1024;
+        let milli = cgroups::milli_of_shares(has.cpu_shares);
         put(false, "cpu", Some(format!("{milli}m")));
     }
     let limit = memory_limit(has);

@@ -4,10 +4,11 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Inputs, Phase};
+use crate::kuberuntime::restart_all;
 use crate::pod::{PodExt, is_sidecar};
 
 /// Types of the conditions that are the kubelet's to write.
-pub const OWNED: [&str; 7] = [
+pub const OWNED: [&str; 8] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
@@ -15,6 +16,7 @@ pub const OWNED: [&str; 7] = [
     "PodScheduled",
     "PodResizePending",
     "PodResizeInProgress",
+    restart_all::CONDITION,
 ];
 
 struct Verdict {
@@ -71,6 +73,10 @@ pub fn generate(
     .map(|(kind, verdict)| condition(inputs, kind, verdict))
     .collect();
     conditions.extend(resize(inputs));
+    if restart_all::is_possible(pod) {
+        let restarting = restarting(inputs, phase);
+        conditions.push(condition(inputs, restart_all::CONDITION, restarting));
+    }
     // Readiness gates and whatever else others have set stay as they are.
     let others = inputs.old.conditions.iter().flatten();
     conditions.extend(
@@ -101,6 +107,29 @@ fn resize(inputs: &Inputs<'_>) -> Vec<PodCondition> {
         conditions.push(condition(inputs, "PodResizeInProgress", verdict));
     }
     conditions
+}
+
+/// Only there if a container's end can restart all.
+fn restarting(inputs: &Inputs<'_>, phase: Phase) -> Verdict {
+    let (pod, runtime) = (inputs.pod, inputs.runtime);
+    let not = |reason| Verdict {
+        status: false,
+        reason,
+        message: None,
+    };
+    match phase {
+        Phase::Succeeded => return not(Some("PodCompleted")),
+        Phase::Failed => return not(Some("PodFailed")),
+        Phase::Pending | Phase::Running => {}
+    }
+    if !restart_all::is_due(pod, runtime, inputs.old) || restart_all::is_cleaned_up(pod, runtime) {
+        return not(None);
+    }
+    Verdict {
+        status: true,
+        reason: Some("RestartAllContainersStarted"),
+        message: Some("container exited with restart policy rule".into()),
+    }
 }
 
 fn condition(inputs: &Inputs<'_>, kind: &str, verdict: Verdict) -> PodCondition {
@@ -170,7 +199,10 @@ fn initialized(
         })
         .map(|container| container.name.as_str())
         .collect();
-    if incomplete.is_empty() {
+    // What was initialized once stays so, even if all of its containers start anew.
+    let was = inputs.old.conditions.iter().flatten();
+    let was = was.into_iter().find(|c| c.type_ == "Initialized");
+    if incomplete.is_empty() || was.is_some_and(|was| was.status == "True") {
         yes()
     } else {
         no(

@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Inputs, Stage, end};
-use crate::kuberuntime::resize;
 use crate::kuberuntime::runtime_pod::{RuntimeContainer, State, timestamp};
+use crate::kuberuntime::{resize, restart_all};
 use crate::pod::{PodExt, is_sidecar};
 
 pub fn main_statuses(inputs: &Inputs<'_>) -> Vec<ContainerStatus> {
@@ -215,6 +215,8 @@ fn unknown_to_runtime(
     state_or: impl FnOnce(Option<ContainerState>) -> ContainerState,
 ) -> ContainerStatus {
     let was = old.and_then(|old| old.state.clone()).unwrap_or_default();
+    let restarting = inputs.stage == Stage::Active
+        && restart_all::is_due(inputs.pod, inputs.runtime, inputs.old);
     let mut kept = ContainerStatus {
         name: container.name.clone(),
         image: container.image.clone().unwrap_or_default(),
@@ -227,7 +229,12 @@ fn unknown_to_runtime(
         volume_mounts: volume_mounts(container),
         ..ContainerStatus::default()
     };
-    let state = if was.terminated.is_some() {
+    let state = if restarting && old.is_some() && was.waiting.is_none() {
+        let (waits, ended) = restart_all::removed();
+        kept.last_state = Some(ended);
+        kept.restart_count += 1;
+        Some(waits)
+    } else if was.terminated.is_some() {
         kept = ContainerStatus {
             ready: old.is_some_and(|old| old.ready),
             ..old.cloned().unwrap_or_default()

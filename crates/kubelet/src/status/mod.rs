@@ -5,6 +5,7 @@ mod conditions;
 mod container_status;
 mod end;
 mod phase;
+mod pod_resources;
 pub mod termination_message;
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::allocation::Resize;
 use crate::kuberuntime::container::StartError;
 use crate::kuberuntime::runtime_pod::{RuntimeContainer, RuntimePod};
-use crate::qos::QosClass;
+use crate::qos::{Amounts, QosClass};
 
 pub use phase::Phase;
 
@@ -52,6 +53,8 @@ pub struct Inputs<'a> {
     pub now: Timestamp,
     /// How far a change of its resources is.
     pub resize: &'a Resize,
+    /// What the pod's cgroup gives it, if it has one.
+    pub given: Option<Amounts>,
     pub stage: Stage,
     /// Ended by a decision (eviction, deadline, rejection), with its reason and message.
     pub verdict: Option<&'a (String, String)>,
@@ -109,6 +112,8 @@ pub fn generate(inputs: &Inputs<'_>) -> PodStatus {
         observed_generation: pod.metadata.generation,
         nominated_node_name: inputs.old.nominated_node_name.clone(),
         resize: inputs.old.resize.clone(),
+        resources: Some(pod_resources::actual(inputs)),
+        allocated_resources: pod_resources::allocated(pod),
         resource_claim_statuses: inputs.old.resource_claim_statuses.clone(),
         ..PodStatus::default()
     }

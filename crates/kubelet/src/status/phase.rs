@@ -1,10 +1,11 @@
 //! The phase of a pod out of its containers' states.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerStateTerminated, ContainerStatus, Pod};
 
 use super::Stage;
 use crate::kuberuntime::actions::should_restart;
-use crate::pod::{PodExt, RestartPolicy, is_sidecar};
+use crate::kuberuntime::restart_all;
+use crate::pod::{PodExt, is_sidecar};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -36,6 +37,11 @@ pub fn compute(
         |list: &'_ [ContainerStatus], name: &str| list.iter().find(|s| s.name == name).cloned();
     let mut pending_init = 0;
     let mut failed_init = 0;
+    let mut failed_for_good = false;
+    let restarts = |container: &Container, ended: &ContainerStateTerminated| {
+        ended.reason.as_deref() == Some(restart_all::REASON)
+            || should_restart(container, policy, ended.exit_code)
+    };
     for container in pod.init_containers() {
         let Some(status) = find(init, &container.name) else {
             pending_init += 1;
@@ -51,10 +57,14 @@ pub fn compute(
             state.terminated,
             status.last_state.and_then(|last| last.terminated),
         ) {
-            (Some(ended), _) if ended.exit_code != 0 => failed_init += 1,
+            (Some(ended), _) if ended.exit_code != 0 => {
+                failed_init += 1;
+                failed_for_good |= !restarts(container, &ended);
+            }
             (Some(_), _) => {}
             (None, Some(last)) if state.waiting.is_some() && last.exit_code != 0 => {
-                failed_init += 1
+                failed_init += 1;
+                failed_for_good |= !restarts(container, &last);
             }
             _ => pending_init += 1,
         }
@@ -72,16 +82,16 @@ pub fn compute(
         } else if let Some(ended) = state.terminated {
             stopped += 1;
             succeeded += usize::from(ended.exit_code == 0);
-            restarting |= should_restart(container, policy, ended.exit_code);
+            restarting |= restarts(container, &ended);
         } else if let Some(last) = status.last_state.and_then(|last| last.terminated) {
             stopped += 1;
-            restarting |= should_restart(container, policy, last.exit_code);
+            restarting |= restarts(container, &last);
         } else {
             waiting += 1;
         }
     }
     let any_main_started = running + stopped > 0;
-    if failed_init > 0 && policy == RestartPolicy::Never && !any_main_started {
+    if failed_for_good && !any_main_started {
         return Phase::Failed;
     }
     if stage != Stage::Active

@@ -74,11 +74,28 @@ fn make(
             )
         })
         .collect();
-    generate(&Inputs {
-        pod: &pod,
-        old: &PodStatus::default(),
+    with_inputs(&pod, &PodStatus::default(), containers, |inputs| {
+        let stage = if ending { Stage::Over } else { Stage::Active };
+        generate(&Inputs {
+            waiting: &waiting,
+            stage,
+            ..inputs
+        })
+    })
+}
+
+/// Has something done with what is known of a pod whose status was `old`.
+pub fn with_inputs<T>(
+    pod: &Pod,
+    old: &PodStatus,
+    containers: &[&str],
+    with: impl FnOnce(Inputs<'_>) -> T,
+) -> T {
+    with(Inputs {
+        pod,
+        old,
         runtime: &runtime(containers),
-        waiting: &waiting,
+        waiting: &HashMap::new(),
         health: &AllReady,
         message: &|_, _| None,
         runtime_name: "fluyt",
@@ -86,7 +103,8 @@ fn make(
         ips: &["10.244.0.2".into()],
         now: Timestamp::UNIX_EPOCH,
         resize: &Resize::default(),
-        stage: if ending { Stage::Over } else { Stage::Active },
+        given: None,
+        stage: Stage::Active,
         verdict: None,
     })
 }
@@ -273,4 +291,99 @@ fn what_never_ran_has_an_end_when_its_pod_has() {
         let status = make("Never", init, containers, &[], true);
         assert_eq!(ends(&status), expected, "{init} {containers:?}");
     }
+}
+
+/// The condition `AllContainersRestarting` as status and reason.
+fn restarting(status: &PodStatus) -> String {
+    let conditions = status.conditions.iter().flatten();
+    let found = conditions.filter(|c| c.type_ == "AllContainersRestarting");
+    let texts = found.map(|c| format!("{} {}", c.status, c.reason.as_deref().unwrap_or_default()));
+    texts.collect()
+}
+
+#[test]
+fn a_pod_whose_containers_all_start_anew_goes_on() {
+    let rules =
+        json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [7]}}]);
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "p", "uid": "u"},
+        "spec": {
+            "restartPolicy": "Never",
+            "initContainers": [{"name": "first", "image": "i"}],
+            "containers": [
+                {"name": "a", "image": "i", "restartPolicy": "Never", "restartPolicyRules": rules},
+                {"name": "b", "image": "i"}
+            ]
+        }
+    }))
+    .unwrap();
+    let next = |old: &PodStatus, containers: &[&str]| {
+        with_inputs(&pod, old, containers, |inputs| generate(&inputs))
+    };
+    let running = next(
+        &PodStatus::default(),
+        &["first:0", "a:running", "b:running"],
+    );
+    assert_eq!(restarting(&running), "False ");
+    let ended = next(&running, &["first:0", "a:7", "b:0"]);
+    assert_eq!(restarting(&ended), "True RestartAllContainersStarted");
+    assert_eq!(ended.phase.as_deref(), Some("Running"));
+    // Not all could be removed at first.
+    let half = next(&ended, &["first:0", "a:7"]);
+    assert_eq!(restarting(&half), "True RestartAllContainersStarted");
+    assert_eq!(restarting(&next(&half, &[])), "False ");
+    let removed = next(&ended, &[]);
+    assert_eq!(restarting(&removed), "False ");
+    let reason = "RestartingAllContainers";
+    assert_eq!(
+        ends(&removed),
+        format!("first: {reason}, a: {reason}, b: {reason}")
+    );
+    assert_eq!(removed.phase.as_deref(), Some("Running"));
+    assert!(conditions(&removed).contains("Initialized"));
+    let again = next(&removed, &["first:0", "a:running", "b:running"]);
+    assert_eq!(restarting(&again), "False ");
+    let last = again.container_statuses.as_ref().unwrap()[0]
+        .last_state
+        .clone();
+    let last = last.unwrap().terminated.unwrap();
+    assert_eq!(
+        (last.exit_code, last.reason.as_deref()),
+        (137, Some(reason))
+    );
+    assert_eq!(
+        removed.container_statuses.as_ref().unwrap()[0].restart_count,
+        1
+    );
+    // Any other end is one.
+    let failed = next(&running, &["first:0", "a:8", "b:0"]);
+    assert_eq!(failed.phase.as_deref(), Some("Failed"));
+    assert_eq!(restarting(&failed), "False PodFailed");
+}
+
+#[test]
+fn an_init_container_may_start_all_anew() {
+    let rules =
+        json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [7]}}]);
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "p", "uid": "u"},
+        "spec": {
+            "restartPolicy": "Never",
+            "initContainers": [{"name": "first", "image": "i", "restartPolicy": "Never", "restartPolicyRules": rules}],
+            "containers": [{"name": "a", "image": "i"}]
+        }
+    }))
+    .unwrap();
+    let phase = |code: &str| {
+        let status = with_inputs(&pod, &PodStatus::default(), &[code], |inputs| {
+            generate(&inputs)
+        });
+        format!(
+            "{} {}",
+            status.phase.as_deref().unwrap(),
+            restarting(&status)
+        )
+    };
+    assert_eq!(phase("first:7"), "Pending True RestartAllContainersStarted");
+    assert_eq!(phase("first:8"), "Failed False PodFailed");
 }
