@@ -240,16 +240,11 @@ async fn the_configuration_is_reloaded() {
 /// A plugin that hides keys by turning their bits over.
 mod plugin {
     use std::collections::HashMap;
-    use std::convert::Infallible;
-    use std::future::{Ready, ready};
-    use std::task::{Context, Poll};
 
-    use futures::future::BoxFuture;
     use prost::Message;
-    use tonic::codegen::{Body, Service, StdError, http};
-    use tonic::server::{Grpc, NamedService, UnaryService};
-    use tonic::{Request, Response, Status};
-    use tonic_prost::ProstCodec;
+    use tonic::Status;
+
+    use crate::common::grpc::{Calls, answer};
 
     #[derive(Clone, PartialEq, Message)]
     pub struct Nothing {}
@@ -280,99 +275,43 @@ mod plugin {
         pub annotations: HashMap<String, Vec<u8>>,
     }
 
+    /// Whether it is well.
     #[derive(Clone)]
     pub struct Plugin(pub std::sync::Arc<super::AtomicBool>);
 
-    impl NamedService for Plugin {
+    impl Calls for Plugin {
         const NAME: &'static str = "v2.KeyManagementService";
-    }
 
-    struct StatusCall(bool);
-    impl UnaryService<Nothing> for StatusCall {
-        type Response = Answer;
-        type Future = Ready<Result<Response<Answer>, Status>>;
-        fn call(&mut self, _: Request<Nothing>) -> Self::Future {
-            let healthz = if self.0 { "ok" } else { "ill" };
-            ready(Ok(Response::new(Answer {
-                version: "v2".into(),
-                healthz: healthz.into(),
-                key_id: "key-1".into(),
-            })))
-        }
-    }
-
-    struct EncryptCall;
-    impl UnaryService<Bytes> for EncryptCall {
-        type Response = Encrypted;
-        type Future = Ready<Result<Response<Encrypted>, Status>>;
-        fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-            let plain = request.into_inner().bytes;
-            ready(Ok(Response::new(Encrypted {
-                ciphertext: plain.iter().map(|b| !b).collect(),
-                key_id: "key-1".into(),
-                annotations: [("a.example.com".to_owned(), vec![1])].into(),
-            })))
-        }
-    }
-
-    struct DecryptCall;
-    impl UnaryService<Bytes> for DecryptCall {
-        type Response = Bytes;
-        type Future = Ready<Result<Response<Bytes>, Status>>;
-        fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-            let hidden = request.into_inner().bytes;
-            let bytes = hidden.iter().map(|b| !b).collect();
-            ready(Ok(Response::new(Bytes { bytes })))
-        }
-    }
-
-    impl<B> Service<http::Request<B>> for Plugin
-    where
-        B: Body + Send + 'static,
-        B::Error: Into<StdError> + Send + 'static,
-        B::Data: Send,
-    {
-        type Response = http::Response<tonic::body::Body>;
-        type Error = Infallible;
-        type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn call(&mut self, request: http::Request<B>) -> Self::Future {
-            let well = self.0.load(super::Ordering::Relaxed);
-            Box::pin(async move {
-                let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
-                Ok(match method.as_str() {
-                    "Status" => {
-                        let mut grpc = Grpc::new(ProstCodec::default());
-                        grpc.unary(StatusCall(well), request).await
-                    }
-                    "Encrypt" => {
-                        Grpc::new(ProstCodec::default())
-                            .unary(EncryptCall, request)
-                            .await
-                    }
-                    _ => {
-                        Grpc::new(ProstCodec::default())
-                            .unary(DecryptCall, request)
-                            .await
-                    }
-                })
-            })
+        fn call(&self, method: &str, message: &[u8]) -> Result<Vec<u8>, Status> {
+            let turned = |bytes: Vec<u8>| bytes.into_iter().map(|byte| !byte).collect();
+            match method {
+                "Status" => answer(message, |Nothing {}| {
+                    let well = self.0.load(super::Ordering::Relaxed);
+                    Ok(Answer {
+                        version: "v2".into(),
+                        healthz: if well { "ok" } else { "ill" }.into(),
+                        key_id: "key-1".into(),
+                    })
+                }),
+                "Encrypt" => answer(message, |Bytes { bytes }| {
+                    Ok(Encrypted {
+                        ciphertext: turned(bytes),
+                        key_id: "key-1".into(),
+                        annotations: [("a.example.com".to_owned(), vec![1])].into(),
+                    })
+                }),
+                _ => answer(message, |Bytes { bytes }| {
+                    Ok(Bytes {
+                        bytes: turned(bytes),
+                    })
+                }),
+            }
         }
     }
 }
 
 fn serve_plugin(socket: &Path, well: Arc<AtomicBool>) {
-    let listener = tokio::net::UnixListener::bind(socket).unwrap();
-    let incoming = futures::stream::unfold(listener, |listener| async {
-        let accepted = listener.accept().await.map(|(stream, _)| stream);
-        Some((accepted, listener))
-    });
-    let server = tonic::transport::Server::builder().add_service(plugin::Plugin(well));
-    tokio::spawn(server.serve_with_incoming(incoming));
+    common::grpc::serve_on_socket(plugin::Plugin(well), socket);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod grpc;
 pub mod service;
 pub mod sides;
 

@@ -1,26 +1,20 @@
 //! Tokens that an external program signs.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::future::{Ready, ready};
 use std::path::Path;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use fluyt_pki::TokenKeys;
-use futures::future::BoxFuture;
 use http::Method;
 use jsonwebtoken::{Algorithm, EncodingKey};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tonic::codegen::{Body, Service, StdError};
-use tonic::server::{Grpc, NamedService, UnaryService};
-use tonic::{Request, Response, Status};
-use tonic_prost::ProstCodec;
+use tonic::Status;
 
 use crate::cluster::Cluster;
+use crate::common::grpc::{Calls, answer, serve_on_socket};
 use crate::common::service::eventually;
 
 #[path = "../../src/tokens/signer/messages.rs"]
@@ -54,16 +48,6 @@ impl Program {
             fetched: 0,
         })))
     }
-
-    fn serve(&self, socket: &Path) {
-        let listener = tokio::net::UnixListener::bind(socket).unwrap();
-        let incoming = futures::stream::unfold(listener, |listener| async {
-            let accepted = listener.accept().await.map(|(stream, _)| stream);
-            Some((accepted, listener))
-        });
-        let server = tonic::transport::Server::builder().add_service(self.clone());
-        tokio::spawn(server.serve_with_incoming(incoming));
-    }
 }
 
 /// The DER of a key's public half.
@@ -77,97 +61,53 @@ fn spki(keys: &TokenKeys) -> Vec<u8> {
     [&prefix[..], &part("x"), &part("y")].concat()
 }
 
-impl UnaryService<SignJwtRequest> for Program {
-    type Response = SignJwtResponse;
-    type Future = Ready<Result<Response<SignJwtResponse>, Status>>;
-    fn call(&mut self, request: Request<SignJwtRequest>) -> Self::Future {
-        let state = self.0.lock();
-        let name = state.signs_with;
-        let Some((keys, _)) = state.keys.get(name) else {
-            return ready(Err(Status::failed_precondition("no key")));
-        };
-        let header = json!({"alg": "ES256", "typ": "JWT", "kid": name}).to_string();
-        let header = URL_SAFE_NO_PAD.encode(header);
-        let message = format!("{header}.{}", request.into_inner().claims);
-        let key = EncodingKey::from_ec_pem(keys.private_pem().as_bytes()).unwrap();
-        let signature =
-            jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::ES256).unwrap();
-        ready(Ok(Response::new(SignJwtResponse { header, signature })))
+impl Calls for Program {
+    const NAME: &'static str = "v1.ExternalJWTSigner";
+
+    fn call(&self, method: &str, message: &[u8]) -> Result<Vec<u8>, Status> {
+        let mut state = self.0.lock();
+        match method {
+            "Sign" => answer(message, |request| state.sign(&request)),
+            "FetchKeys" => answer(message, |FetchKeysRequest {}| Ok(state.fetch_keys())),
+            _ => answer(message, |MetadataRequest {}| {
+                Ok(MetadataResponse {
+                    max_token_expiration_seconds: state.max_seconds,
+                })
+            }),
+        }
     }
 }
 
-impl UnaryService<FetchKeysRequest> for Program {
-    type Response = FetchKeysResponse;
-    type Future = Ready<Result<Response<FetchKeysResponse>, Status>>;
-    fn call(&mut self, _: Request<FetchKeysRequest>) -> Self::Future {
-        let mut state = self.0.lock();
-        state.fetched += 1;
-        let keys = state.keys.iter().map(|(name, (key, shown))| Key {
+impl State {
+    fn sign(&self, request: &SignJwtRequest) -> Result<SignJwtResponse, Status> {
+        let name = self.signs_with;
+        let Some((keys, _)) = self.keys.get(name) else {
+            return Err(Status::failed_precondition("no key"));
+        };
+        let header = json!({"alg": "ES256", "typ": "JWT", "kid": name}).to_string();
+        let header = URL_SAFE_NO_PAD.encode(header);
+        let message = format!("{header}.{}", request.claims);
+        let key = EncodingKey::from_ec_pem(keys.private_pem().as_bytes()).unwrap();
+        let signature =
+            jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::ES256).unwrap();
+        Ok(SignJwtResponse { header, signature })
+    }
+
+    fn fetch_keys(&mut self) -> FetchKeysResponse {
+        self.fetched += 1;
+        let keys = self.keys.iter().map(|(name, (key, shown))| Key {
             key_id: (*name).to_owned(),
             key: spki(key),
             exclude_from_oidc_discovery: !shown,
         });
-        ready(Ok(Response::new(FetchKeysResponse {
+        FetchKeysResponse {
             keys: keys.collect(),
             data_timestamp: Some(Timestamp {
                 seconds: 1_700_000_000,
                 nanos: 0,
             }),
             refresh_hint_seconds: 600,
-        })))
-    }
-}
-
-impl UnaryService<MetadataRequest> for Program {
-    type Response = MetadataResponse;
-    type Future = Ready<Result<Response<MetadataResponse>, Status>>;
-    fn call(&mut self, _: Request<MetadataRequest>) -> Self::Future {
-        ready(Ok(Response::new(MetadataResponse {
-            max_token_expiration_seconds: self.0.lock().max_seconds,
-        })))
-    }
-}
-
-impl NamedService for Program {
-    const NAME: &'static str = "v1.ExternalJWTSigner";
-}
-
-impl<B> Service<http::Request<B>> for Program
-where
-    B: Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-    B::Data: Send,
-{
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let program = self.clone();
-        Box::pin(async move {
-            let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
-            Ok(match method.as_str() {
-                "Sign" => {
-                    let mut grpc =
-                        Grpc::new(ProstCodec::<SignJwtResponse, SignJwtRequest>::default());
-                    grpc.unary(program, request).await
-                }
-                "FetchKeys" => {
-                    let mut grpc =
-                        Grpc::new(ProstCodec::<FetchKeysResponse, FetchKeysRequest>::default());
-                    grpc.unary(program, request).await
-                }
-                _ => {
-                    let mut grpc =
-                        Grpc::new(ProstCodec::<MetadataResponse, MetadataRequest>::default());
-                    grpc.unary(program, request).await
-                }
-            })
-        })
+        }
     }
 }
 
@@ -203,7 +143,7 @@ async fn a_program_signs_tokens() {
     let cluster = start(directory.path(), &socket, &[]);
     // It may come later than the server.
     let program = Program::new();
-    program.serve(&socket);
+    serve_on_socket(program.clone(), &socket);
     cluster.ready().await;
     let account = json!({"metadata": {"name": "a"}});
     assert_eq!(cluster.json(Method::POST, ACCOUNTS, &account).await.0, 201);
@@ -283,7 +223,7 @@ async fn a_program_says_how_long_tokens_may_live() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("signer.sock");
     let program = Program::new();
-    program.serve(&socket);
+    serve_on_socket(program.clone(), &socket);
     let longer = ["--service-account-max-token-expiration=3h"];
     let cluster = start(directory.path(), &socket, &longer);
     let error = cluster.process.ended.await.unwrap().unwrap_err();

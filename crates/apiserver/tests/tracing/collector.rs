@@ -1,18 +1,12 @@
 //! A collector on loopback that keeps the spans it is sent.
 
-use std::convert::Infallible;
-use std::future::{Ready, ready};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use tonic::codegen::{Body, Service, StdError, http};
-use tonic::server::{Grpc, NamedService, UnaryService};
-use tonic::{Request, Response, Status};
-use tonic_prost::ProstCodec;
+use tonic::Status;
 
+use crate::common::grpc::{Calls, Serving, answer};
 use crate::otlp::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, KeyValue, ResourceSpans, Span, Value,
 };
@@ -40,7 +34,8 @@ impl Collector {
             let accepted = listener.accept().await.map(|(stream, _)| stream);
             Some((accepted, listener))
         });
-        let server = tonic::transport::Server::builder().add_service(Traces(received.clone()));
+        let server =
+            tonic::transport::Server::builder().add_service(Serving(Traces(received.clone())));
         tokio::spawn(server.serve_with_incoming(incoming));
         Self { address, received }
     }
@@ -97,40 +92,14 @@ pub fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
 #[derive(Clone)]
 struct Traces(Received);
 
-impl NamedService for Traces {
+impl Calls for Traces {
     const NAME: &'static str = "opentelemetry.proto.collector.trace.v1.TraceService";
-}
 
-impl UnaryService<ExportTraceServiceRequest> for Traces {
-    type Response = ExportTraceServiceResponse;
-    type Future = Ready<Result<Response<ExportTraceServiceResponse>, Status>>;
-
-    fn call(&mut self, request: Request<ExportTraceServiceRequest>) -> Self::Future {
-        self.0.lock().extend(request.into_inner().resource_spans);
-        ready(Ok(Response::new(ExportTraceServiceResponse::default())))
-    }
-}
-
-impl<B> Service<http::Request<B>> for Traces
-where
-    B: Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-    B::Data: Send,
-{
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let traces = self.clone();
-        Box::pin(async move {
-            assert!(request.uri().path().ends_with("TraceService/Export"));
-            let mut grpc = Grpc::new(ProstCodec::default());
-            Ok(grpc.unary(traces, request).await)
+    fn call(&self, method: &str, message: &[u8]) -> Result<Vec<u8>, Status> {
+        assert_eq!(method, "Export");
+        answer(message, |request: ExportTraceServiceRequest| {
+            self.0.lock().extend(request.resource_spans);
+            Ok(ExportTraceServiceResponse::default())
         })
     }
 }
