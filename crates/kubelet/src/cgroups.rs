@@ -482,7 +482,7 @@ mod tests {
         assert_eq!((given.milli_cpu_limit, given.memory_limit), (None, None));
         // Another pod of the same name asks for something else.
         cgroups.ensure_pod(&pod).unwrap();
-        let mut other = pod.clone();
+        let mut other = pod;
         let resources = serde_json::json!({"requests": {"cpu": "2"}});
         other.spec.as_mut().unwrap().resources = serde_json::from_value(resources).unwrap();
         let given = cgroups.given(&other);

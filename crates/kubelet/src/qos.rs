@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(amounts.milli_cpu_request, Some(2100));
         assert_eq!(amounts.memory_request, Some(1 << 30));
         assert_eq!(amounts.memory_limit, None);
-        let mut whole = pod.clone();
+        let mut whole = pod;
         let spec = whole.spec.as_mut().unwrap();
         let resources = json!({"requests": {"cpu": "5"}, "limits": {"memory": "8Gi"}});
         spec.resources = serde_json::from_value(resources).unwrap();
