@@ -596,9 +596,6 @@ impl Server {
             Ok(None) => user,
             Err(error) => return Ok(http::refusal(&error)),
         };
-        if let Some(refusal) = self.startup.refusal(&info, &user) {
-            return Ok(refusal);
-        }
         let step = spans::filter(step, "priorityandfairness");
         let arriving = self.flow_control.admit(&info, &user, &question, &parts.uri);
         let arriving = spans::within(step.clone(), arriving);

@@ -1,23 +1,17 @@
 //! How the server begins: it listens while its caches are filled and its defaults are put in place, and answers for its
-//! health; what else is asked waits until then, or is sent away.
+//! health; what else is asked waits until then.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ::http::header::RETRY_AFTER;
-use ::http::{HeaderValue, Response, StatusCode};
-use clap::ArgAction;
 use fluyt_api::Error;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::drain::is_always_served;
-use crate::go_bool;
-use crate::http::{self, Body};
 use crate::limits;
 use crate::request::RequestInfo;
-use crate::user::User;
 
 /// Flags about the time before the server is ready.
 #[derive(clap::Args, Clone, Debug)]
@@ -28,9 +22,6 @@ pub struct StartupFlags {
     /// How long requests wait for a server that is starting; later ones are asked to come again.
     #[arg(long, default_value = "1m0s", value_parser = limits::duration)]
     pub storage_initialization_timeout: Duration,
-    /// Ask requests to come again, with 503, instead of letting them wait while the server starts.
-    #[arg(long, value_parser = go_bool::parse, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
-    pub send_retry_after_while_not_ready_once: bool,
 }
 
 impl Default for StartupFlags {
@@ -38,7 +29,6 @@ impl Default for StartupFlags {
         Self {
             livez_grace_period: Duration::ZERO,
             storage_initialization_timeout: Duration::from_secs(60),
-            send_retry_after_while_not_ready_once: false,
         }
     }
 }
@@ -85,9 +75,6 @@ impl Step {
         }
     }
 }
-
-/// Who may look into a server that does not get ready.
-const DEBUGGERS: &str = "system:openshift:risky-not-ready-microshift-debugging-group";
 
 /// How far the start has got.
 pub struct Startup {
@@ -142,7 +129,7 @@ impl Startup {
         info: &RequestInfo,
         stopping: &CancellationToken,
     ) -> Result<(), Error> {
-        if self.flags.send_retry_after_while_not_ready_once || is_always_served(&info.path) {
+        if is_always_served(&info.path) {
             return Ok(());
         }
         let mut done = self.done.subscribe();
@@ -155,19 +142,6 @@ impl Startup {
             }
             () = stopping.cancelled() => Err(Error::unavailable("the server is shutting down")),
         }
-    }
-
-    /// The answer to a request that has come too early and was not held.
-    pub fn refusal(&self, info: &RequestInfo, user: &User) -> Option<Response<Body>> {
-        let comes_early = !self.is_ready() && !is_always_served(&info.path);
-        if !comes_early || user.name == "system:apiserver" || user.is_in(DEBUGGERS) {
-            return None;
-        }
-        let text = "The apiserver hasn't been fully initialized yet, please try again later.\n";
-        let mut response = http::text(StatusCode::SERVICE_UNAVAILABLE, text);
-        let headers = response.headers_mut();
-        headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
-        Some(response)
     }
 }
 
@@ -216,19 +190,5 @@ mod tests {
         startup.finish_all();
         assert!(Step::ALL.iter().all(|step| startup.has_finished(*step)));
         assert!(!Startup::begin(StartupFlags::default()).is_graced());
-    }
-
-    #[test]
-    fn early_requests_are_refused_where_that_is_wanted() {
-        let startup = Startup::begin(StartupFlags::default());
-        let user = User::new("somebody", &[]);
-        let refusal = startup.refusal(&info("/api"), &user).unwrap();
-        assert_eq!(refusal.status(), 503);
-        assert_eq!(refusal.headers()["retry-after"], "5");
-        assert!(startup.refusal(&info("/readyz"), &user).is_none());
-        let debugger = User::new("somebody", &[DEBUGGERS]);
-        assert!(startup.refusal(&info("/api"), &debugger).is_none());
-        startup.finish_all();
-        assert!(startup.refusal(&info("/api"), &user).is_none());
     }
 }
