@@ -254,12 +254,12 @@ async fn groups_that_another_issuer_knows() {
     let (status, found) = api.whoami(&token).await;
     assert_eq!(status, StatusCode::CREATED, "{found}");
     assert_eq!(found["groups"], json!(["a", "b", "system:authenticated"]));
-    let asked = issuer.service.headers.lock();
-    let shown = asked
-        .iter()
-        .filter_map(|headers| headers.get("authorization"));
-    assert_eq!(shown.last().unwrap(), "Bearer magic");
-    drop(asked);
+    let shown = {
+        let asked = issuer.service.headers.lock();
+        let mut shown = asked.iter().rev().filter_map(|h| h.get("authorization"));
+        shown.next().cloned().unwrap()
+    };
+    assert_eq!(shown, "Bearer magic");
     // So may another one, whose keys are looked for.
     roles["iss"] = other.service.url().into();
     roles["roles"] = json!("c");

@@ -151,12 +151,12 @@ impl Logging {
 /// What is printed instead of running a component, if its arguments ask for its version: whatever else they lack.
 pub fn asked_version(arguments: &[OsString]) -> Option<String> {
     let texts = arguments.iter().filter_map(|argument| argument.to_str());
-    let asked = texts.filter_map(|text| match text.strip_prefix("--version")? {
+    let mut asked = texts.filter_map(|text| match text.strip_prefix("--version")? {
         "" => Some(Version::Number),
         value => version(value.strip_prefix('=')?).ok(),
     });
     let release = fluyt_apiserver::VERSION;
-    match asked.last()? {
+    match asked.next_back()? {
         Version::Nothing => None,
         Version::Number => Some(format!("Kubernetes {release}")),
         Version::Raw => {
