@@ -192,10 +192,18 @@ async fn read(
     is_running: &(dyn Fn() -> BoxFuture<'static, bool> + Send + Sync),
 ) -> std::io::Result<()> {
     let mut file = File::open(path).await?;
+    let length = file.metadata().await?.len();
+    let mut from = 0;
     if let Some(lines) = options.tail {
-        let from = tail_offset(&mut file, lines).await?;
+        from = tail_offset(&mut file, lines, length).await?;
         file.seek(SeekFrom::Start(from)).await?;
     }
+    // What is written from now on is for those alone who follow.
+    let mut left = if options.follow {
+        u64::MAX
+    } else {
+        length - from
+    };
     let mut changes = match options.follow {
         true => Some(watch(path)?),
         false => None,
@@ -206,10 +214,12 @@ async fn read(
     let mut next = None;
     loop {
         loop {
-            let count = file.read(&mut buffer).await?;
+            let most = usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK));
+            let count = file.read(&mut buffer[..most]).await?;
             if count == 0 {
                 break;
             }
+            left -= count as u64;
             let out = formatter.feed(&buffer[..count]);
             if !out.is_empty() && sink.send(Ok(Frame::data(out.into()))).await.is_err() {
                 return Ok(());
@@ -259,9 +269,8 @@ async fn has_moved(file: &File, path: &Path) -> bool {
     (open.dev(), open.ino()) != (named.dev(), named.ino())
 }
 
-/// Where the last `lines` lines begin.
-async fn tail_offset(file: &mut File, lines: u64) -> std::io::Result<u64> {
-    let length = file.metadata().await?.len();
+/// Where the last `lines` lines begin of a log that is so long.
+async fn tail_offset(file: &mut File, lines: u64, length: u64) -> std::io::Result<u64> {
     if lines == 0 {
         return Ok(length);
     }
@@ -364,7 +373,7 @@ impl<'a> Formatter<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::{Seek as _, Write};
     use std::sync::atomic::{AtomicBool, Ordering};
 
     const LOG: &str = "2026-01-01T00:00:01.5Z stdout F one\n2026-01-01T00:00:02Z stderr P tw\n\
@@ -444,6 +453,42 @@ mod tests {
             ),
         ] {
             assert_eq!(show(options.clone()).await, expected, "{options:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_meanwhile_is_for_followers_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let line = |text: &str| format!("2026-01-01T00:00:00Z stdout F {text}\n");
+        // More than is read ahead of the client.
+        let lines = 8 * CHUNK / line("early").len();
+        let mut log = std::fs::File::create(&path).unwrap();
+        log.write_all(line("early").repeat(lines).as_bytes())
+            .unwrap();
+        for tail in [None, Some(lines as u64)] {
+            let options = Options {
+                tail,
+                ..Options::default()
+            };
+            let (sink, frames) = mpsc::channel(2);
+            let mut frames = frames.map(line_of);
+            let reader = read(&path, &options, sink, &|| {
+                Box::pin(std::future::ready(true))
+            });
+            let client = async {
+                let mut seen = frames.next().await.unwrap();
+                log.write_all(line("late").as_bytes()).unwrap();
+                while let Some(more) = frames.next().await {
+                    seen.push_str(&more);
+                }
+                seen
+            };
+            let (read, seen) = tokio::join!(reader, client);
+            read.unwrap();
+            assert!(!seen.ends_with("late\n"), "{tail:?}");
+            log.set_len((line("early").len() * lines) as u64).unwrap();
+            log.seek(std::io::SeekFrom::End(0)).unwrap();
         }
     }
 
