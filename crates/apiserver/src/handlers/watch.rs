@@ -10,6 +10,7 @@ use fluyt_api::Error;
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, Stream};
 use http::Response;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{Instant, Sleep};
 
 use super::Call;
@@ -248,11 +249,13 @@ impl Watch {
                     let applied = self.subject.applied();
                     match self.subscription.events.try_recv() {
                         Ok(event) => event,
-                        Err(_) => {
+                        Err(TryRecvError::Empty) => {
                             self.at = self.at.max(applied);
                             self.clock.wind();
                             return Poll::Ready(Some(self.subject.shape.bookmark(self.at, false)));
                         }
+                        // It has been ended, and what is applied may be what it has missed.
+                        Err(TryRecvError::Disconnected) => continue,
                     }
                 }
             };
