@@ -81,8 +81,7 @@ pub enum Format {
 fn level(verbosity: u32) -> tracing::Level {
     match verbosity {
         0..=3 => tracing::Level::INFO,
-        4..=5 => tracing::Level::DEBUG,
-        _ => tracing::Level::TRACE,
+        _ => tracing::Level::DEBUG,
     }
 }
 

@@ -38,6 +38,18 @@ impl WatchEvent {
         self.entry.arrived == Change::Deleted
     }
 
+    /// What happened to the object, for those who see every state of it.
+    #[must_use]
+    pub fn change(&self) -> Change {
+        if self.is_deletion() {
+            Change::Deleted
+        } else if self.previous.is_some() {
+            Change::Modified
+        } else {
+            Change::Added
+        }
+    }
+
     /// The state before the change, at the revision of the change: how those see it for whom the object is gone.
     #[must_use]
     pub fn last(&self) -> Arc<Entry> {

@@ -10,6 +10,7 @@ mod history;
 mod objects;
 mod pairs;
 mod parts;
+mod queue;
 mod resource;
 mod watchers;
 
@@ -38,6 +39,7 @@ pub use handover::Handed;
 pub use objects::Objects;
 pub use pairs::Pairs;
 pub use parts::Parts;
+pub use queue::Nothing;
 pub use resource::{ResourceCache, Snapshot};
 pub use watchers::{Filter, Subscription};
 

@@ -1,14 +1,14 @@
 //! Who hears of which changes. A watcher is kept with others that look at the same part of a resource, so that a change is
 //! shown to those alone who may want to see it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use fluyt_api::resources::Resource;
 use fluyt_api::selector::{FieldSelector, LabelSelector};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 
+use super::queue::{Events, Sender, queue};
 use super::{Change, Entry, WatchEvent};
 
 /// Events a watcher may have waiting; one that falls further behind is ended and must list again.
@@ -122,16 +122,20 @@ impl Filter {
 struct Watcher {
     id: u64,
     filter: Filter,
-    sender: mpsc::Sender<(Change, Arc<WatchEvent>)>,
+    /// It sees all that is in its scope.
+    unfiltered: bool,
+    sender: Sender,
 }
 
 impl Watcher {
     /// Whether it goes on: one that does not keep up does not.
     fn tell(&self, event: &Arc<WatchEvent>) -> bool {
-        match self.filter.sees(event) {
-            Some(change) => self.sender.try_send((change, event.clone())).is_ok(),
-            None => true,
-        }
+        let seen = if self.unfiltered {
+            Some(event.change())
+        } else {
+            self.filter.sees(event)
+        };
+        seen.is_none_or(|change| self.sender.send((change, event.clone())))
     }
 }
 
@@ -148,8 +152,8 @@ struct Registry {
 
 /// A running watch; dropping it ends it.
 pub struct Subscription {
-    /// Closed when the watcher fell too far behind.
-    pub events: mpsc::Receiver<(Change, Arc<WatchEvent>)>,
+    /// They end when the watcher fell too far behind.
+    pub events: Events,
     id: u64,
     scope: Scope,
     registry: Arc<Mutex<Registry>>,
@@ -163,19 +167,22 @@ impl Watchers {
         layout: Layout,
         backlog: impl Iterator<Item = &'e Arc<WatchEvent>>,
     ) -> Subscription {
-        let missed: Vec<_> = backlog
+        let missed: VecDeque<_> = backlog
             .filter_map(|event| Some((filter.sees(event)?, event.clone())))
             .collect();
-        let (sender, events) = mpsc::channel(QUEUE.max(missed.len()));
-        for event in missed {
-            // The channel was made large enough.
-            let _ = sender.try_send(event);
-        }
+        let most = QUEUE.max(missed.len());
+        let (sender, events) = queue(missed, most);
         let mut registry = self.0.lock();
         registry.next_id += 1;
         registry.count += 1;
         let (id, scope) = (registry.next_id, filter.scope(layout));
-        let watcher = Watcher { id, filter, sender };
+        let narrow = matches!(scope, Scope::Object(_) | Scope::Field(_));
+        let watcher = Watcher {
+            id,
+            unfiltered: !narrow && filter.selects_all(),
+            filter,
+            sender,
+        };
         registry
             .by_scope
             .entry(scope.clone())

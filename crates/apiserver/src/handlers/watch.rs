@@ -10,7 +10,6 @@ use fluyt_api::Error;
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, Stream};
 use http::Response;
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{Instant, Sleep};
 
 use super::Call;
@@ -19,7 +18,7 @@ use super::read::{in_version, parse_version};
 use super::selection::Selection;
 use super::shape::Shape;
 use super::websocket::PieceByPiece;
-use crate::cache::{Change, Subscription, WatchEvent, storage_resource};
+use crate::cache::{Change, Nothing, Subscription, WatchEvent, storage_resource};
 use crate::http::{self as responses, Body};
 use crate::metrics::{EventSizes, Labels, LongRunning};
 
@@ -115,8 +114,9 @@ fn stream_response(content_type: &'static str, body: Body) -> Response<Body> {
     response
 }
 
-/// Lines that are there at the same time are sent together, up to so many bytes, unless they are longer than `SHORT`.
-const TOGETHER: usize = 8 << 10;
+/// Lines that are there at the same time are sent together, up to so many bytes, unless they are longer than `SHORT`: what
+/// fits into a frame and a TLS record.
+const TOGETHER: usize = 14 << 10;
 const SHORT: usize = 3 << 10;
 
 /// A watch being sent: a line is an event.
@@ -249,13 +249,13 @@ impl Watch {
                     let applied = self.subject.applied();
                     match self.subscription.events.try_recv() {
                         Ok(event) => event,
-                        Err(TryRecvError::Empty) => {
+                        Err(Nothing::Yet) => {
                             self.at = self.at.max(applied);
                             self.clock.wind();
                             return Poll::Ready(Some(self.subject.shape.bookmark(self.at, false)));
                         }
                         // It has been ended, and what is applied may be what it has missed.
-                        Err(TryRecvError::Disconnected) => continue,
+                        Err(Nothing::AnyMore) => continue,
                     }
                 }
             };

@@ -61,11 +61,9 @@ fn line(event: &Event<'_>, mut said: Said, milliseconds: f64) -> Value {
         Level::WARN | Level::INFO => {
             object.insert("v".into(), 0.into());
         }
-        Level::DEBUG => {
+        // Nothing finer is compiled in.
+        Level::DEBUG | Level::TRACE => {
             object.insert("v".into(), 4.into());
-        }
-        Level::TRACE => {
-            object.insert("v".into(), 6.into());
         }
     }
     object.append(&mut said.others);
