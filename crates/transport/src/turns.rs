@@ -14,8 +14,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What may wait to be sent, in bytes.
-const WAITING: usize = 64 << 10;
+/// What may wait to be sent, in bytes. With one more write it is still no more than what TLS takes at once, and TCP makes one
+/// packet of on a fast way.
+const WAITING: usize = 48 << 10;
 
 /// A write of this size is worth sending on its own: it fills a TLS record.
 const LARGE: usize = 16 << 10;

@@ -31,9 +31,6 @@ pub struct Args {
 const LISTS: usize = 20;
 
 const WATCHERS: usize = 100;
-/// Objects that are created under the eyes of the watchers.
-const SEEN: usize = 1000;
-
 const WATCHES: usize = 10_000;
 /// Watches of one connection.
 const STREAMS: usize = 100;
@@ -80,11 +77,11 @@ async fn measure(args: &Args, program: Option<OsString>) -> anyhow::Result<()> {
     tokio::time::sleep(Duration::from_secs(3)).await;
     row("RSS, idle", format!("{:.1} MB", server.usage()?.resident));
     let clients = Clients::connect(&server.access).await?;
-    requests(&server, &clients, args.objects).await?;
+    let update = requests(&server, &clients, args.objects).await?;
     if args.requests_only {
         return Ok(());
     }
-    events(&server, &clients).await?;
+    events(&server, &clients, args.objects, update).await?;
     memory(&server, &clients, args.objects).await?;
     drop((clients, server));
     if program.is_none() {
@@ -120,38 +117,44 @@ async fn cost(
     Ok(micros)
 }
 
-async fn requests(server: &Server, clients: &Clients, objects: usize) -> anyhow::Result<()> {
+/// Returns what an update costs.
+async fn requests(server: &Server, clients: &Clients, objects: usize) -> anyhow::Result<f64> {
     let names = || (0..objects).map(|n| format!("a-{n}"));
     let creates = names().map(|n| client::Request::post(MAPS, body(&n, 'x')));
     cost(server, clients, "create", creates.collect()).await?;
     let gets = names().map(|n| client::Request::get(format!("{MAPS}/{n}")));
     cost(server, clients, "get", gets.collect()).await?;
-    let updates = names().map(|n| client::Request::put(format!("{MAPS}/{n}"), body(&n, 'y')));
-    cost(server, clients, "update", updates.collect()).await?;
+    let update = cost(server, clients, "update", updates(objects, 'y')).await?;
     let lists = (0..LISTS).map(|_| client::Request::get(MAPS.to_owned()));
     let what = format!("list of {objects}");
     cost(server, clients, &what, lists.collect()).await?;
-    Ok(())
+    Ok(update)
 }
 
-async fn events(server: &Server, clients: &Clients) -> anyhow::Result<()> {
-    let create = |prefix: &'static str| {
-        let names = (0..SEEN).map(move |n| format!("{prefix}-{n}"));
-        names
-            .map(|n| client::Request::post(MAPS, body(&n, 'x')))
-            .collect::<Vec<_>>()
-    };
-    let alone = cost(server, clients, "create, nobody watches", create("b")).await?;
-    let watchers = clients.watch(MAPS, WATCHERS, SEEN).await?;
-    let what = format!("create, with {WATCHERS} watchers");
+fn updates(objects: usize, content: char) -> Vec<client::Request> {
+    let names = (0..objects).map(|n| format!("a-{n}"));
+    names
+        .map(|n| client::Request::put(format!("{MAPS}/{n}"), body(&n, content)))
+        .collect()
+}
+
+/// Updates all objects while they are watched; `alone` is what that costs when nobody does.
+async fn events(
+    server: &Server,
+    clients: &Clients,
+    objects: usize,
+    alone: f64,
+) -> anyhow::Result<()> {
+    let watchers = clients.watch(MAPS, WATCHERS, objects).await?;
+    let what = format!("update, with {WATCHERS} watchers");
     let before = server.usage()?.cpu_seconds;
-    cost(server, clients, &what, create("c")).await?;
+    cost(server, clients, &what, updates(objects, 'z')).await?;
     let mut ends = 0;
     for watcher in watchers {
         ends += watcher.await??;
     }
     #[expect(clippy::cast_precision_loss)]
-    let watched = (server.usage()?.cpu_seconds - before) * 1e6 / SEEN as f64;
+    let watched = (server.usage()?.cpu_seconds - before) * 1e6 / objects as f64;
     #[expect(clippy::cast_precision_loss)]
     let each = (watched - alone) / WATCHERS as f64;
     let ended = match ends {
@@ -166,8 +169,8 @@ async fn events(server: &Server, clients: &Clients) -> anyhow::Result<()> {
 }
 
 async fn memory(server: &Server, clients: &Clients, objects: usize) -> anyhow::Result<()> {
-    let (present, many) = (objects + 2 * SEEN, 2 * objects);
-    let names = (present..many).map(|n| format!("d-{n}"));
+    let many = 2 * objects;
+    let names = (objects..many).map(|n| format!("d-{n}"));
     let creates = names.map(|n| client::Request::post(MAPS, body(&n, 'x')));
     let what = format!("create, up to {many}");
     cost(server, clients, &what, creates.collect()).await?;
