@@ -10,12 +10,12 @@ use tikv_jemallocator::Jemalloc;
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// For processes that are small and many: two heaps, and little that a thread keeps for itself. What is freed goes back to
-/// the system within a second or two.
+/// For processes that are small and many: two heaps, and little that a thread keeps for itself (no more than what is sent at
+/// once). What is freed goes back to the system within a second or two.
 // SAFETY: the allocator reads the name as text that ends with a zero, as this one does.
 #[expect(unsafe_code, reason = "the allocator finds its options by their name")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
-pub static OPTIONS: &[u8; 62] = b"narenas:2,tcache_max:8192,dirty_decay_ms:200,muzzy_decay_ms:0\0";
+pub static OPTIONS: &[u8; 63] = b"narenas:2,tcache_max:16384,dirty_decay_ms:200,muzzy_decay_ms:0\0";
 
 /// Has what was freed go back to the system even when nothing is allocated or freed any more. It takes threads, so it is
 /// not for those who fork.
@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn the_options_are_in_force() {
         assert_eq!(tikv_jemalloc_ctl::opt::narenas::read().unwrap(), 2);
-        assert_eq!(tikv_jemalloc_ctl::opt::tcache_max::read().unwrap(), 8192);
+        assert_eq!(tikv_jemalloc_ctl::opt::tcache_max::read().unwrap(), 16384);
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub struct Args {
 const LISTS: usize = 20;
 
 const WATCHERS: usize = 100;
+
 const WATCHES: usize = 10_000;
 /// Watches of one connection.
 const STREAMS: usize = 100;
@@ -81,8 +82,8 @@ async fn measure(args: &Args, program: Option<OsString>) -> anyhow::Result<()> {
     if args.requests_only {
         return Ok(());
     }
-    events(&server, &clients, args.objects, update).await?;
     memory(&server, &clients, args.objects).await?;
+    events(&server, &clients, args.objects, update).await?;
     drop((clients, server));
     if program.is_none() {
         pods::measure().await?;
