@@ -314,9 +314,9 @@ fn groups_aggregated(server: &Arc<Server>, core: bool) -> Value {
                 })
                 .collect();
             let metadata = if core {
-                json!({"creationTimestamp": null})
+                json!({})
             } else {
-                json!({"name": group, "creationTimestamp": null})
+                json!({"name": group})
             };
             json!({"metadata": metadata, "versions": versions})
         })
@@ -331,9 +331,15 @@ fn entry_aggregated(resource: &Resource) -> Value {
         "Cluster"
     };
     let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    // Of built-in kinds the group and version go without saying, unless they are others.
+    let (group, version) = if resource.definition.is_some() {
+        (resource.group, resource.version)
+    } else {
+        ("", "")
+    };
     let mut item = json!({
         "resource": resource.plural, "scope": scope, "singularResource": resource.singular, "verbs": resource.verbs,
-        "responseKind": kind(resource.group, resource.version, resource.kind),
+        "responseKind": kind(group, version, resource.kind),
     });
     if !resource.short_names.is_empty() {
         item["shortNames"] = json!(resource.short_names);
@@ -346,7 +352,7 @@ fn entry_aggregated(resource: &Resource) -> Value {
             .subresources
             .iter()
             .map(|sub| {
-                let (group, version) = sub.group_version.unwrap_or((resource.group, resource.version));
+                let (group, version) = sub.group_version.unwrap_or((group, version));
                 json!({"subresource": sub.name, "verbs": sub.verbs, "responseKind": kind(group, version, sub.kind)})
             })
             .collect();
