@@ -39,7 +39,6 @@ struct Cluster {
 }
 
 struct Member {
-    api: Api,
     address: SocketAddr,
     client: Client,
     shutdown: CancellationToken,
@@ -104,7 +103,6 @@ impl Cluster {
         .await;
         let server = api.server.clone();
         Member {
-            api,
             address,
             client: Client::administrator(&self.authority),
             shutdown,
