@@ -62,6 +62,19 @@ impl Default for ControlPlane {
     }
 }
 
+impl ControlPlane {
+    /// Connects to an address, or to a host by its name.
+    ///
+    /// # Errors
+    /// As [`Dialer::connect`] and [`Dialer::connect_name`].
+    pub async fn connect(&self, host: &str, port: u16) -> std::io::Result<Connection> {
+        match host.parse() {
+            Ok(address) => self.0.connect(SocketAddr::new(address, port)).await,
+            Err(_) => self.0.connect_name(host, port).await,
+        }
+    }
+}
+
 impl fmt::Debug for ControlPlane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ControlPlane")

@@ -3,33 +3,33 @@
 use std::sync::Arc;
 
 use base64::Engine as _;
+use bytes::Bytes;
 use fluyt_api::resources::{self, Resource};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::Server;
 use crate::aggregator;
-use crate::http::{self as responses, Body};
+use crate::http::{self as responses, Body, aggregated_discovery};
 use crate::zpages;
 
 /// Answers `/api`, `/apis` and what is directly below them; `None` for other paths.
 pub fn handle(server: &Arc<Server>, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
     let path = path.trim_end_matches('/');
     let segments: Vec<&str> = path.split('/').skip(1).collect();
-    let aggregated = wants_aggregated(headers);
+    if let ["api" | "apis"] = segments.as_slice()
+        && let Some(wanted) = aggregated_discovery(headers, server.config.features)
+    {
+        let is_core = segments == ["api"];
+        let local = groups_aggregated(server, is_core);
+        let document = if is_core {
+            server.peers.core(&local, wanted)
+        } else {
+            server.peers.groups(&local, wanted)
+        };
+        return Some(aggregated_response(document, headers));
+    }
     let value = match segments.as_slice() {
-        ["api"] if aggregated => {
-            return Some(aggregated_response(
-                &groups_aggregated(server, true),
-                headers,
-            ));
-        }
-        ["apis"] if aggregated => {
-            return Some(aggregated_response(
-                &groups_aggregated(server, false),
-                headers,
-            ));
-        }
         ["api"] => json!({
             "kind": "APIVersions", "versions": ["v1"],
             "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": server.config.external_address()}],
@@ -89,18 +89,6 @@ pub fn path_list(server: &Arc<Server>) -> Vec<String> {
     }
     paths.sort_unstable();
     paths
-}
-
-fn wants_aggregated(headers: &HeaderMap) -> bool {
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or_default();
-    accept.split(',').any(|range| {
-        range.contains("g=apidiscovery.k8s.io")
-            && range.contains("v=v2")
-            && !range.contains("v=v2beta1")
-    })
 }
 
 /// A group and version with what decides its place: the priorities of the group and of the version.
@@ -271,8 +259,7 @@ pub(crate) fn digest(content: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(hasher.finish().to_be_bytes())
 }
 
-fn aggregated_response(value: &Value, headers: &HeaderMap) -> Response<Body> {
-    let body = serde_json::to_vec(value).unwrap_or_default();
+fn aggregated_response(body: Bytes, headers: &HeaderMap) -> Response<Body> {
     let tag = format!("\"{}\"", digest(&body));
     let fresh = headers
         .get(header::IF_NONE_MATCH)
@@ -287,9 +274,10 @@ fn aggregated_response(value: &Value, headers: &HeaderMap) -> Response<Body> {
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(header::ETAG, tag);
     }
-    response
-        .headers_mut()
-        .insert(header::VARY, HeaderValue::from_static("Accept"));
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    let public = HeaderValue::from_static("public");
+    headers.insert(header::CACHE_CONTROL, public);
     response
 }
 
@@ -326,9 +314,9 @@ fn groups_aggregated(server: &Arc<Server>, core: bool) -> Value {
                 })
                 .collect();
             let metadata = if core {
-                json!({"creationTimestamp": null})
+                json!({})
             } else {
-                json!({"name": group, "creationTimestamp": null})
+                json!({"name": group})
             };
             json!({"metadata": metadata, "versions": versions})
         })
@@ -343,9 +331,15 @@ fn entry_aggregated(resource: &Resource) -> Value {
         "Cluster"
     };
     let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    // Of built-in kinds the group and version go without saying, unless they are others.
+    let (group, version) = if resource.definition.is_some() {
+        (resource.group, resource.version)
+    } else {
+        ("", "")
+    };
     let mut item = json!({
         "resource": resource.plural, "scope": scope, "singularResource": resource.singular, "verbs": resource.verbs,
-        "responseKind": kind(resource.group, resource.version, resource.kind),
+        "responseKind": kind(group, version, resource.kind),
     });
     if !resource.short_names.is_empty() {
         item["shortNames"] = json!(resource.short_names);
@@ -358,7 +352,7 @@ fn entry_aggregated(resource: &Resource) -> Value {
             .subresources
             .iter()
             .map(|sub| {
-                let (group, version) = sub.group_version.unwrap_or((resource.group, resource.version));
+                let (group, version) = sub.group_version.unwrap_or((group, version));
                 json!({"subresource": sub.name, "verbs": sub.verbs, "responseKind": kind(group, version, sub.kind)})
             })
             .collect();

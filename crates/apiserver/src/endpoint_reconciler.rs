@@ -9,18 +9,16 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fluyt_api::{Error, resources};
-use fluyt_etcd::{Delete, Keys, Op, Put, Range, Txn};
+use fluyt_api::Error;
+use fluyt_etcd::{Keys, Range};
 use serde_json::json;
 
 use crate::Server;
+use crate::announcement::{announce, withdraw};
 use crate::bootstrap;
 use crate::cache::REGISTRY;
 
 pub use flags::{Endpoints, Reconciler};
-
-/// How long a server counts after it was last heard of, in seconds.
-const TTL: i64 = 15;
 
 /// How often it makes itself heard.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -53,7 +51,7 @@ pub async fn run(server: Arc<Server>) {
             tracing::warn!(%error, "cannot keep the endpoints of the kubernetes service");
         }
     }
-    if let Err(error) = withdraw(&server).await {
+    if let Err(error) = leave(&server).await {
         tracing::warn!(%error, "this server stays among the endpoints of the kubernetes service");
     }
 }
@@ -72,7 +70,8 @@ pub async fn reconcile(server: &Arc<Server>) -> Result<(), Error> {
         Reconciler::Lease if server.config.shares_store => {}
         Reconciler::Lease => return bootstrap::publish_endpoints(server, &[own]).await,
     }
-    announce(server, own).await?;
+    let endpoints = json!({"metadata": {}, "subsets": [{"addresses": [{"ip": own.to_string()}]}]});
+    announce(server, &format!("{}{own}", prefix()), &endpoints).await?;
     let keys = Keys::prefix(prefix());
     let found = server.caches.main().store().range(Range::new(keys)).await;
     let mut addresses: Vec<Ipv4Addr> = found
@@ -88,48 +87,13 @@ pub async fn reconcile(server: &Arc<Server>) -> Result<(), Error> {
     bootstrap::publish_endpoints(server, &addresses).await
 }
 
-/// Renews this server's key, whose value is an `Endpoints` of it, as upstream's is.
-async fn announce(server: &Server, own: Ipv4Addr) -> Result<(), Error> {
-    let store = server.caches.main().store();
-    let resource = resources::find("", "v1", "endpoints").ok_or_else(Error::no_route)?;
-    let key = format!("{}{own}", prefix());
-    let endpoints = json!({"metadata": {}, "subsets": [{"addresses": [{"ip": own.to_string()}]}]});
-    let value = server
-        .caches
-        .codec
-        .encode(resource, key.as_bytes(), &endpoints)
-        .await
-        .map_err(Error::internal)?;
-    let (lease, _) = store.lease_grant(0, TTL).await.map_err(Error::internal)?;
-    let put = Op::Put(Put {
-        lease,
-        ..Put::new(key, value)
-    });
-    store.txn(only(put)).await.map_err(Error::internal)?;
-    Ok(())
-}
-
 /// What is left, the others publish.
-async fn withdraw(server: &Arc<Server>) -> Result<(), Error> {
+async fn leave(server: &Arc<Server>) -> Result<(), Error> {
     let Some(own) = address(server) else {
         return Ok(());
     };
     if server.config.endpoints.endpoint_reconciler_type == Reconciler::MasterCount {
         return master_count::withdraw(server, own).await;
     }
-    let delete = Op::Delete(Delete {
-        keys: Keys::One(format!("{}{own}", prefix()).into()),
-        prev_kv: false,
-    });
-    let store = server.caches.main().store();
-    store.txn(only(delete)).await.map_err(Error::internal)?;
-    Ok(())
-}
-
-fn only(op: Op) -> Txn {
-    Txn {
-        compares: Vec::new(),
-        success: vec![op],
-        failure: Vec::new(),
-    }
+    withdraw(server, &format!("{}{own}", prefix())).await
 }

@@ -30,11 +30,13 @@ pub enum Feature {
     PodCertificateRequest,
     /// `StorageVersionMigration` objects.
     StorageVersionMigrator,
+    /// Requests that other API servers of the cluster answer, and discovery of what they serve.
+    UnknownVersionInteroperabilityProxy,
 }
 
 impl Feature {
     /// All of them, by upstream's names.
-    const ALL: [(Self, &'static str); 9] = [
+    const ALL: [(Self, &'static str); 10] = [
         (Self::Cbor, "CBORServingAndStorage"),
         (Self::ClusterTrustBundle, "ClusterTrustBundle"),
         (Self::Flagz, "ComponentFlagz"),
@@ -44,6 +46,10 @@ impl Feature {
         (Self::NodeDeclaredFeatures, "NodeDeclaredFeatures"),
         (Self::PodCertificateRequest, "PodCertificateRequest"),
         (Self::StorageVersionMigrator, "StorageVersionMigrator"),
+        (
+            Self::UnknownVersionInteroperabilityProxy,
+            "UnknownVersionInteroperabilityProxy",
+        ),
     ];
 
     fn named(name: &str) -> Option<Self> {
@@ -94,6 +100,13 @@ impl Features {
     #[must_use]
     pub fn with(mut self, feature: Feature) -> Self {
         self.set(feature, true);
+        self
+    }
+
+    /// The same with one less.
+    #[must_use]
+    pub fn without(mut self, feature: Feature) -> Self {
+        self.set(feature, false);
         self
     }
 

@@ -24,9 +24,11 @@ use crate::browsers::Browsers;
 use crate::egress::Egress;
 use crate::endpoint_reconciler::Endpoints;
 use crate::health::EtcdChecks;
+use crate::identity;
 use crate::limits;
 use crate::listen::{TlsSettings, Usual};
 use crate::metrics::Exposition;
+use crate::peers::PeerFlags;
 use crate::served;
 use crate::{
     Component, Config, Features, Limits, Server, ServiceNetwork, Signer, Signing, StartupFlags,
@@ -202,6 +204,8 @@ struct ServerFlags {
     routing: Routing,
     #[command(flatten)]
     endpoints: Endpoints,
+    #[command(flatten)]
+    peers: PeerFlags,
     /// Port of kubelets that do not say theirs; deprecated.
     #[arg(long, default_value_t = 10250)]
     kubelet_port: u16,
@@ -323,6 +327,13 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     args.absent.check()?;
     args.tls.check()?;
     args.endpoints.check(node_ports)?;
+    let gates = args.feature_gates.join(",");
+    let features = Features::parse(&gates, args.versions.versions()?).context("--feature-gates")?;
+    let proxy_client = pair(
+        args.proxy_client_cert_file.as_ref(),
+        args.proxy_client_key_file.as_ref(),
+    )?;
+    let peers = args.peers.settings(features, proxy_client.as_ref())?;
     let listener = args.serving.bind()?;
     let service_network = ServiceNetwork {
         cluster_ips: cluster_ips(&args.service_cluster_ip_range)?,
@@ -350,8 +361,6 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     if authorization.allows_everything() {
         AuthenticationArgs::without_anonymous(&mut authentication);
     }
-    let gates = args.feature_gates.join(",");
-    let features = Features::parse(&gates, args.versions.versions()?).context("--feature-gates")?;
     let admission = args.admission.settings()?;
     let tracing = args.tracing_config_file.as_deref();
     let tracing = tracing.map(TracingConfiguration::load);
@@ -365,6 +374,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         apart,
         storage,
         shares_store: args.etcd.shares_store(),
+        host: identity::host(),
+        peers,
         dialer: egress.cluster,
         components: Component::usual(),
         control_plane: egress.control_plane,
@@ -391,10 +402,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             .as_deref()
             .map(read)
             .transpose()?,
-        proxy_client: pair(
-            args.proxy_client_cert_file.as_ref(),
-            args.proxy_client_key_file.as_ref(),
-        )?,
+        proxy_client,
         requestheader_ca_pem: args
             .authentication
             .requestheader_client_ca_file

@@ -9,12 +9,16 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::Server;
+use crate::features::Feature;
 use crate::loopback::SERVER;
-use crate::registry::{DeleteOptions, Location};
+use crate::registry::{Change, DeleteOptions, Location};
 
-const NAMESPACE: &str = "kube-system";
-const LABEL: &str = "apiserver.kubernetes.io/identity";
-const COMPONENT: &str = "kube-apiserver";
+pub const NAMESPACE: &str = "kube-system";
+pub const LABEL: &str = "apiserver.kubernetes.io/identity";
+pub const COMPONENT: &str = "kube-apiserver";
+
+/// Where others reach the server.
+const PEER_ADDRESS: &str = "kubernetes.io/peer-advertise-address";
 
 /// How long a lease is good for, in seconds.
 const DURATION: u64 = 3600;
@@ -66,10 +70,10 @@ fn leases() -> Result<&'static Resource, Error> {
     resources::find("coordination.k8s.io", "v1", "leases").ok_or_else(Error::no_route)
 }
 
-/// Keeps this server's lease, and clears expired ones away, until shutdown.
+/// Keeps this server's lease, and clears expired ones away, until shutdown. Others are told by its deletion that it is gone.
 pub async fn run(server: Arc<Server>) {
-    let host = host();
-    let name = name(&host);
+    let _held = server.drain.hold().filter(|_| server.config.shares_store);
+    let name = server.config.server_id();
     let holder = format!("{name}_{}", uuid::Uuid::new_v4());
     let renewal = if server.config.shares_store {
         RENEWAL
@@ -80,31 +84,70 @@ pub async fn run(server: Arc<Server>) {
     let mut collect = tokio::time::interval(COLLECTION);
     loop {
         let done = tokio::select! {
-            _ = renew.tick() => keep(&server, &name, &host, &holder).await,
+            _ = renew.tick() => keep(&server, &name, &holder).await,
             _ = collect.tick() => clear(&server).await,
-            () = server.shutdown.cancelled() => return,
+            () = server.shutdown.cancelled() => break,
         };
         if let Err(error) = done {
             tracing::warn!(%error, "cannot keep the leases of API servers");
         }
     }
+    if server.config.shares_store
+        && let Err(error) = remove(&server, &name, DeleteOptions::default()).await
+    {
+        tracing::warn!(%error, "cannot delete the lease of this server");
+    }
 }
 
 /// Makes or renews this server's lease.
-async fn keep(server: &Arc<Server>, name: &str, host: &str, holder: &str) -> Result<(), Error> {
+async fn keep(server: &Arc<Server>, name: &str, holder: &str) -> Result<(), Error> {
+    let host = &server.config.host;
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ");
-    let lease = json!({
+    let mut lease = json!({
         "metadata": {
             "name": name, "namespace": NAMESPACE,
             "labels": {LABEL: COMPONENT, "kubernetes.io/hostname": host},
-            "annotations": {"kubernetes.io/peer-advertise-address": server.config.advertise.to_string()},
         },
         "spec": {"holderIdentity": holder, "leaseDurationSeconds": DURATION, "renewTime": now.to_string()},
     });
+    let features = server.config.features;
+    if features.has(Feature::UnknownVersionInteroperabilityProxy) {
+        let address = server.config.peer_address();
+        lease["metadata"]["annotations"] = json!({PEER_ADDRESS: address});
+    }
     let (group, plural) = ("coordination.k8s.io", "leases");
-    SERVER
-        .replace(server, group, plural, lease, &["spec"])
-        .await
+    let creating = SERVER.create(server, group, plural, NAMESPACE, lease.clone());
+    if creating.await? {
+        return Ok(());
+    }
+    let renew: Change<'_> = Box::new(|current: &Value| {
+        let mut renewed = current.clone();
+        renewed["spec"] = lease["spec"].clone();
+        for part in ["labels", "annotations"] {
+            for (key, value) in lease["metadata"][part].as_object().into_iter().flatten() {
+                renewed["metadata"][part][key] = value.clone();
+            }
+        }
+        Ok(renewed)
+    });
+    SERVER.amend(server, at(name)?, renew).await
+}
+
+fn at(name: &str) -> Result<Location<'_>, Error> {
+    Ok(Location {
+        resource: leases()?,
+        namespace: NAMESPACE,
+        name,
+        subresource: "",
+    })
+}
+
+/// Deletes a lease, unless another server was faster, or it is not as `options` say any more.
+async fn remove(server: &Arc<Server>, name: &str, options: DeleteOptions) -> Result<(), Error> {
+    match SERVER.delete(server, at(name)?, &options).await {
+        Err(error) if !matches!(error.code, 404 | 409) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Deletes leases of servers that are gone.
@@ -116,22 +159,11 @@ async fn clear(server: &Arc<Server>) -> Result<(), Error> {
         if lease["metadata"]["labels"][LABEL] != COMPONENT || !is_expired(&lease) {
             continue;
         }
-        let at = Location {
-            resource,
-            namespace: NAMESPACE,
-            name: entry.name(),
-            subresource: "",
-        };
         let options = DeleteOptions {
             resource_version: Some(meta::resource_version(&lease).to_owned()),
             ..DeleteOptions::default()
         };
-        match SERVER.delete(server, at, &options).await {
-            // Another server was faster, or it has come back.
-            Ok(_) => {}
-            Err(error) if matches!(error.code, 404 | 409) => {}
-            Err(error) => return Err(error),
-        }
+        remove(server, entry.name(), options).await?;
     }
     Ok(())
 }

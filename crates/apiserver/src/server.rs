@@ -40,8 +40,9 @@ use crate::http::{self, Body, BoxError, Wanted};
 use crate::limits::{self, Limits};
 use crate::listen::{Certificates, TlsSettings, Usual};
 use crate::metrics::{self, Exposition, Labels, Metrics};
+use crate::peers::{Gvr, Peers};
 use crate::registry::{Registry, ServiceNetwork};
-use crate::request::RequestInfo;
+use crate::request::{RequestInfo, Target};
 use crate::served::{Served, Versions};
 use crate::spans::{self, Arrival, Held, Tracer, TracingConfiguration};
 use crate::startup::{Startup, StartupFlags};
@@ -51,7 +52,7 @@ use crate::user::User;
 use crate::warnings::Warnings;
 use crate::{
     admission, aggregator, audit, bootstrap, compactor, custom, discovery, endpoint_reconciler,
-    health, identity, openapi, reload, webhook, zpages,
+    health, identity, openapi, peers, reload, webhook, zpages,
 };
 
 /// How a server is set up. PEM texts, not paths: a master holds its keys in its own data.
@@ -63,6 +64,10 @@ pub struct Config {
     pub storage: Storage,
     /// Other servers use the same store.
     pub shares_store: bool,
+    /// The machine's name, which tells the servers of a cluster apart.
+    pub host: String,
+    /// What is known of the others, and what they are told.
+    pub peers: peers::Settings,
     /// What is served of the built-in versions.
     pub served: Served,
     /// How kubelets, pods and services are reached.
@@ -150,6 +155,8 @@ impl Config {
             apart: Vec::new(),
             storage: Storage::default(),
             shares_store: false,
+            host: identity::host(),
+            peers: peers::Settings::default(),
             served: Served::default(),
             dialer: Arc::new(Direct),
             components: Component::usual(),
@@ -199,6 +206,19 @@ impl Config {
         }
     }
 
+    /// The server's name among those of the cluster.
+    #[must_use]
+    pub fn server_id(&self) -> String {
+        identity::name(&self.host)
+    }
+
+    /// Host and port by which other servers of the cluster reach it.
+    #[must_use]
+    pub fn peer_address(&self) -> String {
+        let given = self.peers.advertise.clone();
+        given.unwrap_or_else(|| self.advertise.to_string())
+    }
+
     /// Host and port, for discovery.
     #[must_use]
     pub fn external_address(&self) -> String {
@@ -242,6 +262,7 @@ pub struct Server {
     pub(crate) drain: Arc<Drain>,
     /// What aggregated servers say they serve.
     pub(crate) aggregated: aggregator::Discovered,
+    pub(crate) peers: Peers,
     pub(crate) startup: Startup,
     started: Instant,
 }
@@ -346,6 +367,7 @@ impl Server {
             auditor: audit::Auditor::new(&config.audit, &config.control_plane, &config.shutdown)?,
             flow_control: FlowControl::new(caches.clone(), config.flow_control),
             aggregated: aggregator::Discovered::default(),
+            peers: Peers::new(&config)?,
             startup: Startup::begin(config.startup.clone()),
             started: Instant::now(),
             caches,
@@ -376,6 +398,7 @@ impl Server {
         tokio::spawn(uses.run(Arc::downgrade(server)));
         tokio::spawn(endpoint_reconciler::run(server.clone()));
         tokio::spawn(identity::run(server.clone()));
+        peers::start(server);
         tokio::spawn(admission::watch_policies(server.clone()));
         for feed in server.caches.feeds() {
             tokio::spawn(compactor::run(
@@ -443,7 +466,8 @@ impl Server {
     ) -> Response<Body> {
         let id = request.headers().get("audit-id").cloned();
         let mut id = id.unwrap_or_else(new_audit_id);
-        if self.auditor.is_active() {
+        let is_elsewhere = |target: &Target| target.resource.is_none();
+        if self.auditor.is_active() || info.target.as_ref().is_some_and(is_elsewhere) {
             let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
             request.extensions_mut().insert(audit::AuditId(text));
         }
@@ -701,15 +725,29 @@ impl Server {
             warnings.tell(response.headers_mut());
             return Ok(response);
         }
-        match aggregator::find(&self.caches, &target.group, &target.version) {
-            Some(service) => {
-                let proxied: BoxFuture<'static, _> =
-                    Box::pin(aggregator::proxy(self, service, user, request));
-                proxied.await
-            }
-            // Of a group that is known upstream's router says so, of others nobody says anything.
-            None if self.caches.served().has_builtin_group(&target.group) => Err(Error::no_route()),
-            None => Ok(handlers::page_not_found()),
+        let elsewhere: BoxFuture<'static, _> = Box::pin(self.elsewhere(target, user, request));
+        elsewhere.await
+    }
+
+    /// Requests for resources that are not served here: another server does, for a group or as a peer, or nobody.
+    async fn elsewhere(
+        self: Arc<Self>,
+        target: Target,
+        user: User,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        if let Some(service) = aggregator::find(&self.caches, &target.group, &target.version) {
+            return aggregator::proxy(self, service, user, request).await;
+        }
+        let gvr = Gvr::of(&target);
+        if let Some(answer) = peers::pass_on(&self, gvr, &user, request).await? {
+            return Ok(answer);
+        }
+        // Of a group that is known upstream's router says so, of others nobody says anything.
+        if self.caches.served().has_builtin_group(&target.group) {
+            Err(Error::no_route())
+        } else {
+            Ok(handlers::page_not_found())
         }
     }
 
@@ -779,6 +817,7 @@ impl Server {
         self.registry.render_metrics(&mut text);
         self.auditor.render_metrics(&mut text);
         self.tokens.render_metrics(&mut text);
+        self.peers.render_metrics(&mut text);
         let hidden = self.shown_metrics.shows_hidden();
         self.flow_control.render_metrics(&mut text, hidden);
         self.shown_metrics.apply(text)
@@ -802,7 +841,7 @@ impl Server {
 }
 
 fn tracer(config: &Config) -> anyhow::Result<Option<Arc<Tracer>>> {
-    let instance = || identity::name(&identity::host());
+    let instance = || config.server_id();
     let tracer = config.tracing.as_ref().map(|tracing| {
         let (network, shutdown) = (config.control_plane.clone(), config.shutdown.clone());
         Tracer::new(tracing, &instance(), network, shutdown)

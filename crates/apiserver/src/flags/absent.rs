@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 
 use crate::{go_bool, limits};
 
@@ -23,15 +23,6 @@ pub struct AbsentArgs {
     /// The port of kubelets that need no credentials, which nothing here or of upstream's uses. Deprecated.
     #[arg(long)]
     kubelet_read_only_port: Option<u16>,
-    /// Authorities of other servers: only none, as no request is passed on to another server.
-    #[arg(long)]
-    peer_ca_file: Option<String>,
-    /// Address by which other servers reach this one: only none.
-    #[arg(long)]
-    peer_advertise_ip: Option<String>,
-    /// Its port: only none.
-    #[arg(long)]
-    peer_advertise_port: Option<String>,
     /// Of the feature CoordinatedLeaderElection, which cannot be turned on.
     #[arg(long, default_value = "15s", value_parser = limits::duration)]
     coordinated_leadership_lease_duration: Duration,
@@ -67,20 +58,8 @@ fn without_socket(path: &str) -> Result<String, &'static str> {
 
 impl AbsentArgs {
     /// # Errors
-    /// When something is asked for, and what upstream objects to.
+    /// What upstream objects to.
     pub(super) fn check(&self) -> anyhow::Result<()> {
-        let peers = [
-            ("peer-ca-file", &self.peer_ca_file),
-            ("peer-advertise-ip", &self.peer_advertise_ip),
-            ("peer-advertise-port", &self.peer_advertise_port),
-        ];
-        for (flag, value) in peers {
-            if value.as_deref().is_some_and(|value| !value.is_empty()) {
-                bail!(
-                    "--{flag} requires UnknownVersionInteroperabilityProxy feature, which is not there: no request is passed on to another server"
-                );
-            }
-        }
         ensure!(
             self.coordinated_leadership_lease_duration > self.coordinated_leadership_renew_deadline,
             "--coordinated-leadership-lease-duration must be greater than --coordinated-leadership-renew-deadline"

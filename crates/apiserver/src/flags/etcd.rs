@@ -1,7 +1,6 @@
 //! Flags about the store, and what is in it.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{pair, read};
 use crate::cache::{Apart, REGISTRY, storage_resource};
-use crate::dial::Dialer;
+use crate::dial::{ControlPlane, Dialer};
 use crate::metrics::Members;
 use crate::{Encryption, MediaType, Storage};
 use crate::{go_bool, go_duration, limits};
@@ -150,14 +149,12 @@ const TOGETHER: [(&str, &str); 3] = [
 
 /// The way to the members of a cluster.
 fn connector(dialer: Arc<dyn Dialer>) -> Connector {
+    let network = ControlPlane(dialer);
     Connector::new(move |host, port| {
-        let dialer = dialer.clone();
+        let network = network.clone();
         Box::pin(async move {
-            let connection = match host.parse() {
-                Ok(address) => dialer.connect(SocketAddr::new(address, port)).await,
-                Err(_) => dialer.connect_name(&host, port).await,
-            };
-            let connection: Box<dyn external::Stream> = Box::new(connection?);
+            let connection = network.connect(&host, port).await?;
+            let connection: Box<dyn external::Stream> = Box::new(connection);
             Ok(connection)
         })
     })

@@ -278,6 +278,37 @@ pub fn negotiate_structured(
     Err(Error::new(Reason::NotAcceptable, message))
 }
 
+/// What a document of aggregated discovery is to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// What this server serves and what its peers do.
+    Merged,
+    /// What this server serves.
+    WithoutPeers,
+}
+
+/// Which document of aggregated discovery a client wants, if it wants one.
+#[must_use]
+pub fn aggregated_discovery(headers: &HeaderMap, features: Features) -> Option<Discovery> {
+    let accept = header(headers);
+    let mut ranges: Vec<Range<'_>> = accept.split(',').filter_map(Range::parse).collect();
+    ranges.sort_by(|a, b| b.quality.total_cmp(&a.quality));
+    let is_aggregated = |range: &&Range<'_>| {
+        let kind = ["g", "v", "as"].map(|name| range.parameter(name).unwrap_or_default());
+        let formats = [Format::Json, Format::Yaml, Format::Protobuf];
+        kind == ["apidiscovery.k8s.io", "v2", "APIGroupDiscoveryList"]
+            && formats.into_iter().any(|format| range.covers(format))
+    };
+    let range = ranges.iter().find(is_aggregated)?;
+    let knows_peers = features.has(Feature::UnknownVersionInteroperabilityProxy);
+    let alone = knows_peers && range.parameter("profile") == Some("nopeer");
+    Some(if alone {
+        Discovery::WithoutPeers
+    } else {
+        Discovery::Merged
+    })
+}
+
 /// The format for an answer that has no views, such as an error.
 #[must_use]
 pub fn plain_format(headers: &HeaderMap, features: Features) -> Format {
@@ -292,6 +323,40 @@ pub fn plain_format(headers: &HeaderMap, features: Features) -> Format {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn discovery_is_aggregated_if_that_is_asked_for_by_name() {
+        const V2: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+        let wanted = |accept: &str, features| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().unwrap());
+            aggregated_discovery(&headers, features)
+        };
+        let without_peers = format!("{V2};profile=nopeer");
+        let v2beta1 = V2.replace("v=v2", "v=v2beta1");
+        let (merged, alone) = (Some(Discovery::Merged), Some(Discovery::WithoutPeers));
+        for (accept, expected) in [
+            ("application/json", None),
+            (V2, merged),
+            (&*v2beta1, None),
+            (
+                "text/html;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+                None,
+            ),
+            ("application/json;g=apidiscovery.k8s.io;v=v2", None),
+            (&*without_peers, alone),
+            (&*format!("{V2};profile=other"), merged),
+            (
+                &*format!("application/json,{v2beta1},{without_peers},{V2}"),
+                alone,
+            ),
+            (&*format!("{without_peers};q=0.5,{V2}"), merged),
+        ] {
+            assert_eq!(wanted(accept, Features::default()), expected, "{accept}");
+        }
+        let off = Features::default().without(Feature::UnknownVersionInteroperabilityProxy);
+        assert_eq!(wanted(&without_peers, off), merged);
+    }
 
     #[test]
     fn pages_are_text_unless_an_object_is_asked_for_by_name() {

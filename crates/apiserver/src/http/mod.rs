@@ -13,7 +13,10 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use serde_json::Value;
 
-pub use accept::{Accepted, Format, Offer, Structured, View, negotiate, negotiate_structured};
+pub use accept::{
+    Accepted, Discovery, Format, Offer, Structured, View, aggregated_discovery, negotiate,
+    negotiate_structured,
+};
 pub use finish::{Wanted, in_format};
 
 /// Any request or response body.

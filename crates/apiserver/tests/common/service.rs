@@ -53,6 +53,8 @@ impl Service {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let identity = Identity {
             common_name: "service".into(),
+            // As API servers' certificates are for it.
+            dns_names: vec!["kubernetes.default.svc".into()],
             addresses: vec!["127.0.0.1".parse().unwrap()],
             ..Identity::default()
         };

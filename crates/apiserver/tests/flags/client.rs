@@ -85,7 +85,12 @@ impl Client {
             organizations: vec!["system:masters".into()],
             ..Identity::default()
         };
-        let issued = authority.issue(&identity, Usage::Client, 1).unwrap();
+        Self::identified(authority, &identity)
+    }
+
+    /// Somebody by a certificate of the authority.
+    pub fn identified(authority: &Authority, identity: &Identity) -> Self {
+        let issued = authority.issue(identity, Usage::Client, 1).unwrap();
         Self {
             identity: Some((issued.certificate_pem, issued.key_pem)),
             ..Self::trusting(authority.certificate_pem())

@@ -13,6 +13,7 @@ mod endpoints;
 mod kubelets;
 mod metrics;
 mod overrides;
+mod peers;
 mod process;
 mod serving;
 mod signer;

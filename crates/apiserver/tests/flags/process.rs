@@ -186,8 +186,20 @@ async fn flags_that_make_no_sense_are_refused() {
             "admission-control and enable-admission-plugins/disable-admission-plugins flags are mutually exclusive",
         ),
         (
-            &["--peer-advertise-port=6444"],
-            "--peer-advertise-port requires UnknownVersionInteroperabilityProxy feature, which is not there: no request is passed on to another server",
+            &[
+                "--feature-gates=UnknownVersionInteroperabilityProxy=false",
+                "--peer-advertise-port=6444",
+            ],
+            "--peer-advertise-port requires UnknownVersionInteroperabilityProxy feature to be turned on",
+        ),
+        (
+            // Which the emulated version did not have yet.
+            &["--emulated-version=1.35", "--peer-ca-file=/f"],
+            "--peer-ca-file requires UnknownVersionInteroperabilityProxy feature to be turned on",
+        ),
+        (
+            &["--peer-ca-file=/f"],
+            "error building peer proxy handler, proxy-cert-file not specified",
         ),
         (
             &["--coordinated-leadership-renew-deadline=15s"],
@@ -284,6 +296,7 @@ async fn flags_that_make_no_sense_are_refused() {
         "--enable-logs-handler=false",
         "--kubelet-read-only-port=10255",
         "--peer-ca-file=",
+        "--peer-advertise-ip=192.0.2.1",
         "--show-hidden-metrics-for-version=1.35",
         "--audit-log-compress=true",
         "--allow-privileged=True",
