@@ -433,6 +433,11 @@ impl Server {
             .unwrap_or_else(|_| http::error(&panicked()))
     }
 
+    /// Whether anything of what is asked may be recorded.
+    pub(crate) fn is_audited(&self) -> bool {
+        self.auditor.is_active()
+    }
+
     /// The way of a request: panics are caught, it goes through [`Server::filtered`] to its handler, and the answer is
     /// brought into the client's format.
     async fn answer(
@@ -484,6 +489,9 @@ impl Server {
         }
         if let Some((serializing, arrival)) = arrival {
             response = arrival.answer(response, serializing);
+        }
+        if self.auditor.is_active() {
+            response = audit::complete(response);
         }
         let headers = response.headers_mut();
         // Headers so marked stay out of HTTP/2's tables, from which one that is never the same would drive the others.

@@ -143,6 +143,9 @@ impl Call {
 
     /// What the audit log learns of the request.
     fn record(&self) -> Record {
+        if !self.server.is_audited() {
+            return Record::default();
+        }
         let record = self.parts.extensions.get::<Record>();
         record.cloned().unwrap_or_default()
     }
