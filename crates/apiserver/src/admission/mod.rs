@@ -14,6 +14,7 @@ mod event_rate_limit;
 mod expressions;
 mod extended_resource_toleration;
 mod image_policy_webhook;
+mod job_validation;
 mod limit_pod_hard_anti_affinity_topology;
 mod limit_ranger;
 mod matching;
@@ -25,6 +26,7 @@ mod node_restriction;
 mod owner_references_permission_enforcement;
 mod persistent_volume_claim_resize;
 mod plugins;
+mod pod_group_protection;
 mod pod_group_workload_exists;
 mod pod_node_selector;
 mod pod_resize_validator;
@@ -47,9 +49,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
-use fluyt_api::Error;
 use fluyt_api::resources::{self, Resource};
 use fluyt_api::validation::Errors;
+use fluyt_api::{Error, meta};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -173,6 +175,16 @@ impl<T> Compiled<T> {
         let made = Arc::new(make());
         known.insert(name.clone(), (revision, made.clone()));
         made
+    }
+}
+
+/// Has an object stay until somebody takes the finalizer away.
+fn add_finalizer(object: &mut Value, finalizer: &str) {
+    let known = meta::finalizers(object).into_iter();
+    let mut finalizers: Vec<String> = known.map(Into::into).collect();
+    if !finalizers.iter().any(|known| known == finalizer) {
+        finalizers.push(finalizer.into());
+        meta::set(object, "finalizers", finalizers);
     }
 }
 

@@ -13,6 +13,7 @@ mod quota;
 mod refusals;
 mod security;
 mod webhooks;
+mod workloads;
 
 use std::path::Path;
 use std::sync::Arc;
