@@ -26,6 +26,8 @@ pub enum Feature {
     Statusz,
     /// `Workload` and `PodGroup` objects.
     GenericWorkload,
+    /// Webhooks and policies from files.
+    ManifestBasedAdmissionControlConfig,
     /// The admission plugin of `MutatingAdmissionPolicy` objects.
     MutatingAdmissionPolicy,
     /// `status.declaredFeatures` of nodes, and what is refused because of them.
@@ -42,7 +44,7 @@ pub enum Feature {
 
 impl Feature {
     /// All of them, by upstream's names.
-    const ALL: [(Self, &'static str); 13] = [
+    const ALL: [(Self, &'static str); 14] = [
         (
             Self::AuthorizePodWebsocketUpgradeCreatePermission,
             "AuthorizePodWebsocketUpgradeCreatePermission",
@@ -53,6 +55,10 @@ impl Feature {
         (Self::Flagz, "ComponentFlagz"),
         (Self::Statusz, "ComponentStatusz"),
         (Self::GenericWorkload, "GenericWorkload"),
+        (
+            Self::ManifestBasedAdmissionControlConfig,
+            "ManifestBasedAdmissionControlConfig",
+        ),
         (Self::MutatingAdmissionPolicy, "MutatingAdmissionPolicy"),
         (Self::NodeDeclaredFeatures, "NodeDeclaredFeatures"),
         (Self::PodCertificateRequest, "PodCertificateRequest"),

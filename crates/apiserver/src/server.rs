@@ -325,6 +325,10 @@ impl Server {
             converter: Arc::new(custom::Converter::new(webhooks.clone())),
             webhooks,
             server: Arc::default(),
+            manifests: Arc::new(admission::ManifestMetrics::new(&identity::name(
+                &identity::host(),
+            ))),
+            shutdown: config.shutdown.clone(),
         };
         let named = config.tls.tls_sni_cert_key.clone();
         let certificates = Certificates::load(config.certificate.clone(), named)?;

@@ -54,6 +54,7 @@ use fluyt_api::validation::Errors;
 use fluyt_api::{Error, meta};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::Server;
 use crate::authz::Authorizer;
@@ -67,6 +68,9 @@ pub use default_toleration_seconds::Tolerations;
 pub use pod_security::template_path;
 pub use policy_status::run as watch_policies;
 pub use settings::{AdmissionConfiguration, Settings, others};
+pub use static_manifests::{
+    Metrics as ManifestMetrics, refuse_reserved_name, warning as reserved_name_warning,
+};
 
 use policy::type_check;
 
@@ -149,6 +153,8 @@ pub struct Shared {
     pub webhooks: Arc<crate::webhook::Client>,
     /// The server itself, once there is one: for plugins that write.
     pub server: Arc<OnceLock<Weak<Server>>>,
+    pub manifests: Arc<ManifestMetrics>,
+    pub shutdown: CancellationToken,
 }
 
 /// What has been made of configuration objects, kept until they change.
@@ -197,6 +203,11 @@ trait Plugin: Send + Sync {
         None
     }
 
+    /// Whether files say so as well.
+    fn has_manifests(&self) -> bool {
+        false
+    }
+
     /// Changes the object.
     async fn admit(
         &self,
@@ -233,6 +244,7 @@ impl Chain {
             let configuration = settings.configuration.of(known.name)?;
             let setup = plugins::Setup {
                 shared,
+                features,
                 tolerations: settings.tolerations,
                 configuration: configuration.as_deref(),
             };
@@ -264,7 +276,9 @@ impl Chain {
         for plugin in &self.plugins {
             let late = plugin.mutations();
             let caches = &self.shared.caches;
-            if late.is_some_and(|plural| !matching::is_configured(caches, plural)) {
+            if late.is_some_and(|plural| !matching::is_configured(caches, plural))
+                && !plugin.has_manifests()
+            {
                 continue;
             }
             let before = late.map(|_| object.clone());
@@ -286,6 +300,11 @@ impl Chain {
     #[must_use]
     pub fn authorizer(&self) -> &Authorizer {
         &self.shared.authorizer
+    }
+
+    /// Adds the Prometheus text format.
+    pub fn render_metrics(&self, out: &mut String) {
+        self.shared.manifests.render(out);
     }
 
     /// Asks whether the author of a policy or of a binding may read what it is about to read.

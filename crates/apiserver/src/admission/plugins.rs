@@ -12,7 +12,7 @@ use super::{
     pod_topology_labels, policy, priority, resource_quota, runtime_class, service_account,
     storage_object_in_use_protection, taint_nodes_by_condition, webhook,
 };
-use crate::features::Feature;
+use crate::features::{Feature, Features};
 
 /// One plugin.
 pub(super) struct Known {
@@ -36,6 +36,7 @@ pub(super) struct Invalid(pub String);
 /// What plugins are made with.
 pub(super) struct Setup<'a> {
     pub shared: &'a Shared,
+    pub features: Features,
     pub tolerations: Tolerations,
     /// Its part of the `AdmissionConfiguration`.
     pub configuration: Option<&'a str>,
@@ -178,21 +179,17 @@ pub(super) static ALL: [Known; 41] = [
     Known {
         feature: Some(Feature::MutatingAdmissionPolicy),
         ..on("MutatingAdmissionPolicy", |with| {
-            policy::check(with.configuration, policy::MUTATING)?;
-            made(policy::Mutating::new(with.shared.clone()))
+            made(policy::Mutating::new(with)?)
         })
     },
     on("MutatingAdmissionWebhook", |with| {
-        let users = webhook::users(with.configuration)?;
-        made(webhook::Mutating::new(with.shared.clone(), users))
+        made(webhook::Mutating::new(with)?)
     }),
     on("ValidatingAdmissionPolicy", |with| {
-        policy::check(with.configuration, policy::VALIDATING)?;
-        made(policy::Validating::new(with.shared.clone()))
+        made(policy::Validating::new(with)?)
     }),
     on("ValidatingAdmissionWebhook", |with| {
-        let users = webhook::users(with.configuration)?;
-        made(webhook::Validating::new(with.shared.clone(), users))
+        made(webhook::Validating::new(with)?)
     }),
     on("ResourceQuota", |with| {
         made(resource_quota::ResourceQuota::new(with.configuration)?)

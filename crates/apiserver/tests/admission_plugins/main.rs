@@ -6,6 +6,7 @@
 mod common;
 mod flags;
 mod images;
+mod manifests;
 mod namespaces;
 mod nodes;
 mod owners;
