@@ -77,16 +77,9 @@ impl Scheme {
         self.content
             .conform(&root, &mut document, &mut unknown)
             .map_err(DecodeError::Malformed)?;
-        problems.extend(
-            unknown
-                .iter()
-                .map(|path| format!("unknown field \"{path}\"")),
-        );
-        if self.strict && !problems.is_empty() {
-            let all = problems.join(", ");
-            return Err(DecodeError::Malformed(format!(
-                "strict decoding error: {all}"
-            )));
+        problems.extend(unknown.iter().map(|path| unknown_field(path)));
+        if self.strict {
+            refuse(&problems)?;
         }
         serde_json::from_value(document).map_err(|e| DecodeError::Malformed(e.to_string()))
     }
@@ -109,8 +102,34 @@ impl Scheme {
     }
 }
 
+/// Refuses a document whose keys are unknown, or there more than once.
+///
+/// # Errors
+/// When there is something wrong with them.
+pub fn strict(mut problems: Vec<String>, unknown: &[String]) -> Result<(), DecodeError> {
+    problems.extend(unknown.iter().map(|path| unknown_field(path)));
+    refuse(&problems)
+}
+
+fn unknown_field(path: &str) -> String {
+    format!("unknown field \"{path}\"")
+}
+
+fn refuse(problems: &[String]) -> Result<(), DecodeError> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let all = problems.join(", ");
+    Err(DecodeError::Malformed(format!(
+        "strict decoding error: {all}"
+    )))
+}
+
 /// The document, and what is wrong with its keys. Nothing at all is an empty one.
-fn parse(text: &str) -> Result<(Value, Vec<String>), DecodeError> {
+///
+/// # Errors
+/// When it is malformed.
+pub fn parse(text: &str) -> Result<(Value, Vec<String>), DecodeError> {
     let (document, problems) = if text.trim_start().starts_with('{') {
         let (document, duplicates) = parse_json(text.as_bytes()).map_err(|why| {
             DecodeError::Malformed(format!(

@@ -12,40 +12,64 @@ use crate::served::Versions;
 /// Features that can be turned on and off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
+    /// Connections to pods take the right to create them, also where WebSocket has clients use GET.
+    AuthorizePodWebsocketUpgradeCreatePermission,
     /// `application/cbor` for requests, responses and apply.
     Cbor,
     /// `ClusterTrustBundle` objects, and who may read and write them.
     ClusterTrustBundle,
+    /// WebSockets go on to kubelets that declare to take them.
+    ExtendWebSocketsToKubelet,
     /// `/flagz`.
     Flagz,
     /// `/statusz`.
     Statusz,
     /// `Workload` and `PodGroup` objects.
     GenericWorkload,
+    /// Webhooks and policies from files.
+    ManifestBasedAdmissionControlConfig,
     /// The admission plugin of `MutatingAdmissionPolicy` objects.
     MutatingAdmissionPolicy,
     /// `status.declaredFeatures` of nodes, and what is refused because of them.
     NodeDeclaredFeatures,
     /// `PodCertificateRequest` objects, and nodes' right to make them.
     PodCertificateRequest,
+    /// Ports are forwarded through WebSockets, whatever the kubelet speaks.
+    PortForwardWebsockets,
     /// `StorageVersionMigration` objects.
     StorageVersionMigrator,
+    /// The newest protocol of exec and attach is translated for kubelets that do not know it.
+    TranslateStreamCloseWebsocketRequests,
     /// Requests that other API servers of the cluster answer, and discovery of what they serve.
     UnknownVersionInteroperabilityProxy,
 }
 
 impl Feature {
     /// All of them, by upstream's names.
-    const ALL: [(Self, &'static str); 10] = [
+    const ALL: [(Self, &'static str); 15] = [
+        (
+            Self::AuthorizePodWebsocketUpgradeCreatePermission,
+            "AuthorizePodWebsocketUpgradeCreatePermission",
+        ),
         (Self::Cbor, "CBORServingAndStorage"),
         (Self::ClusterTrustBundle, "ClusterTrustBundle"),
+        (Self::ExtendWebSocketsToKubelet, "ExtendWebSocketsToKubelet"),
         (Self::Flagz, "ComponentFlagz"),
         (Self::Statusz, "ComponentStatusz"),
         (Self::GenericWorkload, "GenericWorkload"),
+        (
+            Self::ManifestBasedAdmissionControlConfig,
+            "ManifestBasedAdmissionControlConfig",
+        ),
         (Self::MutatingAdmissionPolicy, "MutatingAdmissionPolicy"),
         (Self::NodeDeclaredFeatures, "NodeDeclaredFeatures"),
         (Self::PodCertificateRequest, "PodCertificateRequest"),
+        (Self::PortForwardWebsockets, "PortForwardWebsockets"),
         (Self::StorageVersionMigrator, "StorageVersionMigrator"),
+        (
+            Self::TranslateStreamCloseWebsocketRequests,
+            "TranslateStreamCloseWebsocketRequests",
+        ),
         (
             Self::UnknownVersionInteroperabilityProxy,
             "UnknownVersionInteroperabilityProxy",

@@ -346,6 +346,10 @@ impl Server {
             converter: Arc::new(custom::Converter::new(webhooks.clone())),
             webhooks,
             server: Arc::default(),
+            manifests: Arc::new(admission::ManifestMetrics::new(&identity::name(
+                &identity::host(),
+            ))),
+            shutdown: config.shutdown.clone(),
         };
         let named = config.tls.tls_sni_cert_key.clone();
         let certificates = Certificates::load(config.certificate.clone(), named)?;
@@ -456,6 +460,11 @@ impl Server {
             .unwrap_or_else(|_| http::error(&panicked()))
     }
 
+    /// Whether anything of what is asked may be recorded.
+    pub(crate) fn is_audited(&self) -> bool {
+        self.auditor.is_active()
+    }
+
     /// The way of a request: panics are caught, it goes through [`Server::filtered`] to its handler, and the answer is
     /// brought into the client's format.
     async fn answer(
@@ -508,6 +517,9 @@ impl Server {
         }
         if let Some((serializing, arrival)) = arrival {
             response = arrival.answer(response, serializing);
+        }
+        if self.auditor.is_active() {
+            response = audit::complete(response);
         }
         let headers = response.headers_mut();
         // Headers so marked stay out of HTTP/2's tables, from which one that is never the same would drive the others.

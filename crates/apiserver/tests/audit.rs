@@ -14,7 +14,7 @@ use fluyt_apiserver::audit::{
     Batching, Delivery, Format, LogSettings, Mode, Policy, Settings, Truncation, WebhookSettings,
 };
 use http::{Method, Request, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use serde_json::{Value, json};
 
 const BATCHING: Batching = Batching {
@@ -207,6 +207,95 @@ async fn a_request_that_took_long_says_where() {
     assert!(latency(slow, "mutating-webhook").is_null());
     assert!(latency(slow, "impersonation").is_null());
     assert!(latency(quick, "total").is_null());
+}
+
+/// Reads an answer, but not before the threshold of what is explained has passed.
+async fn slowly(api: &Api, path: &str, accept: &str) -> usize {
+    let request = Request::get(path).header("accept", accept);
+    let mut request = request.body(Full::default()).unwrap();
+    request.extensions_mut().insert(api.user.clone());
+    let mut body = api.server.handle(request).await.into_body();
+    let first = body.frame().await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(510)).await;
+    let rest = body.collect().await.unwrap().to_bytes();
+    first.into_data().unwrap().len() + rest.len()
+}
+
+#[tokio::test]
+async fn an_answer_that_took_long_says_where() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Api::start().await;
+    store.namespace().await;
+    // Answered in three pieces.
+    for name in ["a", "b"] {
+        let map = json!({"metadata": {"name": name}, "data": {"text": "x".repeat(150_000)}});
+        let path = "/api/v1/namespaces/n/configmaps";
+        let (status, _) = store.post(path, map).await;
+        assert_eq!(status, StatusCode::CREATED);
+    }
+    let (_, list) = store.get("/api/v1/namespaces/n/configmaps?limit=1").await;
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap();
+    let later = json!({"metadata": {"name": "later"}});
+    store.post("/api/v1/namespaces", later).await;
+    // One that has not seen how it came about.
+    let settings = Settings {
+        policy: Some(policy("- {level: Metadata}\n")),
+        log: Some((log(&directory, Format::Json), delivery(Mode::Blocking))),
+        webhook: None,
+    };
+    let api = Api::configured_on(store.store.clone(), |config, _| config.audit = settings).await;
+    let slow = async |path: &str, accept: &str| {
+        let path = format!("/api/v1/namespaces/n/configmaps{path}");
+        let length = slowly(&api, &path, accept).await;
+        assert!(length > 150_000, "{path}");
+        let event = events(&directory).pop().unwrap();
+        assert_eq!(event["requestURI"], path.as_str());
+        assert_eq!(event["stage"], "ResponseComplete");
+        let annotations = event["annotations"].as_object().unwrap().clone();
+        let told = annotations.into_iter().filter_map(|(name, took)| {
+            let layer = name.strip_prefix("apiserver.latency.k8s.io/")?;
+            Some((layer.to_owned(), took.as_str().unwrap().to_owned()))
+        });
+        let told: std::collections::BTreeMap<String, String> = told.collect();
+        // Both include the client's part in it.
+        for layer in ["serialize-response-object", "response-write"] {
+            let millis = told[layer].strip_suffix("ms");
+            let millis = millis.map(|n| n.parse::<f64>().unwrap());
+            assert!(millis.is_none_or(|millis| millis > 500.0), "{told:?}");
+        }
+        told.into_keys().collect::<Vec<_>>()
+    };
+    let usual = [
+        "authentication",
+        "authorization",
+        "etcd",
+        "response-write",
+        "serialize-response-object",
+        "total",
+    ];
+    let with = |layers: &[&'static str]| {
+        let mut all = [&usual[..], layers].concat();
+        all.sort_unstable();
+        all
+    };
+    let without_queue = |told: Vec<String>| -> Vec<String> {
+        told.into_iter().filter(|l| l != "apf-queue-wait").collect()
+    };
+    let json = "application/json";
+    assert_eq!(
+        without_queue(slow("/a", json).await),
+        with(&["transform-response-object"])
+    );
+    let exact = format!("?resourceVersion={version}&resourceVersionMatch=Exact");
+    assert_eq!(
+        without_queue(slow(&exact, json).await),
+        with(&["decode-response-object", "transform-response-object"])
+    );
+    let table = "application/json;as=Table;g=meta.k8s.io;v=v1";
+    assert_eq!(
+        without_queue(slow("?includeObject=Object", table).await),
+        with(&["transform-response-object"])
+    );
 }
 
 #[tokio::test]

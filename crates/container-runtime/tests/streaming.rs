@@ -6,7 +6,7 @@ mod common;
 use std::net::SocketAddr;
 
 use common::{Node, shell};
-use fluyt_container_runtime::streaming::spdy;
+use fluyt_transport::spdy;
 use futures::{SinkExt, StreamExt};
 use http::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;

@@ -25,6 +25,7 @@ mod namespace;
 mod nodeipam;
 mod nodelifecycle;
 mod podgc;
+mod podgroupprotection;
 mod replicaset;
 mod resourcequota;
 mod root_ca_cert_publisher;
@@ -151,6 +152,11 @@ pub const CONTROLLERS: &[Controller] = &[
         volume::protection::run_classes
     ),
     controller!("job-controller", "job-controller", job::run),
+    controller!(
+        "podgroup-protection-controller",
+        "podgroup-protection-controller",
+        podgroupprotection::run
+    ),
     controller!("cronjob-controller", "cronjob-controller", cronjob::run),
     controller!(
         "ttl-after-finished-controller",

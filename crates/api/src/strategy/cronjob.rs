@@ -301,6 +301,20 @@ fn parse_range(text: &str, bounds: &Bounds) -> Result<(), String> {
 }
 
 impl Strategy for CronJob {
+    fn gated_fields(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[(
+            "GenericWorkload",
+            &[
+                "spec",
+                "jobTemplate",
+                "spec",
+                "template",
+                "spec",
+                "schedulingGroup",
+            ],
+        )]
+    }
+
     fn default(&self, object: &mut Value) {
         // The jobs' own defaults are filled in when the jobs are created.
         super::template::default_template(object, &["spec", "jobTemplate", "spec", "template"]);

@@ -89,6 +89,13 @@ fn set_template_generation(object: &mut Value, generation: i64) {
 }
 
 impl Strategy for DaemonSet {
+    fn gated_fields(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[(
+            "GenericWorkload",
+            &["spec", "template", "spec", "schedulingGroup"],
+        )]
+    }
+
     fn default(&self, object: &mut Value) {
         template::default_template(object, &["spec", "template"]);
         let strategy = &object["spec"]["updateStrategy"];

@@ -63,6 +63,13 @@ pub(super) fn amount(at: &At<'_, '_>) -> i64 {
 }
 
 impl Strategy for Deployment {
+    fn gated_fields(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[(
+            "GenericWorkload",
+            &["spec", "template", "spec", "schedulingGroup"],
+        )]
+    }
+
     fn default(&self, object: &mut Value) {
         template::default_template(object, &["spec", "template"]);
         if object["spec"]["strategy"]["type"] == "RollingUpdate" {

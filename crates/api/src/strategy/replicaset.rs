@@ -42,6 +42,13 @@ impl ReplicaSet {
 }
 
 impl Strategy for ReplicaSet {
+    fn gated_fields(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[(
+            "GenericWorkload",
+            &["spec", "template", "spec", "schedulingGroup"],
+        )]
+    }
+
     fn default(&self, object: &mut Value) {
         template::default_template(object, &["spec", "template"]);
     }
@@ -114,6 +121,13 @@ impl ReplicationController {
 }
 
 impl Strategy for ReplicationController {
+    fn gated_fields(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[(
+            "GenericWorkload",
+            &["spec", "template", "spec", "schedulingGroup"],
+        )]
+    }
+
     fn orphans_by_default(&self) -> bool {
         true
     }

@@ -161,6 +161,13 @@ fn drop_max_unavailable(object: &mut Value, old: Option<&Value>) {
 }
 
 impl Strategy for StatefulSet {
+    fn gated_fields(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[(
+            "GenericWorkload",
+            &["spec", "template", "spec", "schedulingGroup"],
+        )]
+    }
+
     fn name_rule(&self) -> fn(&str) -> Problems {
         dns_label
     }

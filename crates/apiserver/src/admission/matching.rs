@@ -11,14 +11,22 @@ use super::{Attributes, Operation};
 use crate::cache::{Caches, storage_resource, working_resource};
 use crate::custom::Converter;
 
-/// Webhooks and policies are not asked about their own definitions, so that a bad one can be removed.
+/// Webhooks of the API are not asked about what configures admission, so that a bad one can be removed.
 pub fn is_exempt(attributes: &Attributes<'_>) -> bool {
     attributes.at.resource.group == "admissionregistration.k8s.io"
         && matches!(
             attributes.at.resource.kind,
-            "ValidatingWebhookConfiguration"
-                | "MutatingWebhookConfiguration"
-                | "ValidatingAdmissionPolicy"
+            "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration"
+        )
+        || is_exempt_from_policies(attributes)
+}
+
+/// Nor are policies of the API asked about policies.
+pub fn is_exempt_from_policies(attributes: &Attributes<'_>) -> bool {
+    attributes.at.resource.group == "admissionregistration.k8s.io"
+        && matches!(
+            attributes.at.resource.kind,
+            "ValidatingAdmissionPolicy"
                 | "ValidatingAdmissionPolicyBinding"
                 | "MutatingAdmissionPolicy"
                 | "MutatingAdmissionPolicyBinding"

@@ -14,6 +14,7 @@ mod event_rate_limit;
 mod expressions;
 mod extended_resource_toleration;
 mod image_policy_webhook;
+mod job_validation;
 mod limit_pod_hard_anti_affinity_topology;
 mod limit_ranger;
 mod matching;
@@ -25,6 +26,7 @@ mod node_restriction;
 mod owner_references_permission_enforcement;
 mod persistent_volume_claim_resize;
 mod plugins;
+mod pod_group_protection;
 mod pod_group_workload_exists;
 mod pod_node_selector;
 mod pod_resize_validator;
@@ -47,11 +49,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
-use fluyt_api::Error;
 use fluyt_api::resources::{self, Resource};
 use fluyt_api::validation::Errors;
+use fluyt_api::{Error, meta};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::Server;
 use crate::authz::Authorizer;
@@ -65,6 +68,9 @@ pub use default_toleration_seconds::Tolerations;
 pub use pod_security::template_path;
 pub use policy_status::run as watch_policies;
 pub use settings::{AdmissionConfiguration, Settings, others};
+pub use static_manifests::{
+    Metrics as ManifestMetrics, refuse_reserved_name, warning as reserved_name_warning,
+};
 
 use policy::type_check;
 
@@ -147,6 +153,8 @@ pub struct Shared {
     pub webhooks: Arc<crate::webhook::Client>,
     /// The server itself, once there is one: for plugins that write.
     pub server: Arc<OnceLock<Weak<Server>>>,
+    pub manifests: Arc<ManifestMetrics>,
+    pub shutdown: CancellationToken,
 }
 
 /// What has been made of configuration objects, kept until they change.
@@ -176,6 +184,16 @@ impl<T> Compiled<T> {
     }
 }
 
+/// Has an object stay until somebody takes the finalizer away.
+fn add_finalizer(object: &mut Value, finalizer: &str) {
+    let known = meta::finalizers(object).into_iter();
+    let mut finalizers: Vec<String> = known.map(Into::into).collect();
+    if !finalizers.iter().any(|known| known == finalizer) {
+        finalizers.push(finalizer.into());
+        meta::set(object, "finalizers", finalizers);
+    }
+}
+
 /// One admission plugin.
 #[async_trait]
 trait Plugin: Send + Sync {
@@ -183,6 +201,11 @@ trait Plugin: Send + Sync {
     /// tell them.
     fn mutations(&self) -> Option<&'static str> {
         None
+    }
+
+    /// Whether files say so as well.
+    fn has_manifests(&self) -> bool {
+        false
     }
 
     /// Changes the object.
@@ -221,6 +244,7 @@ impl Chain {
             let configuration = settings.configuration.of(known.name)?;
             let setup = plugins::Setup {
                 shared,
+                features,
                 tolerations: settings.tolerations,
                 configuration: configuration.as_deref(),
             };
@@ -252,7 +276,9 @@ impl Chain {
         for plugin in &self.plugins {
             let late = plugin.mutations();
             let caches = &self.shared.caches;
-            if late.is_some_and(|plural| !matching::is_configured(caches, plural)) {
+            if late.is_some_and(|plural| !matching::is_configured(caches, plural))
+                && !plugin.has_manifests()
+            {
                 continue;
             }
             let before = late.map(|_| object.clone());
@@ -274,6 +300,11 @@ impl Chain {
     #[must_use]
     pub fn authorizer(&self) -> &Authorizer {
         &self.shared.authorizer
+    }
+
+    /// Adds the Prometheus text format.
+    pub fn render_metrics(&self, out: &mut String) {
+        self.shared.manifests.render(out);
     }
 
     /// Asks whether the author of a policy or of a binding may read what it is about to read.

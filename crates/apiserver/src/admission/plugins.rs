@@ -4,15 +4,15 @@ use super::{
     Plugin, Shared, Tolerations, always_admit, always_deny, always_pull_images, certificates,
     default_ingress_class, default_storage_class, default_toleration_seconds,
     deny_service_external_ips, event_rate_limit, extended_resource_toleration,
-    image_policy_webhook, limit_pod_hard_anti_affinity_topology, limit_ranger,
+    image_policy_webhook, job_validation, limit_pod_hard_anti_affinity_topology, limit_ranger,
     namespace_auto_provision, namespace_exists, namespace_lifecycle,
     node_declared_feature_validator, node_restriction, owner_references_permission_enforcement,
-    persistent_volume_claim_resize, pod_group_workload_exists, pod_node_selector,
-    pod_resize_validator, pod_security, pod_toleration_restriction, pod_topology_labels, policy,
-    priority, resource_quota, runtime_class, service_account, storage_object_in_use_protection,
-    taint_nodes_by_condition, webhook,
+    persistent_volume_claim_resize, pod_group_protection, pod_group_workload_exists,
+    pod_node_selector, pod_resize_validator, pod_security, pod_toleration_restriction,
+    pod_topology_labels, policy, priority, resource_quota, runtime_class, service_account,
+    storage_object_in_use_protection, taint_nodes_by_condition, webhook,
 };
-use crate::features::Feature;
+use crate::features::{Feature, Features};
 
 /// One plugin.
 pub(super) struct Known {
@@ -36,6 +36,7 @@ pub(super) struct Invalid(pub String);
 /// What plugins are made with.
 pub(super) struct Setup<'a> {
     pub shared: &'a Shared,
+    pub features: Features,
     pub tolerations: Tolerations,
     /// Its part of the `AdmissionConfiguration`.
     pub configuration: Option<&'a str>,
@@ -63,7 +64,7 @@ fn made(plugin: impl Plugin + 'static) -> anyhow::Result<Box<dyn Plugin>> {
 
 /// All of them in upstream's order, in which they run. `NodeRestriction` is on here: nodes are confined unless somebody does
 /// not want it.
-pub(super) static ALL: [Known; 39] = [
+pub(super) static ALL: [Known; 41] = [
     off("AlwaysAdmit", |_| made(always_admit::AlwaysAdmit::new())),
     off("NamespaceAutoProvision", |with| {
         let server = with.shared.server.clone();
@@ -124,6 +125,12 @@ pub(super) static ALL: [Known; 39] = [
     on("StorageObjectInUseProtection", |_| {
         made(storage_object_in_use_protection::StorageObjectInUseProtection)
     }),
+    Known {
+        feature: Some(Feature::GenericWorkload),
+        ..on("PodGroupProtection", |_| {
+            made(pod_group_protection::PodGroupProtection)
+        })
+    },
     off("OwnerReferencesPermissionEnforcement", |with| {
         let shared = with.shared.clone();
         made(owner_references_permission_enforcement::OwnerReferencesPermissionEnforcement(shared))
@@ -162,27 +169,27 @@ pub(super) static ALL: [Known; 39] = [
             made(node_declared_feature_validator::NodeDeclaredFeatureValidator)
         })
     },
+    Known {
+        feature: Some(Feature::GenericWorkload),
+        ..on("JobValidation", |_| made(job_validation::JobValidation))
+    },
     on("PodResizeValidator", |_| {
         made(pod_resize_validator::PodResizeValidator)
     }),
     Known {
         feature: Some(Feature::MutatingAdmissionPolicy),
         ..on("MutatingAdmissionPolicy", |with| {
-            policy::check(with.configuration, policy::MUTATING)?;
-            made(policy::Mutating::new(with.shared.clone()))
+            made(policy::Mutating::new(with)?)
         })
     },
     on("MutatingAdmissionWebhook", |with| {
-        let users = webhook::users(with.configuration)?;
-        made(webhook::Mutating::new(with.shared.clone(), users))
+        made(webhook::Mutating::new(with)?)
     }),
     on("ValidatingAdmissionPolicy", |with| {
-        policy::check(with.configuration, policy::VALIDATING)?;
-        made(policy::Validating::new(with.shared.clone()))
+        made(policy::Validating::new(with)?)
     }),
     on("ValidatingAdmissionWebhook", |with| {
-        let users = webhook::users(with.configuration)?;
-        made(webhook::Validating::new(with.shared.clone(), users))
+        made(webhook::Validating::new(with)?)
     }),
     on("ResourceQuota", |with| {
         made(resource_quota::ResourceQuota::new(with.configuration)?)

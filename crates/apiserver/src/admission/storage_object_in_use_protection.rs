@@ -1,7 +1,7 @@
 //! Volumes and claims carry a finalizer so that they outlive their users.
 
 use async_trait::async_trait;
-use fluyt_api::{Error, meta};
+use fluyt_api::Error;
 use serde_json::Value;
 
 use super::{Attributes, Operation, Plugin};
@@ -27,14 +27,7 @@ impl Plugin for StorageObjectInUseProtection {
             ("storage.k8s.io", "volumeattributesclasses") => "kubernetes.io/vac-protection",
             _ => return Ok(()),
         };
-        let mut finalizers: Vec<String> = meta::finalizers(object)
-            .into_iter()
-            .map(Into::into)
-            .collect();
-        if !finalizers.iter().any(|f| f == finalizer) {
-            finalizers.push(finalizer.into());
-            meta::set(object, "finalizers", finalizers);
-        }
+        super::add_finalizer(object, finalizer);
         Ok(())
     }
 }

@@ -1,43 +1,56 @@
 //! The stages of one request's record. It is complete when the answer is, however that comes about: a request that is
 //! given up, or whose handler panics, is recorded as such.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
 use ::http::Response;
 use ::http::header::CONTENT_TYPE;
-use bytes::Bytes;
 use fluyt_api::{Error, protobuf, resources};
-use http_body::Frame;
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
 use super::Record;
+use super::answer::Completion;
 use super::event::Stage;
-use crate::http::{self, Body, BoxError};
+use crate::http::{self, Body};
+use crate::request::RequestInfo;
 
 /// A request that is being handled.
 pub struct Exchange {
     record: Record,
-    long_running: bool,
+    kind: Kind,
     /// Whether a small answer may be a `Status` worth recording.
     may_be_status: bool,
+}
+
+/// What kind of answer there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// An object in the client's format.
+    Object,
+    /// Bytes as they are.
+    Other,
+    /// It lasts as long as its client wants.
+    LongRunning,
 }
 
 impl Exchange {
     pub(super) fn unaudited() -> Self {
         Self {
             record: Record::default(),
-            long_running: false,
+            kind: Kind::Other,
             may_be_status: false,
         }
     }
 
-    pub(super) fn new(record: Record, long_running: bool, may_be_status: bool) -> Self {
+    pub(super) fn new(record: Record, info: &RequestInfo) -> Self {
+        let kind = match info.is_long_running() {
+            true => Kind::LongRunning,
+            false if info.target.is_some() => Kind::Object,
+            false => Kind::Other,
+        };
         Self {
             record,
-            long_running,
-            may_be_status,
+            kind,
+            may_be_status: info.verb == "delete",
         }
     }
 
@@ -73,14 +86,12 @@ impl Exchange {
             None => json!({"code": code}),
         };
         record.response_status(bounded(&status));
-        if self.long_running {
+        if self.kind == Kind::LongRunning {
             record.emit(Stage::ResponseStarted).await;
-            return Ok(response.map(|body| Recorded::body(body, record)));
-        }
-        if record.wants_response() || self.may_be_status {
+        } else if record.wants_response() || self.may_be_status {
             response = with_object(&record, response).await;
         }
-        record.emit(Stage::ResponseComplete).await;
+        Completion::new(record, self.kind == Kind::Object).with(&mut response);
         Ok(response)
     }
 }
@@ -107,7 +118,7 @@ impl Drop for Exchange {
     }
 }
 
-fn emit_later(record: Record, stage: Stage) {
+pub(super) fn emit_later(record: Record, stage: Stage) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(async move {
             record.emit(stage).await;
@@ -168,42 +179,4 @@ fn decoded(body: &[u8]) -> Option<Value> {
     object["apiVersion"] = envelope.api_version.into();
     object["kind"] = envelope.kind.into();
     Some(object)
-}
-
-/// A body whose end is recorded.
-struct Recorded {
-    body: Body,
-    record: Record,
-}
-
-impl Recorded {
-    fn body(body: Body, record: Record) -> Body {
-        Self { body, record }.boxed_unsync()
-    }
-}
-
-impl http_body::Body for Recorded {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Recorded {
-    fn drop(&mut self) {
-        emit_later(std::mem::take(&mut self.record), Stage::ResponseComplete);
-    }
 }

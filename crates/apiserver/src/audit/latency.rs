@@ -20,6 +20,14 @@ pub enum Layer {
     Impersonation,
     MutatingWebhooks,
     ValidatingWebhooks,
+    /// Decoding what the store had, of lists that are read from it.
+    Decoding,
+    /// Making a table or a part of objects of what was asked for.
+    Transformation,
+    /// Everything from there to the answer's end: what is not in the client's format yet is brought into it while it is sent.
+    Serialization,
+    /// What of that the connection took.
+    Write,
 }
 
 impl Layer {
@@ -32,6 +40,10 @@ impl Layer {
             Self::Impersonation => "impersonation",
             Self::MutatingWebhooks => "mutating-webhook",
             Self::ValidatingWebhooks => "validating-webhook",
+            Self::Decoding => "decode-response-object",
+            Self::Transformation => "transform-response-object",
+            Self::Serialization => "serialize-response-object",
+            Self::Write => "response-write",
         }
     }
 }

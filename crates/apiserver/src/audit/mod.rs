@@ -1,6 +1,7 @@
 //! Audit: what has been asked of the server, by whom, and what became of it. A policy decides for each request how much is
 //! recorded; back ends take the records. A request that is not audited carries nothing and pays nothing.
 
+mod answer;
 mod backend;
 mod batch;
 mod event;
@@ -24,6 +25,7 @@ use crate::dial::ControlPlane;
 use crate::request::RequestInfo;
 use crate::user::User;
 
+pub(crate) use answer::complete;
 pub use backend::{Delivery, Mode, Truncation};
 pub use batch::Batching;
 pub use event::AuditId;
@@ -105,7 +107,7 @@ impl Auditor {
         let event = Event::of(info, parts, Some(user), question, scope.level);
         let record = Record::new(self.clone(), scope, event, received);
         parts.extensions.insert(record.clone());
-        Exchange::new(record, info.is_long_running(), info.verb == "delete")
+        Exchange::new(record, info)
     }
 
     /// Records a request whose sender was not recognised.

@@ -68,6 +68,17 @@ impl Record {
         done
     }
 
+    /// The same of a part that does not wait for anything.
+    pub fn measured<T>(&self, layer: Layer, part: impl FnOnce() -> T) -> T {
+        if !self.is_audited() {
+            return part();
+        }
+        let begin = Instant::now();
+        let done = part();
+        self.took(layer, begin.elapsed());
+        done
+    }
+
     #[must_use]
     pub fn is_audited(&self) -> bool {
         self.0.is_some()

@@ -4,6 +4,7 @@ mod apply;
 mod component_statuses;
 mod decode;
 mod escalation;
+mod kubelet;
 mod options;
 mod proxy;
 mod read;
@@ -11,6 +12,7 @@ mod reviews;
 mod route;
 mod selection;
 mod shape;
+mod streaming;
 mod subresources;
 mod throttle;
 mod token;
@@ -141,6 +143,9 @@ impl Call {
 
     /// What the audit log learns of the request.
     fn record(&self) -> Record {
+        if !self.server.is_audited() {
+            return Record::default();
+        }
         let record = self.parts.extensions.get::<Record>();
         record.cloned().unwrap_or_default()
     }

@@ -1,18 +1,21 @@
-//! Requests that somebody else answers: a kubelet (logs, exec, attach, port-forward), or whatever a pod, service or node
-//! serves (proxy). Upgraded connections are passed through byte by byte, whatever protocol they speak.
+//! Requests that somebody else answers: a kubelet (logs; exec, attach and port-forward are in [`super::streaming`]), or
+//! whatever a pod, service or node serves (proxy). Upgraded connections are passed through byte by byte, whatever protocol
+//! they speak.
 
 use std::net::{IpAddr, SocketAddr};
 
-use fluyt_api::{Error, Reason, resources};
+use fluyt_api::{Error, Reason};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::kubelet::Kubelet;
 use super::transport::Proxied;
-use super::{Call, throttle};
+use super::{Call, streaming, throttle};
 use crate::dial::{connect_tls, refusal};
 use crate::http::Body;
 use crate::registry::Location;
@@ -32,9 +35,7 @@ pub(super) async fn handle(call: Call) -> Result<Response<Body>, Error> {
     }
     match (call.resource.plural, call.target.subresource.as_str()) {
         ("pods", "log") => log(call).await,
-        ("pods", "exec") => stream(call, "exec").await,
-        ("pods", "attach") => stream(call, "attach").await,
-        ("pods", "portforward") => stream(call, "portForward").await,
+        ("pods", "exec" | "attach" | "portforward") => streaming::handle(call).await,
         (_, "proxy") => through_proxy(call).await,
         _ => Err(Error::no_route()),
     }
@@ -70,7 +71,7 @@ async fn connect(call: &Call) -> Result<(), Error> {
     registry.admit_connect(&cx, call.location(), options).await
 }
 
-async fn pod(call: &Call, name: &str) -> Result<Value, Error> {
+pub(super) async fn pod(call: &Call, name: &str) -> Result<Value, Error> {
     let at = Location {
         name,
         subresource: "",
@@ -80,7 +81,7 @@ async fn pod(call: &Call, name: &str) -> Result<Value, Error> {
 }
 
 /// The container that the query names, or the only one.
-fn container(call: &Call, pod: &Value) -> Result<String, Error> {
+pub(super) fn container(call: &Call, pod: &Value) -> Result<String, Error> {
     let names = |list: &str| -> Vec<String> {
         let items = pod["spec"][list].as_array().into_iter().flatten();
         items
@@ -132,54 +133,6 @@ fn container(call: &Call, pod: &Value) -> Result<String, Error> {
     }
 }
 
-/// The address that a text is, or the first that a name has.
-async fn resolved(text: &str) -> Option<IpAddr> {
-    if let Ok(address) = text.parse() {
-        return Some(address);
-    }
-    let mut found = tokio::net::lookup_host((text, 0)).await.ok()?;
-    Some(found.next()?.ip())
-}
-
-/// Address of the kubelet of a node.
-async fn kubelet(call: &Call, node: &str) -> Result<SocketAddr, Error> {
-    let nodes = resources::find("", "v1", "nodes").ok_or_else(Error::no_route)?;
-    let at = Location {
-        resource: nodes,
-        namespace: "",
-        name: node,
-        subresource: "",
-    };
-    let node = call.server.registry.get(at).await?.object();
-    let addresses = node["status"]["addresses"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    let types = &call.server.config.kubelet_address_types;
-    let preferred: Vec<&str> = types
-        .iter()
-        .flat_map(|ty| addresses.iter().filter(move |a| a["type"] == ty.as_str()))
-        .filter_map(|a| a["address"].as_str())
-        .collect();
-    let mut address = None;
-    for given in preferred {
-        address = resolved(given).await;
-        if address.is_some() {
-            break;
-        }
-    }
-    let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
-        .as_u64()
-        .and_then(|p| u16::try_from(p).ok())
-        .filter(|port| *port > 0);
-    let address = address
-        .ok_or_else(|| Error::internal("no preferred addresses found; known addresses: []"))?;
-    Ok(SocketAddr::new(
-        address,
-        port.unwrap_or(call.server.config.kubelet_port),
-    ))
-}
-
 async fn log(call: Call) -> Result<Response<Body>, Error> {
     let pod = pod(&call, &call.target.name).await?;
     let container = container(&call, &pod)?;
@@ -225,56 +178,8 @@ async fn log(call: Call) -> Result<Response<Body>, Error> {
         call.target.name,
         query.join("&")
     );
-    to_kubelet(call, &node, Method::GET, &path).await
-}
-
-/// exec, attach and port-forward.
-async fn stream(call: Call, operation: &str) -> Result<Response<Body>, Error> {
-    let pod = pod(&call, &call.target.name).await?;
-    let node = pod["spec"]["nodeName"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    if node.is_empty() {
-        return Err(Error::bad_request(format!(
-            "pod {} does not have a host assigned",
-            call.target.name
-        )));
-    }
-    let base = format!(
-        "/{operation}/{}/{}",
-        call.target.namespace, call.target.name
-    );
-    let path = if operation == "portForward" {
-        let ports: Vec<String> = call
-            .info
-            .query
-            .all("ports")
-            .map(|p| format!("port={}", encode(p)))
-            .collect();
-        format!("{base}?{}", ports.join("&"))
-    } else {
-        let container = container(&call, &pod)?;
-        let mut query: Vec<String> = call
-            .info
-            .query
-            .all("command")
-            .map(|c| format!("command={}", encode(c)))
-            .collect();
-        for (ours, theirs) in [
-            ("stdin", "input"),
-            ("stdout", "output"),
-            ("stderr", "error"),
-            ("tty", "tty"),
-        ] {
-            if call.info.query.flag(ours) {
-                query.push(format!("{theirs}=1"));
-            }
-        }
-        format!("{base}/{container}?{}", query.join("&"))
-    };
-    let method = call.parts.method.clone();
-    to_kubelet(call, &node, method, &path).await
+    let kubelet = Kubelet::of(&call, &node).await?;
+    kubelet.forward(call, Method::GET, &path).await
 }
 
 /// An answer of what a pod, service or node serves, with links that work from here.
@@ -319,42 +224,8 @@ async fn node_proxy(call: Call) -> Result<Response<Body>, Error> {
         .unwrap_or_default()
         .to_owned();
     let (path, method) = (rest_and_query(&call), call.parts.method.clone());
-    to_kubelet(call, &node, method, &path).await
-}
-
-async fn to_kubelet(
-    call: Call,
-    node: &str,
-    method: Method,
-    path: &str,
-) -> Result<Response<Body>, Error> {
-    let address = kubelet(&call, node).await?;
-    let rate = call.server.config.limits.max_connection_bytes_per_sec;
-    let connecting = connect_tls(
-        &*call.server.dialer,
-        call.server.kubelet_tls.clone(),
-        address,
-        None,
-    );
-    let connected = match tokio::time::timeout(call.server.config.kubelet_timeout, connecting).await
-    {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(refusal(&error)),
-        Err(_) => Err("i/o timeout".to_owned()),
-    };
-    let stream = connected.map_err(|why| {
-        Error::internal(format!("error dialing backend: dial tcp {address}: {why}"))
-    })?;
-    forward(
-        call.into_request(),
-        method,
-        path,
-        &address.to_string(),
-        HeaderMap::new(),
-        stream,
-        rate,
-    )
-    .await
+    let kubelet = Kubelet::of(&call, &node).await?;
+    kubelet.forward(call, method, &path).await
 }
 
 /// What follows the subresource, with the query.
@@ -490,6 +361,36 @@ pub(crate) async fn forward<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let client = request
+        .headers()
+        .contains_key(header::UPGRADE)
+        .then(|| hyper::upgrade::on(&mut request));
+    let mut response = send(request, method, path, host, added, stream).await?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(client) = client
+    {
+        let backend = hyper::upgrade::on(&mut response);
+        tokio::spawn(async move {
+            if let Err(error) = join(client, backend, rate).await {
+                tracing::debug!(%error, "an upgraded connection ended");
+            }
+        });
+    }
+    Ok(proxied(response))
+}
+
+/// Sends a request over a fresh connection.
+pub(super) async fn send<S>(
+    request: Request<Body>,
+    method: Method,
+    path: &str,
+    host: &str,
+    added: HeaderMap,
+    stream: S,
+) -> Result<Response<Incoming>, Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let broken = |e: hyper::Error| Error::internal(format!("error dialing backend: {e}"));
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
@@ -499,10 +400,6 @@ where
             tracing::debug!(%error, "a proxied connection ended");
         }
     });
-    let upgrade = request
-        .headers()
-        .contains_key(header::UPGRADE)
-        .then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     parts.method = method;
     parts.uri = path
@@ -512,7 +409,7 @@ where
     for name in HOP_HEADERS {
         parts.headers.remove(name);
     }
-    if upgrade.is_none() {
+    if !parts.headers.contains_key(header::UPGRADE) {
         parts.headers.remove(header::CONNECTION);
     }
     parts.headers.extend(added);
@@ -520,29 +417,18 @@ where
         parts.headers.insert(header::HOST, host);
     }
     parts.extensions.clear();
-    let mut response = sender
-        .send_request(Request::from_parts(parts, body))
-        .await
-        .map_err(broken)?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS
-        && let Some(client) = upgrade
-    {
-        let backend = hyper::upgrade::on(&mut response);
-        tokio::spawn(async move {
-            if let Err(error) = join(client, backend, rate).await {
-                tracing::debug!(%error, "an upgraded connection ended");
-            }
-        });
-    }
+    let request = Request::from_parts(parts, body);
+    sender.send_request(request).await.map_err(broken)
+}
+
+/// A backend's answer as it goes on to the client.
+pub(super) fn proxied(response: Response<Incoming>) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     if parts.status != StatusCode::SWITCHING_PROTOCOLS {
         parts.headers.remove(header::CONNECTION);
         parts.headers.remove(header::TRANSFER_ENCODING);
     }
-    Ok(Response::from_parts(
-        parts,
-        body.map_err(Into::into).boxed_unsync(),
-    ))
+    Response::from_parts(parts, body.map_err(Into::into).boxed_unsync())
 }
 
 async fn join(
@@ -551,21 +437,18 @@ async fn join(
     rate: u64,
 ) -> Result<(), crate::http::BoxError> {
     let (client, backend) = tokio::try_join!(client, backend)?;
-    let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-    if rate > 0 {
-        throttle::copy_bidirectional(client, backend, rate).await?;
-    } else {
-        tokio::io::copy_bidirectional(&mut client, &mut backend).await?;
-    }
+    throttle::copy_bidirectional(TokioIo::new(client), TokioIo::new(backend), rate).await?;
     Ok(())
 }
 
-/// Percent-encodes a query value.
-fn encode(text: &str) -> String {
+/// A query value, as Go escapes it.
+pub(super) fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             encoded.push(char::from(byte));
+        } else if byte == b' ' {
+            encoded.push('+');
         } else {
             encoded.push_str(&format!("%{byte:02X}"));
         }
@@ -586,6 +469,6 @@ mod tests {
 
     #[test]
     fn values_are_encoded() {
-        assert_eq!(encode("a b&c=/é"), "a%20b%26c%3D%2F%C3%A9");
+        assert_eq!(encode("a b&c=/é"), "a+b%26c%3D%2F%C3%A9");
     }
 }

@@ -14,6 +14,7 @@ use super::Call;
 use super::options::ListOptions;
 use super::selection::Selection;
 use super::shape::Shape;
+use crate::audit::Layer;
 use crate::cache::{Entry, Objects, Parts, REGISTRY, ResourceCache, Snapshot, storage_resource};
 use crate::http::{self as responses, Body, View};
 use crate::spans::{self, KeyValue};
@@ -47,7 +48,8 @@ async fn cached(call: &Call, version: &str) -> Result<Option<Arc<Entry>>, Error>
         // "Any" version: whatever the cache has.
         "0" => {}
         "" => {
-            feed.consistent().await?;
+            let newest = feed.consistent();
+            call.record().timed(Layer::Storage, newest).await?;
         }
         version => feed.wait_for(parse_version(version)?).await?,
     }
@@ -262,7 +264,12 @@ impl Part<'_> {
             batch,
         );
         let (mut page, mut total) = (Page::default(), None);
-        while let Some(part) = parts.next().await.map_err(too_old)? {
+        let record = call.record();
+        loop {
+            let part = record.timed(Layer::Storage, parts.next()).await;
+            let Some(part) = part.map_err(too_old)? else {
+                break;
+            };
             total.get_or_insert(part.count);
             let mut entries = Vec::with_capacity(part.kvs.len());
             for kv in part.kvs {
@@ -270,7 +277,8 @@ impl Part<'_> {
                 let Some(key) = key.and_then(|k| std::str::from_utf8(k).ok()) else {
                     continue;
                 };
-                let entry = caches.entry(&resource, key, &kv).await;
+                let decoding = caches.entry(&resource, key, &kv);
+                let entry = record.timed(Layer::Decoding, decoding).await;
                 entries.push(Arc::new(entry.map_err(Error::internal)?));
             }
             let objects = Objects::of(&resource, entries);
@@ -309,7 +317,8 @@ async fn first_page(
 ) -> Result<(Source, i64), Error> {
     let feed = call.server.caches.feed(&call.resource);
     if options.resource_version.is_empty() {
-        let revision = feed.consistent().await?;
+        let newest = feed.consistent();
+        let revision = call.record().timed(Layer::Storage, newest).await?;
         return Ok((Source::Cache(cache.snapshot()), revision));
     }
     let version = parse_version(&options.resource_version).map_err(|error| {
@@ -334,7 +343,8 @@ async fn following(
 ) -> Result<(Source, i64), Error> {
     let feed = call.server.caches.feed(&call.resource);
     if token.rv == INCONSISTENT {
-        let revision = feed.consistent().await?;
+        let newest = feed.consistent();
+        let revision = call.record().timed(Layer::Storage, newest).await?;
         return Ok((Source::Cache(cache.snapshot()), revision));
     }
     // What has not changed since could still be shown, but clients are promised that tokens end with the revision.

@@ -10,6 +10,7 @@ use fluyt_api::{Error, cbor, convert, protobuf, table};
 use serde_json::{Value, json};
 
 use super::Call;
+use crate::audit::{Layer, Record};
 use crate::cache::{Change, Entry, json_event, working_resource};
 use crate::http::{Accepted, Format, Offer, View, negotiate};
 
@@ -41,6 +42,8 @@ pub(super) struct Shape {
     /// What a table row carries of its object.
     include: Include,
     told_columns: AtomicBool,
+    /// Of a request that is answered with one object, or one list.
+    record: Record,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +89,16 @@ impl Shape {
             convert: !std::ptr::eq(&**resource, working_resource(resource)),
             include,
             told_columns: AtomicBool::new(false),
+            record: match call.info.verb {
+                "watch" => Record::default(),
+                _ => call.record(),
+            },
         }
+    }
+
+    /// What becomes of objects that are not sent as they are.
+    fn transformed<T>(&self, make: impl FnOnce() -> T) -> T {
+        self.record.measured(Layer::Transformation, make)
     }
 
     /// A watch tells the columns with its first event.
@@ -139,9 +151,9 @@ impl Shape {
             return protobuf::seal(&api_version, kind, &self.message(ty, entry)).into();
         }
         match self.view {
-            View::Object if !self.convert => entry.json(),
-            View::Object => to_bytes(&self.object(entry)),
-            View::PartialMetadata => to_bytes(&partial(&self.object(entry))),
+            View::Object if !self.convert => self.transformed(|| entry.json()),
+            View::Object => to_bytes(&self.transformed(|| self.object(entry))),
+            View::PartialMetadata => to_bytes(&self.transformed(|| partial(&self.object(entry)))),
             View::Table => to_bytes(&json!({
                 "kind": "Table", "apiVersion": "meta.k8s.io/v1",
                 "metadata": version(entry),
@@ -161,7 +173,9 @@ impl Shape {
     /// The protobuf message of an object.
     fn message(&self, ty: TypeId, entry: &Entry) -> Bytes {
         match self.view {
-            View::PartialMetadata => protobuf::partial_metadata(&entry.object()["metadata"]).into(),
+            View::PartialMetadata => self
+                .transformed(|| protobuf::partial_metadata(&entry.object()["metadata"]))
+                .into(),
             _ if self.convert => protobuf::encode(ty, &self.object(entry)).into(),
             _ => entry.message(&self.resource, ty),
         }
@@ -176,6 +190,10 @@ impl Shape {
     }
 
     fn row(&self, entry: &Entry) -> Value {
+        self.transformed(|| self.row_of(entry))
+    }
+
+    fn row_of(&self, entry: &Entry) -> Value {
         let object = self.object(entry);
         let stored = working_resource(&self.resource);
         // Columns are written for the stored version, and what goes with another one is not shown beside them.

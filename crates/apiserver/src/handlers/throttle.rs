@@ -1,4 +1,4 @@
-//! Connections that carry no more than so many bytes a second.
+//! Connections that carry no more than so many bytes a second, or as many as they can when that is 0.
 
 use std::io;
 use std::time::Duration;
@@ -10,22 +10,32 @@ use tokio::time::Instant;
 const BUFFER: u64 = 16 << 10;
 
 /// Copies in both directions until both have ended, each with `rate` bytes a second.
-pub(super) async fn copy_bidirectional<A, B>(a: A, b: B, rate: u64) -> io::Result<()>
+pub(super) async fn copy_bidirectional<A, B>(mut a: A, mut b: B, rate: u64) -> io::Result<()>
 where
-    A: AsyncRead + AsyncWrite,
-    B: AsyncRead + AsyncWrite,
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
 {
+    if rate == 0 {
+        return tokio::io::copy_bidirectional(&mut a, &mut b)
+            .await
+            .map(drop);
+    }
     let (from_a, to_a) = tokio::io::split(a);
     let (from_b, to_b) = tokio::io::split(b);
     tokio::try_join!(copy(from_a, to_b, rate), copy(from_b, to_a, rate))?;
     Ok(())
 }
 
-async fn copy<R, W>(mut from: R, mut to: W, rate: u64) -> io::Result<()>
+/// Copies until the end, which it passes on.
+pub(super) async fn copy<R, W>(mut from: R, mut to: W, rate: u64) -> io::Result<()>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
+    if rate == 0 {
+        tokio::io::copy(&mut from, &mut to).await?;
+        return to.shutdown().await;
+    }
     let size = (rate / 10).clamp(1, BUFFER);
     let mut buffer = vec![0; usize::try_from(size).unwrap_or(1)];
     loop {

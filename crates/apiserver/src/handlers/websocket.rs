@@ -5,14 +5,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use fluyt_api::Error;
+use fluyt_transport::websocket;
 use futures::{SinkExt as _, StreamExt as _};
 use http::request::Parts;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, header};
 use http_body_util::BodyExt as _;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes, protocol::Role};
 
 use crate::http::Body;
@@ -110,18 +110,7 @@ impl Upgrade {
         if !answer.status().is_success() {
             return answer;
         }
-        let mut response = Response::new(crate::http::full(""));
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        let headers = response.headers_mut();
-        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        if let Ok(accept) = HeaderValue::from_str(&derive_accept_key(self.key.as_bytes())) {
-            headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-        }
-        if let Some(protocol) = self.protocol {
-            let protocol = HeaderValue::from_static(protocol);
-            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
-        }
+        let response = websocket::accepted(&self.key, self.protocol);
         let framing = self.framing;
         let upgrade = self.upgrade;
         tokio::spawn(async move {
@@ -129,7 +118,7 @@ impl Upgrade {
                 tracing::debug!(%error, "a WebSocket ended");
             }
         });
-        response
+        response.map(|()| crate::http::full(""))
     }
 }
 

@@ -3,6 +3,7 @@
 mod exposition;
 mod process;
 mod storage;
+mod streams;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,6 +22,8 @@ use crate::served::MINOR;
 
 pub use exposition::{Exposition, Filter};
 pub use storage::Members;
+pub(crate) use streams::Route;
+use streams::Streams;
 pub use text::{Histogram, Text};
 
 /// Upper bounds of the sizes of events.
@@ -42,6 +45,7 @@ pub struct Metrics {
     stale_tokens: AtomicU64,
     /// Sizes of members of etcd clusters.
     members: storage::Sizes,
+    pub(crate) streams: Streams,
 }
 
 /// What a request is counted under.
@@ -261,6 +265,7 @@ impl Metrics {
         self.render_store(&mut text, caches, counts_objects);
         storage::render(&mut text, caches, &self.members).await;
         self.render_tokens(&mut text);
+        self.streams.render(&mut text);
         let name = "kubernetes_build_info";
         text.metric(
             name,

@@ -318,6 +318,7 @@ impl Registry {
         }
         custom::validate_definition(resource, &object, None, &mut errors);
         admission::validate_configuration(resource, &object, None, &mut errors);
+        admission::refuse_reserved_name(resource, &object, self.features, &mut errors);
         if errors.is_empty() {
             self.admission
                 .authorize(attributes, &object, &mut errors)
@@ -333,6 +334,8 @@ impl Registry {
             ));
         }
         cx.warnings.extend(strategy.warnings(&object, None));
+        cx.warnings
+            .extend(admission::reserved_name_warning(resource, &object));
         if is_first {
             self.admission.validate(attributes, &object).await?;
         }
@@ -509,7 +512,11 @@ impl Registry {
             ));
         }
         let warnings = match at.subresource {
-            "" => strategy.warnings(&object, Some(old)),
+            "" => {
+                let mut warnings = strategy.warnings(&object, Some(old));
+                warnings.extend(admission::reserved_name_warning(resource, &object));
+                warnings
+            }
             "status" => strategy.status_warnings(&object),
             _ => Vec::new(),
         };

@@ -176,6 +176,31 @@ async fn what_makes_no_sense_keeps_the_server_from_starting() {
 }
 
 #[tokio::test]
+async fn manifests_that_make_no_sense_keep_it_from_starting() {
+    let files = Files::new();
+    let place = files.path("manifests");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::write(place.join("a.yaml"), "apiVersion: v1\nkind: Pod").unwrap();
+    let place = place.display();
+    let plugins = json!([{"name": "ValidatingAdmissionWebhook", "configuration": {
+        "apiVersion": "apiserver.config.k8s.io/v1", "kind": "WebhookAdmissionConfiguration",
+        "staticManifestsDir": place.to_string()}}]);
+    let file = configuration(files.directory.path(), &plugins);
+    let flag = format!("--admission-control-config-file={}", file.display());
+    assert_eq!(
+        files.refused(&[&flag]).await,
+        "failed to apply admission: couldn't init admission plugin \"ValidatingAdmissionWebhook\": staticManifestsDir: Forbidden: staticManifestsDir requires the ManifestBasedAdmissionControlConfig feature gate to be enabled"
+    );
+    let on = "--feature-gates=ManifestBasedAdmissionControlConfig=true";
+    assert_eq!(
+        files.refused(&[&flag, on]).await,
+        format!(
+            "failed to apply admission: failed to initialize admission plugin \"ValidatingAdmissionWebhook\": failed to load static webhook manifests from \"{place}\": error loading {place}/a.yaml: no kind \"Pod\" is registered for version \"v1\" in scheme \"k8s.io/kubernetes/pkg/admission/plugin/webhook/manifest/loader/loader.go:41\""
+        )
+    );
+}
+
+#[tokio::test]
 async fn plugins_are_configured_by_the_file() {
     let files = Files::new();
     let defaults = json!({"enforce": "baseline"});

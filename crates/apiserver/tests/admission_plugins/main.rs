@@ -6,6 +6,7 @@
 mod common;
 mod flags;
 mod images;
+mod manifests;
 mod namespaces;
 mod nodes;
 mod owners;
@@ -13,6 +14,7 @@ mod quota;
 mod refusals;
 mod security;
 mod webhooks;
+mod workloads;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -36,6 +36,30 @@ pub struct Service {
     pub authority: Arc<Authority>,
 }
 
+/// Accepts clients on loopback with a certificate of an authority, which vouches for them as well, if they have one.
+pub fn acceptor(authority: &Authority) -> TlsAcceptor {
+    let identity = Identity {
+        common_name: "service".into(),
+        // As API servers' certificates are for it.
+        dns_names: vec!["kubernetes.default.svc".into()],
+        addresses: vec!["127.0.0.1".parse().unwrap()],
+        ..Identity::default()
+    };
+    let issued = authority.issue(&identity, Usage::Server, 1).unwrap();
+    let chain = CertificateDer::pem_slice_iter(issued.certificate_pem.as_bytes());
+    let chain = chain.collect::<Result<Vec<_>, _>>().unwrap();
+    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
+    let mut clients = RootCertStore::empty();
+    let root = CertificateDer::from_pem_slice(authority.certificate_pem().as_bytes());
+    clients.add(root.unwrap()).unwrap();
+    let verifier = WebPkiClientVerifier::builder(clients.into()).allow_unauthenticated();
+    let config = ServerConfig::builder()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(chain, key)
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
 impl Service {
     /// Answers a path and a body with a status and JSON; a path that ends with `.jwt`, with a text as it is.
     pub async fn start(
@@ -51,26 +75,7 @@ impl Service {
         answer: impl Fn(&str, &Value) -> (u16, Value) + Send + Sync + 'static,
     ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let identity = Identity {
-            common_name: "service".into(),
-            // As API servers' certificates are for it.
-            dns_names: vec!["kubernetes.default.svc".into()],
-            addresses: vec!["127.0.0.1".parse().unwrap()],
-            ..Identity::default()
-        };
-        let issued = authority.issue(&identity, Usage::Server, 1).unwrap();
-        let chain = CertificateDer::pem_slice_iter(issued.certificate_pem.as_bytes());
-        let chain = chain.collect::<Result<Vec<_>, _>>().unwrap();
-        let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
-        let mut clients = RootCertStore::empty();
-        let root = CertificateDer::from_pem_slice(authority.certificate_pem().as_bytes());
-        clients.add(root.unwrap()).unwrap();
-        let verifier = WebPkiClientVerifier::builder(clients.into()).allow_unauthenticated();
-        let config = ServerConfig::builder()
-            .with_client_cert_verifier(verifier.build().unwrap())
-            .with_single_cert(chain, key)
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let acceptor = acceptor(&authority);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let received: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();

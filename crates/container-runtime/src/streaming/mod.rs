@@ -1,11 +1,10 @@
 //! The streaming server: what the URLs of Exec, Attach and PortForward lead to.
 //!
-//! The kubelet proxies its clients' connections here, which speak SPDY/3.1 ([`spdy`]) or WebSocket ([`websocket`]);
+//! The kubelet proxies its clients' connections here, which speak SPDY/3.1 ([`spdy`](fluyt_transport::spdy)) or WebSocket ([`websocket`]);
 //! both carry the same channels, so what happens with them ([`remote_command`], [`port_forward`]) is written once.
 
 pub mod port_forward;
 pub mod remote_command;
-pub mod spdy;
 pub mod websocket;
 
 use std::collections::HashMap;
@@ -14,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use fluyt_transport::spdy;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;

@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use fluyt_transport::spdy;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::spdy;
 use crate::runtime::{Error, Runtime};
 
 pub const PROTOCOL: &str = "portforward.k8s.io";

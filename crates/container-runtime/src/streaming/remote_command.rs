@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fluyt_transport::spdy;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
-use super::spdy;
 use super::{Grant, Wanted};
 use crate::runtime::{Error, ExecStreams, Runtime, TerminalSize};
 

@@ -1,36 +1,24 @@
-//! The channel protocols over WebSocket: a message's first byte says which channel it belongs to.
+//! The channel protocols over WebSocket.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{BufMut, Bytes, BytesMut};
-use futures::{SinkExt, StreamExt};
+use fluyt_transport::spdy;
+use fluyt_transport::websocket::{
+    self, CLOSE, Channel, ERROR, Encoding, RESIZE, STDERR, STDIN, STDOUT, decode, encode,
+    normal_close, send_messages, tunnelled,
+};
+use futures::StreamExt;
 use http::{Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncWriteExt, duplex};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role};
-use tokio_util::sync::PollSender;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::{Body, Grant, offered, port_forward, refuse, remote_command, spdy};
+use super::{Body, Grant, offered, port_forward, refuse, remote_command};
 use crate::runtime::{ExecStreams, Runtime};
-
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
-/// From v5: the message's second byte is the channel that the client closed.
-const CLOSE: u8 = 255;
 
 /// A SPDY connection inside WebSocket messages, as kubectl forwards ports.
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
@@ -42,7 +30,7 @@ const BUFFER: usize = 64 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Protocol {
     name: &'static str,
-    base64: bool,
+    encoding: Encoding,
     status: bool,
     close: bool,
 }
@@ -51,44 +39,37 @@ struct Protocol {
 const REMOTE_COMMAND: [Protocol; 5] = [
     Protocol {
         name: "v5.channel.k8s.io",
-        base64: false,
+        encoding: Encoding::Binary,
         status: true,
         close: true,
     },
     Protocol {
         name: "v4.channel.k8s.io",
-        base64: false,
+        encoding: Encoding::Binary,
         status: true,
         close: false,
     },
     Protocol {
         name: "v4.base64.channel.k8s.io",
-        base64: true,
+        encoding: Encoding::Base64,
         status: true,
         close: false,
     },
     Protocol {
         name: "channel.k8s.io",
-        base64: false,
+        encoding: Encoding::Binary,
         status: false,
         close: false,
     },
     Protocol {
         name: "base64.channel.k8s.io",
-        base64: true,
+        encoding: Encoding::Base64,
         status: false,
         close: false,
     },
 ];
 
 type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
-
-/// Writes one channel.
-struct Channel {
-    number: u8,
-    base64: bool,
-    messages: PollSender<Message>,
-}
 
 /// Switches a connection to WebSocket and serves the grant on it.
 pub fn upgrade(
@@ -97,10 +78,7 @@ pub fn upgrade(
     runtime: Arc<Runtime>,
 ) -> Response<Body> {
     let headers = request.headers();
-    let Some(accept) = headers
-        .get(header::SEC_WEBSOCKET_KEY)
-        .map(|key| derive_accept_key(key.as_bytes()))
-    else {
+    let Some(key) = headers.get(header::SEC_WEBSOCKET_KEY).cloned() else {
         return refuse(StatusCode::BAD_REQUEST, "no Sec-WebSocket-Key header");
     };
     let offers = offered(headers, "sec-websocket-protocol");
@@ -144,27 +122,7 @@ pub fn upgrade(
             grant => remote_command(socket, protocol, grant, &runtime).await,
         }
     });
-    let mut response = Response::new(Body::default());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONNECTION,
-        header::HeaderValue::from_static("Upgrade"),
-    );
-    headers.insert(
-        header::UPGRADE,
-        header::HeaderValue::from_static("websocket"),
-    );
-    if let Ok(accept) = header::HeaderValue::from_str(&accept) {
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    }
-    if let Some(chosen) = chosen {
-        headers.insert(
-            header::SEC_WEBSOCKET_PROTOCOL,
-            header::HeaderValue::from_static(chosen),
-        );
-    }
-    response
+    websocket::accepted(&key, chosen).map(|()| Body::default())
 }
 
 async fn remote_command(socket: Socket, protocol: Protocol, grant: Grant, runtime: &Arc<Runtime>) {
@@ -175,7 +133,7 @@ async fn remote_command(socket: Socket, protocol: Protocol, grant: Grant, runtim
     let (sink, mut incoming) = socket.split();
     let (messages, to_send) = mpsc::channel(QUEUE);
     let sending = tokio::spawn(send_messages(sink, to_send));
-    let channel = |number| Channel::new(number, protocol, &messages);
+    let channel = |number| Channel::new(number, protocol.encoding, &messages);
     let (stdin, mut to_stdin) = match wanted.stdin {
         true => {
             let (ours, theirs) = duplex(BUFFER);
@@ -192,11 +150,11 @@ async fn remote_command(socket: Socket, protocol: Protocol, grant: Grant, runtim
     };
     // An empty message tells the client that it is connected.
     let first = if wanted.stdout { STDOUT } else { ERROR };
-    let _ = messages.send(encode(protocol, first, &[])).await;
+    let _ = messages.send(encode(protocol.encoding, first, &[])).await;
 
     let receive = async {
         while let Some(Ok(message)) = incoming.next().await {
-            let Some((number, data)) = decode(protocol, message) else {
+            let Some((number, data)) = decode(protocol.encoding, message) else {
                 continue;
             };
             match number {
@@ -223,7 +181,9 @@ async fn remote_command(socket: Socket, protocol: Protocol, grant: Grant, runtim
         () = receive => return,
     };
     let status = remote_command::status(&result, protocol.status);
-    let _ = messages.send(encode(protocol, ERROR, &status)).await;
+    let _ = messages
+        .send(encode(protocol.encoding, ERROR, &status))
+        .await;
     let _ = messages.send(normal_close()).await;
     drop(messages);
     let _ = sending.await;
@@ -248,13 +208,13 @@ async fn forward_ports(
         };
         for number in [data, data + 1] {
             let _ = messages
-                .send(encode(protocol, number, &port.to_le_bytes()))
+                .send(encode(protocol.encoding, number, &port.to_le_bytes()))
                 .await;
         }
         let (to_pod, input) = duplex(BUFFER);
         to_pods.push(Some(to_pod));
-        let client = tokio::io::join(input, Channel::new(data, protocol, &messages));
-        let mut error = Channel::new(data + 1, protocol, &messages);
+        let client = tokio::io::join(input, Channel::new(data, protocol.encoding, &messages));
+        let mut error = Channel::new(data + 1, protocol.encoding, &messages);
         let runtime = Arc::clone(runtime);
         let sandbox = sandbox.to_owned();
         connections.spawn(async move {
@@ -268,7 +228,7 @@ async fn forward_ports(
     }
     let receive = async {
         while let Some(Ok(message)) = incoming.next().await {
-            let Some((number, data)) = decode(protocol, message) else {
+            let Some((number, data)) = decode(protocol.encoding, message) else {
                 continue;
             };
             if number % 2 == 0
@@ -292,137 +252,4 @@ async fn forward_ports(
     drop(connections);
     drop(messages);
     let _ = sending.await;
-}
-
-/// A byte stream through a WebSocket's binary messages.
-fn tunnelled(socket: Socket) -> DuplexStream {
-    let (ours, theirs) = duplex(BUFFER);
-    let (mut from_spdy, mut to_spdy) = tokio::io::split(ours);
-    let (mut sink, mut incoming) = socket.split();
-    tokio::spawn(async move {
-        while let Some(Ok(message)) = incoming.next().await {
-            if let Message::Binary(bytes) = message
-                && to_spdy.write_all(&bytes).await.is_err()
-            {
-                return;
-            }
-        }
-        let _ = to_spdy.shutdown().await;
-    });
-    tokio::spawn(async move {
-        let mut chunk = vec![0; 32 * 1024];
-        while let Ok(length) = from_spdy.read(&mut chunk).await {
-            if length == 0 {
-                break;
-            }
-            let message = Message::Binary(Bytes::copy_from_slice(&chunk[..length]));
-            if sink.send(message).await.is_err() {
-                return;
-            }
-        }
-        let _ = sink.send(normal_close()).await;
-        let _ = sink.close().await;
-    });
-    theirs
-}
-
-/// Clients take an end without a status for an error.
-fn normal_close() -> Message {
-    Message::Close(Some(CloseFrame {
-        code: CloseCode::Normal,
-        reason: "".into(),
-    }))
-}
-
-async fn send_messages(
-    mut sink: futures::stream::SplitSink<Socket, Message>,
-    mut messages: mpsc::Receiver<Message>,
-) {
-    while let Some(message) = messages.recv().await {
-        if sink.send(message).await.is_err() {
-            return;
-        }
-    }
-    let _ = sink.close().await;
-}
-
-fn encode(protocol: Protocol, number: u8, data: &[u8]) -> Message {
-    if protocol.base64 {
-        let text = format!("{}{}", char::from(b'0' + number % 10), BASE64.encode(data));
-        return Message::Text(text.into());
-    }
-    let mut bytes = BytesMut::with_capacity(data.len() + 1);
-    bytes.put_u8(number);
-    bytes.put_slice(data);
-    Message::Binary(bytes.freeze())
-}
-
-fn decode(protocol: Protocol, message: Message) -> Option<(u8, Bytes)> {
-    let bytes = match message {
-        Message::Binary(bytes) => bytes,
-        Message::Text(text) => Bytes::copy_from_slice(text.as_bytes()),
-        _ => return None,
-    };
-    let (number, data) = bytes.split_first()?;
-    if protocol.base64 {
-        let number = number.checked_sub(b'0')?;
-        return Some((number, BASE64.decode(data).ok()?.into()));
-    }
-    Some((*number, bytes.slice(1..)))
-}
-
-// === impl Channel ===
-
-impl Channel {
-    fn new(number: u8, protocol: Protocol, messages: &mpsc::Sender<Message>) -> Self {
-        Self {
-            number,
-            base64: protocol.base64,
-            messages: PollSender::new(messages.clone()),
-        }
-    }
-}
-
-impl AsyncWrite for Channel {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        ready!(self.messages.poll_reserve(context)).map_err(|_| io::ErrorKind::BrokenPipe)?;
-        let length = bytes.len().min(BUFFER);
-        let protocol = Protocol {
-            base64: self.base64,
-            ..REMOTE_COMMAND[0]
-        };
-        let message = encode(protocol, self.number, &bytes[..length]);
-        self.messages
-            .send_item(message)
-            .map_err(|_| io::ErrorKind::BrokenPipe)?;
-        Poll::Ready(Ok(length))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_carry_their_channel() {
-        for protocol in REMOTE_COMMAND {
-            let message = encode(protocol, STDERR, b"text");
-            assert_eq!(
-                decode(protocol, message),
-                Some((STDERR, Bytes::from_static(b"text")))
-            );
-        }
-    }
 }

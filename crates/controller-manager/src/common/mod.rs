@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use fluyt_client::{Change, Informer, ObjectKey, WorkQueue};
+use fluyt_client::{Change, Informer, ObjectKey, WorkQueue, is_not_found};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     apimachinery::pkg::{
@@ -27,7 +27,8 @@ use k8s_openapi::{
     },
     serde::de::DeserializeOwned,
 };
-use kube::Resource;
+use kube::{Api, Resource, api::PostParams};
+use serde::Serialize;
 
 /// The current time with the resolution of the API, one second.
 pub fn now() -> Time {
@@ -130,6 +131,19 @@ pub fn enqueue_mapped<K>(
             queue.add(key);
         }
     });
+}
+
+/// Writes an object as it is to be; of one that is gone nothing is left to write.
+pub async fn replace<K>(api: &Api<K>, object: &K) -> kube::Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+{
+    let params = PostParams::default();
+    let written = api.replace(name(object.meta()), &params, object).await;
+    match written {
+        Err(error) if is_not_found(&error) => Ok(()),
+        result => result.map(drop),
+    }
 }
 
 /// An absolute number or a percentage of `total`; malformed percentages count as 0.

@@ -4,17 +4,15 @@
 
 use std::fmt::Debug;
 
-use fluyt_client::{
-    Action, Informer, ObjectKey, WorkQueue, controller, helpers::pods, is_not_found,
-};
+use fluyt_client::{Action, Informer, ObjectKey, WorkQueue, controller, helpers::pods};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::VolumeAttributesClass;
-use kube::{Api, Resource, api::PostParams};
+use kube::{Api, Resource};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Context,
-    common::{enqueue, enqueue_mapped, name, namespace},
+    common::{enqueue, enqueue_mapped, name, namespace, replace},
 };
 
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
@@ -236,13 +234,7 @@ where
         Change::Add => finalizers.push(finalizer.to_owned()),
         Change::Remove => finalizers.retain(|known| known != finalizer),
     }
-    match api
-        .replace(name(meta), &PostParams::default(), &changed)
-        .await
-    {
-        Err(error) if is_not_found(&error) => Ok(()),
-        result => result.map(drop),
-    }
+    replace(api, &changed).await
 }
 
 #[cfg(test)]

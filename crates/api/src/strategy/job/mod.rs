@@ -367,6 +367,13 @@ fn validate_spec_update(object: &Value, old: &Value, errors: &mut Errors) {
 }
 
 impl Strategy for Job {
+    fn gated_fields(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[(
+            "GenericWorkload",
+            &["spec", "template", "spec", "schedulingGroup"],
+        )]
+    }
+
     fn orphans_by_default(&self) -> bool {
         true
     }

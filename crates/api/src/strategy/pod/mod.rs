@@ -20,6 +20,10 @@ const APPARMOR_CONTAINER: &str = "container.apparmor.security.beta.kubernetes.io
 pub(super) struct Pod;
 
 impl Strategy for Pod {
+    fn gated_fields(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[("GenericWorkload", &["spec", "schedulingGroup"])]
+    }
+
     fn default(&self, object: &mut Value) {
         if let Some(spec) = at_mut(object, &["spec"]) {
             template::default_spec(spec);

@@ -41,9 +41,6 @@ pub(in crate::strategy) fn default_spec(spec: &mut Value) {
 
 /// Removes fields whose feature gates are closed, so that no stored pod has them.
 fn drop_disabled(spec: &mut Value) {
-    if let Some(map) = spec.as_object_mut() {
-        map.remove("schedulingGroup");
-    }
     for list in CONTAINER_LISTS {
         for container in items_mut(spec, &[list]) {
             let lifecycle = at_mut(container, &["lifecycle"]).and_then(Value::as_object_mut);

@@ -28,6 +28,10 @@ pub(super) use spec::PREEMPTION;
 pub(super) struct PodTemplate;
 
 impl Strategy for PodTemplate {
+    fn gated_fields(&self) -> &'static [(&'static str, &'static [&'static str])] {
+        &[("GenericWorkload", &["template", "spec", "schedulingGroup"])]
+    }
+
     fn default(&self, object: &mut Value) {
         default_template(object, &["template"]);
     }

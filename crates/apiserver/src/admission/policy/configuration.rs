@@ -6,9 +6,10 @@ use serde::Deserialize;
 
 use crate::admission::static_manifests;
 use crate::config_file::{Of, Scheme, Struct};
+use crate::features::Features;
 
-pub(in crate::admission) const VALIDATING: &str = "ValidatingAdmissionPolicyConfiguration";
-pub(in crate::admission) const MUTATING: &str = "MutatingAdmissionPolicyConfiguration";
+pub(super) const VALIDATING: &str = "ValidatingAdmissionPolicyConfiguration";
+pub(super) const MUTATING: &str = "MutatingAdmissionPolicyConfiguration";
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -30,22 +31,26 @@ const SCHEME: Scheme = Scheme {
     strict: true,
 };
 
-/// Whether a configuration is of the kind that is wanted, and does not want more than there is.
+/// The directory of manifests that a configuration of the plugin's kind names; empty without one.
 ///
 /// # Errors
-/// When it is not.
-pub(in crate::admission) fn check(configuration: Option<&str>, kind: &str) -> anyhow::Result<()> {
+/// When it is of another kind, or makes no sense.
+pub(super) fn directory(
+    configuration: Option<&str>,
+    kind: &str,
+    features: Features,
+) -> anyhow::Result<String> {
     let Some(text) = configuration else {
-        return Ok(());
+        return Ok(String::new());
     };
     let configuration: Configuration = SCHEME.decode(text)?;
     if configuration.kind != kind {
         bail!("unexpected type: *policyconfig.{}", configuration.kind);
     }
     let mut errors = Errors::default();
-    static_manifests::check(&configuration.static_manifests_dir, &mut errors);
+    static_manifests::check(&configuration.static_manifests_dir, features, &mut errors);
     match crate::validation::sentence(&errors) {
-        None => Ok(()),
+        None => Ok(configuration.static_manifests_dir),
         Some(why) => bail!(why),
     }
 }
@@ -57,9 +62,10 @@ mod tests {
     #[test]
     fn it_is_of_the_plugins_kind() {
         let text = |kind: &str| format!("apiVersion: apiserver.config.k8s.io/v1\nkind: {kind}\n");
-        check(None, MUTATING).unwrap();
-        check(Some(&text(MUTATING)), MUTATING).unwrap();
-        let refused = |text: String| check(Some(&text), MUTATING).unwrap_err().to_string();
+        let read = |text: Option<&str>| directory(text, MUTATING, Features::default());
+        assert_eq!(read(None).unwrap(), "");
+        assert_eq!(read(Some(&text(MUTATING))).unwrap(), "");
+        let refused = |text: String| read(Some(&text)).unwrap_err().to_string();
         assert_eq!(
             refused(text(VALIDATING)),
             "unexpected type: *policyconfig.ValidatingAdmissionPolicyConfiguration"

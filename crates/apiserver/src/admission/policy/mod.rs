@@ -6,6 +6,7 @@ mod mutating;
 mod validating;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use fluyt_api::resources::Handle;
 use fluyt_api::selector::LabelSelector;
@@ -14,11 +15,104 @@ use fluyt_cel::{Activation, Environment, PER_CALL_LIMIT, Program, Type, Value as
 use serde_json::Value;
 
 use super::expressions::{self, Condition};
-use super::{Attributes, Shared, matching};
+use super::plugins::Setup;
+use super::static_manifests::{Kind, Manifests};
+use super::{Attributes, Compiled, Shared, matching};
+use crate::cache::Caches;
 
-pub(super) use configuration::{MUTATING, VALIDATING, check};
 pub use mutating::Mutating;
+#[cfg(test)]
+pub(super) use validating::KIND as VALIDATING;
 pub use validating::{Validating, type_check};
+
+/// Where upstream's decoder of manifests is from.
+const SCHEME: &str =
+    "k8s.io/kubernetes/pkg/admission/plugin/policy/manifest/loader/validating_loader.go:35";
+
+/// A policy that is at work.
+pub(super) struct Bound<P> {
+    name: Arc<str>,
+    policy: Arc<P>,
+    /// Those of files; the API's are looked up for those that match.
+    bindings: Option<Arc<[Value]>>,
+}
+
+/// Where a plugin's policies come from.
+pub(super) struct Source<P> {
+    kind: &'static Kind,
+    manifests: Manifests<Arc<Bound<P>>>,
+    compiled: Compiled<P>,
+    compile: fn(Value) -> P,
+}
+
+impl<P: Send + Sync + 'static> Source<P> {
+    /// Of a plugin whose configuration is of a kind.
+    ///
+    /// # Errors
+    /// When what the plugin is configured with makes no sense.
+    fn new(
+        kind: &'static Kind,
+        configuration: &str,
+        setup: &Setup<'_>,
+        compile: fn(Value) -> P,
+    ) -> anyhow::Result<Self> {
+        let directory =
+            configuration::directory(setup.configuration, configuration, setup.features)?;
+        let manifests = Manifests::follow(kind, &directory, setup, move |loaded| {
+            let bindings = loaded.bindings;
+            let of = |policy: &str| -> Arc<[Value]> {
+                let own = bindings.iter();
+                own.filter(|b| b["spec"]["policyName"] == policy)
+                    .cloned()
+                    .collect()
+            };
+            let bound = |object: Value| {
+                let name = meta::name(&object);
+                Arc::new(Bound {
+                    name: name.into(),
+                    bindings: Some(of(name)),
+                    policy: Arc::new(compile(object)),
+                })
+            };
+            loaded.objects.into_iter().map(bound).collect()
+        });
+        Ok(Self {
+            kind,
+            manifests: manifests?,
+            compiled: Compiled::default(),
+            compile,
+        })
+    }
+
+    /// The policies that may have to do with a request: first those of files.
+    fn all(&self, caches: &Caches, attributes: &Attributes<'_>) -> Vec<Arc<Bound<P>>> {
+        let mut all = self.manifests.all().to_vec();
+        if !matching::is_exempt_from_policies(attributes) {
+            let policies = matching::configurations(caches, self.kind.plural);
+            all.extend(policies.into_iter().map(|(name, revision, entry)| {
+                let compile = || (self.compile)(entry.object());
+                Arc::new(Bound {
+                    policy: self.compiled.get(&name, revision, compile),
+                    name,
+                    bindings: None,
+                })
+            }));
+        }
+        all
+    }
+
+    /// What binds a policy.
+    fn bindings(&self, caches: &Caches, bound: &Bound<P>) -> Arc<[Value]> {
+        if let Some(bindings) = &bound.bindings {
+            return bindings.clone();
+        }
+        let all = matching::configurations(caches, self.kind.bindings.unwrap_or_default());
+        all.into_iter()
+            .map(|(_, _, entry)| entry.object())
+            .filter(|binding| binding["spec"]["policyName"] == *bound.name)
+            .collect()
+    }
+}
 
 /// The variables that a policy computes, in their order.
 pub(super) struct Variables(Vec<(String, Result<Program, String>)>);
@@ -178,15 +272,6 @@ pub(super) fn parameters(
         (true, _) => Err("failed to configure binding: no params found for policy binding with `Deny` parameterNotFoundAction".into()),
         (false, _) => Ok(found),
     }
-}
-
-/// A policy's bindings, as objects.
-pub(super) fn bindings(shared: &Shared, plural: &str, policy: &str) -> Vec<Value> {
-    matching::configurations(&shared.caches, plural)
-        .into_iter()
-        .map(|(_, _, entry)| entry.object())
-        .filter(|binding| binding["spec"]["policyName"] == policy)
-        .collect()
 }
 
 /// The variables of one evaluation of a policy.

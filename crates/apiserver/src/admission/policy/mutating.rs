@@ -6,18 +6,30 @@ use fluyt_api::json_patch::{Failure, Patch};
 use fluyt_cel::{Environment, PER_CALL_LIMIT, Program, RUNTIME_BUDGET};
 use serde_json::Value;
 
+use super::configuration::MUTATING;
 use super::{
-    Scope, Variables, activation, apply, bindings, constraints_match, name_of, parameters, refusal,
+    SCHEME, Scope, Source, Variables, activation, apply, constraints_match, name_of, parameters,
+    refusal,
 };
 use crate::admission::expressions;
-use crate::admission::{Attributes, Compiled, Plugin, Shared, matching};
+use crate::admission::plugins::Setup;
+use crate::admission::static_manifests::Kind;
+use crate::admission::{Attributes, Plugin, Shared, matching};
 use crate::cache::Caches;
 
 /// The plugin `MutatingAdmissionPolicy`.
 pub struct Mutating {
     shared: Shared,
-    compiled: Compiled<Policy>,
+    source: Source<Policy>,
 }
+
+const KIND: Kind = Kind {
+    plugin: "MutatingAdmissionPolicy",
+    what: "policy",
+    plural: "mutatingadmissionpolicies",
+    bindings: Some("mutatingadmissionpolicybindings"),
+    scheme: SCHEME,
+};
 
 struct Policy {
     object: Value,
@@ -75,12 +87,13 @@ impl Mutation {
 }
 
 impl Mutating {
-    #[must_use]
-    pub fn new(shared: Shared) -> Self {
-        Self {
-            shared,
-            compiled: Compiled::default(),
-        }
+    /// # Errors
+    /// When what it is configured with makes no sense.
+    pub(in crate::admission) fn new(setup: &Setup<'_>) -> anyhow::Result<Self> {
+        Ok(Self {
+            shared: setup.shared.clone(),
+            source: Source::new(&KIND, MUTATING, setup, Policy::compile)?,
+        })
     }
 
     async fn mutate(
@@ -136,7 +149,11 @@ impl Mutating {
 #[async_trait]
 impl Plugin for Mutating {
     fn mutations(&self) -> Option<&'static str> {
-        Some("mutatingadmissionpolicies")
+        Some(KIND.plural)
+    }
+
+    fn has_manifests(&self) -> bool {
+        !self.source.manifests.is_empty()
     }
 
     async fn admit(
@@ -145,30 +162,27 @@ impl Plugin for Mutating {
         attributes: &Attributes<'_>,
         object: &mut Value,
     ) -> Result<(), Error> {
-        if matching::is_exempt(attributes) || object.is_null() {
+        if object.is_null() {
             return Ok(());
         }
-        for (name, revision, entry) in matching::configurations(caches, "mutatingadmissionpolicies")
-        {
-            let policy = self
-                .compiled
-                .get(&name, revision, || Policy::compile(entry.object()));
+        for bound in self.source.all(caches, attributes) {
+            let (name, policy) = (&bound.name, &bound.policy);
             let Some(resource) = policy.scope.matches(&self.shared, attributes, object) else {
                 continue;
             };
-            for binding in bindings(&self.shared, "mutatingadmissionpolicybindings", &name) {
+            for binding in self.source.bindings(caches, &bound).iter() {
                 let own = &binding["spec"]["matchResources"];
                 if own.is_object()
                     && constraints_match(&self.shared, attributes, object, own).is_none()
                 {
                     continue;
                 }
-                let params = parameters(&self.shared, attributes, &policy.object, &binding);
+                let params = parameters(&self.shared, attributes, &policy.object, binding);
                 let mut outcome = params.as_ref().map(|_| ()).map_err(Clone::clone);
                 for parameter in params.unwrap_or_default() {
                     let mut changed = object.clone();
                     outcome = self
-                        .mutate(&policy, &parameter, attributes, &resource, &mut changed)
+                        .mutate(policy, &parameter, attributes, &resource, &mut changed)
                         .await;
                     if outcome.is_err() {
                         break;
@@ -178,7 +192,7 @@ impl Plugin for Mutating {
                 if let Err(why) = outcome
                     && policy.scope.fails
                 {
-                    let bound = name_of(&binding);
+                    let bound = name_of(binding);
                     let message =
                         format!("policy '{name}' with binding '{bound}' denied request: {why}");
                     return Err(refusal(attributes, message, ""));

@@ -5,18 +5,29 @@ use fluyt_api::Error;
 use fluyt_cel::{MAX_MESSAGE, PER_CALL_LIMIT, Program, RUNTIME_BUDGET, Value as Cel};
 use serde_json::{Value, json};
 
+use super::configuration::VALIDATING;
 use super::{
-    Scope, Variables, activation, bindings, constraints_match, name_of, parameters, refusal,
+    SCHEME, Scope, Source, Variables, activation, constraints_match, name_of, parameters, refusal,
 };
 use crate::admission::expressions;
-use crate::admission::{Attributes, Compiled, Plugin, Shared, matching};
+use crate::admission::plugins::Setup;
+use crate::admission::static_manifests::Kind;
+use crate::admission::{Attributes, Plugin, Shared};
 use crate::cache::Caches;
 
 /// The plugin `ValidatingAdmissionPolicy`.
 pub struct Validating {
     shared: Shared,
-    compiled: Compiled<Policy>,
+    source: Source<Policy>,
 }
+
+pub(in crate::admission) const KIND: Kind = Kind {
+    plugin: "ValidatingAdmissionPolicy",
+    what: "policy",
+    plural: "validatingadmissionpolicies",
+    bindings: Some("validatingadmissionpolicybindings"),
+    scheme: SCHEME,
+};
 
 struct Policy {
     object: Value,
@@ -94,12 +105,13 @@ impl Policy {
 }
 
 impl Validating {
-    #[must_use]
-    pub fn new(shared: Shared) -> Self {
-        Self {
-            shared,
-            compiled: Compiled::default(),
-        }
+    /// # Errors
+    /// When what it is configured with makes no sense.
+    pub(in crate::admission) fn new(setup: &Setup<'_>) -> anyhow::Result<Self> {
+        Ok(Self {
+            shared: setup.shared.clone(),
+            source: Source::new(&KIND, VALIDATING, setup, Policy::compile)?,
+        })
     }
 
     /// What one policy says through one binding, for each of its parameters.
@@ -201,20 +213,13 @@ impl Plugin for Validating {
         attributes: &Attributes<'_>,
         object: &Value,
     ) -> Result<(), Error> {
-        if matching::is_exempt(attributes) {
-            return Ok(());
-        }
         let mut recorded = Vec::new();
-        for (name, revision, entry) in
-            matching::configurations(caches, "validatingadmissionpolicies")
-        {
-            let policy = self
-                .compiled
-                .get(&name, revision, || Policy::compile(entry.object()));
+        for bound in self.source.all(caches, attributes) {
+            let (name, policy) = (&bound.name, &bound.policy);
             let Some(resource) = policy.scope.matches(&self.shared, attributes, object) else {
                 continue;
             };
-            for binding in bindings(&self.shared, "validatingadmissionpolicybindings", &name) {
+            for binding in self.source.bindings(caches, &bound).iter() {
                 let own = &binding["spec"]["matchResources"];
                 if own.is_object()
                     && constraints_match(&self.shared, attributes, object, own).is_none()
@@ -222,15 +227,15 @@ impl Plugin for Validating {
                     continue;
                 }
                 let findings = self
-                    .findings(&policy, &binding, attributes, &resource, object)
+                    .findings(policy, binding, attributes, &resource, object)
                     .await?;
-                let bound = name_of(&binding);
+                let bound = name_of(binding);
                 let actions = binding["spec"]["validationActions"].as_array();
                 let has = |action: &str| actions.is_some_and(|a| a.iter().any(|a| a == action));
                 for finding in findings {
                     if has("Audit") && attributes.cx.record.is_audited() {
                         recorded.push(json!({
-                            "message": finding.message, "policy": &*name, "binding": bound,
+                            "message": finding.message, "policy": &**name, "binding": bound,
                             "expressionIndex": finding.index, "validationActions": actions,
                         }));
                     }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::admission::static_manifests;
 use crate::config_file::{Of, Scheme, Struct};
+use crate::features::Features;
 use crate::remote::Users;
 
 #[derive(Default, Deserialize)]
@@ -34,27 +35,38 @@ const SCHEME: Scheme = Scheme {
     strict: true,
 };
 
-/// The users of the kubeconfig that a configuration names; nobody without one.
+/// What a plugin of webhooks is configured with.
+#[derive(Default)]
+pub(super) struct Configured {
+    /// The users of the kubeconfig that is named; nobody without one.
+    pub users: Arc<Users>,
+    /// The directory of manifests; empty without one.
+    pub directory: String,
+}
+
+/// Reads a configuration.
 ///
 /// # Errors
-/// When the configuration or the kubeconfig is malformed.
-pub(in crate::admission) fn users(configuration: Option<&str>) -> anyhow::Result<Arc<Users>> {
+/// When it or the kubeconfig is malformed.
+pub(super) fn read(configuration: Option<&str>, features: Features) -> anyhow::Result<Configured> {
     let Some(text) = configuration else {
-        return Ok(Arc::default());
+        return Ok(Configured::default());
     };
     let configuration: Configuration = SCHEME.decode(text)?;
     let (file, mut errors) = (&configuration.kube_config_file, Errors::default());
     if !file.is_empty() && !file.starts_with('/') {
         errors.invalid_text("kubeConfigFile", file, "must be an absolute file path");
     }
-    static_manifests::check(&configuration.static_manifests_dir, &mut errors);
+    let directory = configuration.static_manifests_dir;
+    static_manifests::check(&directory, features, &mut errors);
     if let Some(first) = errors.0.first() {
         bail!("{}: {}", first.field, first.message);
     }
-    if file.is_empty() {
-        return Ok(Arc::default());
-    }
-    Users::load(Path::new(file)).map(Arc::new)
+    let users = match file.is_empty() {
+        true => Arc::default(),
+        false => Arc::new(Users::load(Path::new(file))?),
+    };
+    Ok(Configured { users, directory })
 }
 
 #[cfg(test)]
@@ -65,7 +77,7 @@ mod tests {
     fn the_kubeconfig_has_an_absolute_path() {
         let head = "apiVersion: apiserver.config.k8s.io/v1\nkind: WebhookAdmissionConfiguration\n";
         let refused = |fields: &str| {
-            let read = users(Some(&format!("{head}{fields}")));
+            let read = read(Some(&format!("{head}{fields}")), Features::default());
             read.err().map(|error| format!("{error:#}"))
         };
         assert_eq!(refused(""), None);

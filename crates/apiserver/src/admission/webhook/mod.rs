@@ -12,14 +12,20 @@ use fluyt_api::{Cause, Error, Reason, meta};
 use serde_json::{Value, json};
 
 use super::expressions::{self, Condition};
-use super::{Attributes, Shared, matching};
-use crate::cache::Entry;
+use super::plugins::Setup;
+use super::static_manifests::{Kind, Manifests};
+use super::{Attributes, Compiled, Shared, matching};
+use crate::cache::Caches;
 use crate::remote::Users;
 use crate::spans;
 
-pub(super) use configuration::users;
 pub use mutating::Mutating;
+#[cfg(test)]
+pub(super) use validating::KIND as VALIDATING;
 pub use validating::Validating;
+
+/// Where upstream's decoder of manifests is from.
+const SCHEME: &str = "k8s.io/kubernetes/pkg/admission/plugin/webhook/manifest/loader/loader.go:41";
 
 /// How long a webhook may take that does not say, in seconds.
 const TIMEOUT: u64 = 10;
@@ -45,10 +51,50 @@ pub(super) struct Answer {
     patch: Option<Vec<u8>>,
 }
 
+/// Where a plugin's webhooks come from.
+pub(super) struct Source {
+    kind: &'static Kind,
+    manifests: Manifests<Arc<Vec<Arc<Webhook>>>>,
+    compiled: Compiled<Vec<Arc<Webhook>>>,
+    users: Arc<Users>,
+}
+
+impl Source {
+    /// # Errors
+    /// When what the plugin is configured with makes no sense.
+    fn new(kind: &'static Kind, setup: &Setup<'_>) -> anyhow::Result<Self> {
+        let configured = configuration::read(setup.configuration, setup.features)?;
+        let users = configured.users;
+        let of = users.clone();
+        let manifests = Manifests::follow(kind, &configured.directory, setup, move |loaded| {
+            let objects = loaded.objects.iter();
+            objects.map(|o| Arc::new(Webhook::of(o, &of))).collect()
+        });
+        Ok(Self {
+            kind,
+            manifests: manifests?,
+            compiled: Compiled::default(),
+            users,
+        })
+    }
+
+    /// The webhooks of each configuration that may have to do with a request: first those of files.
+    fn all(&self, caches: &Caches, attributes: &Attributes<'_>) -> Vec<Arc<Vec<Arc<Webhook>>>> {
+        let mut all = self.manifests.all().to_vec();
+        if !matching::is_exempt(attributes) {
+            let configurations = matching::configurations(caches, self.kind.plural);
+            all.extend(configurations.into_iter().map(|(name, revision, entry)| {
+                let compile = || Webhook::of(&entry.object(), &self.users);
+                self.compiled.get(&name, revision, compile)
+            }));
+        }
+        all
+    }
+}
+
 impl Webhook {
     /// The webhooks of a configuration, compiled.
-    pub(super) fn of(configuration: &Entry, users: &Arc<Users>) -> Vec<Arc<Self>> {
-        let object = configuration.object();
+    fn of(object: &Value, users: &Arc<Users>) -> Vec<Arc<Self>> {
         let environment = expressions::environment(expressions::Sees::WEBHOOK);
         object["webhooks"]
             .as_array()
@@ -56,7 +102,7 @@ impl Webhook {
             .flatten()
             .map(|spec| {
                 Arc::new(Self {
-                    configuration: meta::name(&object).to_owned(),
+                    configuration: meta::name(object).to_owned(),
                     name: spec["name"].as_str().unwrap_or_default().to_owned(),
                     conditions: expressions::conditions(&environment, &spec["matchConditions"]),
                     spec: spec.clone(),

@@ -1,17 +1,16 @@
 //! Mutating webhooks: one after the other, each sees what those before it made.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use fluyt_api::Error;
 use fluyt_api::json_patch::Patch;
 use serde_json::{Value, json};
 
-use super::{Matched, Webhook};
-use crate::admission::{Attributes, Compiled, Plugin, Shared, matching};
+use super::{Matched, SCHEME, Source};
+use crate::admission::plugins::Setup;
+use crate::admission::static_manifests::Kind;
+use crate::admission::{Attributes, Plugin, Shared, matching};
 use crate::audit::Layer;
 use crate::cache::Caches;
-use crate::remote::Users;
 
 /// A call of one, as traces name it.
 const CALL: &str = "Call mutating webhook";
@@ -19,18 +18,25 @@ const CALL: &str = "Call mutating webhook";
 /// The plugin `MutatingAdmissionWebhook`.
 pub struct Mutating {
     shared: Shared,
-    compiled: Compiled<Vec<Arc<Webhook>>>,
-    users: Arc<Users>,
+    source: Source,
 }
 
+const KIND: Kind = Kind {
+    plugin: "MutatingAdmissionWebhook",
+    what: "webhook",
+    plural: "mutatingwebhookconfigurations",
+    bindings: None,
+    scheme: SCHEME,
+};
+
 impl Mutating {
-    #[must_use]
-    pub fn new(shared: Shared, users: Arc<Users>) -> Self {
-        Self {
-            shared,
-            compiled: Compiled::default(),
-            users,
-        }
+    /// # Errors
+    /// When what it is configured with makes no sense.
+    pub(in crate::admission) fn new(setup: &Setup<'_>) -> anyhow::Result<Self> {
+        Ok(Self {
+            shared: setup.shared.clone(),
+            source: Source::new(&KIND, setup)?,
+        })
     }
 
     async fn one(
@@ -89,7 +95,11 @@ impl Mutating {
 #[async_trait]
 impl Plugin for Mutating {
     fn mutations(&self) -> Option<&'static str> {
-        Some("mutatingwebhookconfigurations")
+        Some(KIND.plural)
+    }
+
+    fn has_manifests(&self) -> bool {
+        !self.source.manifests.is_empty()
     }
 
     async fn admit(
@@ -98,15 +108,8 @@ impl Plugin for Mutating {
         attributes: &Attributes<'_>,
         object: &mut Value,
     ) -> Result<(), Error> {
-        if matching::is_exempt(attributes) {
-            return Ok(());
-        }
         let mut called: Vec<(Matched, Value)> = Vec::new();
-        for (name, revision, entry) in
-            matching::configurations(caches, "mutatingwebhookconfigurations")
-        {
-            let compile = || Webhook::of(&entry, &self.users);
-            let webhooks = self.compiled.get(&name, revision, compile);
+        for webhooks in self.source.all(caches, attributes) {
             for webhook in webhooks.iter() {
                 let Some(matched) = webhook.matches(&self.shared, attributes, object)? else {
                     continue;

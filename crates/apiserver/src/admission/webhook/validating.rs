@@ -1,17 +1,16 @@
 //! Validating webhooks: all at once; any of them may refuse.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use fluyt_api::Error;
 use futures::future::join_all;
 use serde_json::Value;
 
-use super::Webhook;
-use crate::admission::{Attributes, Compiled, Plugin, Shared, matching};
+use super::{SCHEME, Source};
+use crate::admission::plugins::Setup;
+use crate::admission::static_manifests::Kind;
+use crate::admission::{Attributes, Plugin, Shared};
 use crate::audit::Layer;
 use crate::cache::Caches;
-use crate::remote::Users;
 
 /// A call of one, as traces name it.
 const CALL: &str = "Call validating webhook";
@@ -19,18 +18,25 @@ const CALL: &str = "Call validating webhook";
 /// The plugin `ValidatingAdmissionWebhook`.
 pub struct Validating {
     shared: Shared,
-    compiled: Compiled<Vec<Arc<Webhook>>>,
-    users: Arc<Users>,
+    source: Source,
 }
 
+pub(in crate::admission) const KIND: Kind = Kind {
+    plugin: "ValidatingAdmissionWebhook",
+    what: "webhook",
+    plural: "validatingwebhookconfigurations",
+    bindings: None,
+    scheme: SCHEME,
+};
+
 impl Validating {
-    #[must_use]
-    pub fn new(shared: Shared, users: Arc<Users>) -> Self {
-        Self {
-            shared,
-            compiled: Compiled::default(),
-            users,
-        }
+    /// # Errors
+    /// When what it is configured with makes no sense.
+    pub(in crate::admission) fn new(setup: &Setup<'_>) -> anyhow::Result<Self> {
+        Ok(Self {
+            shared: setup.shared.clone(),
+            source: Source::new(&KIND, setup)?,
+        })
     }
 }
 
@@ -42,15 +48,8 @@ impl Plugin for Validating {
         attributes: &Attributes<'_>,
         object: &Value,
     ) -> Result<(), Error> {
-        if matching::is_exempt(attributes) {
-            return Ok(());
-        }
         let mut matched = Vec::new();
-        for (name, revision, entry) in
-            matching::configurations(caches, "validatingwebhookconfigurations")
-        {
-            let compile = || Webhook::of(&entry, &self.users);
-            let webhooks = self.compiled.get(&name, revision, compile);
+        for webhooks in self.source.all(caches, attributes) {
             for webhook in webhooks.iter() {
                 matched.extend(webhook.matches(&self.shared, attributes, object)?);
             }

@@ -158,8 +158,9 @@ fn allocated(caches: &Caches) -> Result<Vec<IpAddr>, Error> {
 }
 
 impl Registry {
-    /// Writes the allocators' metrics behind others.
+    /// Writes the metrics of allocators and of admission behind others.
     pub(crate) fn render_metrics(&self, out: &mut String) {
+        self.admission.render_metrics(out);
         let mut text = Text::default();
         let services = &self.services;
         let tallies = &services.tallies;

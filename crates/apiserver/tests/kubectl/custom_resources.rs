@@ -1,53 +1,14 @@
-//! Custom resources as kubectl and a controller written with kube-rs see them. Needs `.cache/bin/kubectl` (`make tools`).
+//! Custom resources as kubectl and a controller written with kube-rs see them.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use std::path::PathBuf;
-use std::process::Stdio;
-
-use common::Api;
 use fluyt_apiserver::{MASTERS, User};
 use futures::{StreamExt as _, TryStreamExt as _};
 use kube::api::{
     ApiResource, DynamicObject, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
 };
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
 
-struct Kubectl {
-    url: String,
-    home: tempfile::TempDir,
-}
-
-impl Kubectl {
-    async fn run(&self, args: &str, input: &str) -> (bool, String) {
-        let binary = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../.cache/bin/kubectl");
-        let mut child = tokio::process::Command::new(binary)
-            .args(["--server", &self.url, "--namespace", "n"])
-            .args(args.split(' '))
-            .env("HOME", self.home.path())
-            .env("KUBECONFIG", "/dev/null")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(input.as_bytes()).await.unwrap();
-        drop(stdin);
-        let output = child.wait_with_output().await.unwrap();
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8(text).unwrap())
-    }
-
-    async fn ok(&self, args: &str, input: &str) -> String {
-        let (success, text) = self.run(args, input).await;
-        assert!(success, "kubectl {args}: {text}");
-        text
-    }
-}
+use crate::Kubectl;
+use crate::common::Api;
 
 const DEFINITION: &str = r#"
 apiVersion: apiextensions.k8s.io/v1
@@ -86,10 +47,7 @@ const WIDGET: &str =
 async fn kubectl_works_on_custom_resources() {
     let api = Api::start().await;
     api.namespace().await;
-    let kubectl = Kubectl {
-        url: api.listen().await,
-        home: tempfile::tempdir().unwrap(),
-    };
+    let kubectl = Kubectl::of(api.listen().await);
     kubectl.ok("apply -f -", DEFINITION).await;
     kubectl
         .ok(
@@ -248,10 +206,7 @@ async fn a_kube_rs_controller_reconciles_custom_resources() {
 async fn kubectl_knows_the_schema() {
     let api = Api::start().await;
     api.namespace().await;
-    let kubectl = Kubectl {
-        url: api.listen().await,
-        home: tempfile::tempdir().unwrap(),
-    };
+    let kubectl = Kubectl::of(api.listen().await);
     let text = kubectl.ok("explain pods.spec.containers.ports", "").await;
     assert!(
         text.contains("containerPort") && text.contains("FIELDS"),

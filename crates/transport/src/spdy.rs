@@ -123,6 +123,7 @@ pub struct Connection {
     incoming: mpsc::Receiver<Stream>,
     outgoing: mpsc::Sender<Outgoing>,
     registrations: mpsc::UnboundedSender<(u32, mpsc::Sender<Bytes>)>,
+    first_id: u32,
     next_id: AtomicU32,
 }
 
@@ -144,7 +145,7 @@ enum Outgoing {
     Reply { id: u32 },
     Data { id: u32, bytes: Bytes, fin: bool },
     Reset { id: u32, status: u32 },
-    Pong { id: u32 },
+    Ping { id: u32 },
     Close,
 }
 
@@ -172,6 +173,8 @@ enum Frame {
 
 struct Reader<T> {
     io: ReadHalf<T>,
+    /// The ids that this end gives out are odd, or even, as this one is.
+    first_id: u32,
     inflate: Decompress,
 }
 
@@ -201,6 +204,7 @@ impl Connection {
         let (registrations, registered) = mpsc::unbounded_channel();
         let reader = Reader {
             io: read_half,
+            first_id,
             inflate: Decompress::new(true),
         };
         let writer = Writer {
@@ -209,12 +213,13 @@ impl Connection {
             started: false,
         };
         // The reader only needs to write while somebody may still use the connection.
-        tokio::spawn(reader.run(opened, outgoing.clone(), registered));
+        tokio::spawn(reader.run(opened, outgoing.downgrade(), registered));
         tokio::spawn(writer.run(to_write));
         Self {
             incoming,
             outgoing,
             registrations,
+            first_id,
             next_id: AtomicU32::new(first_id),
         }
     }
@@ -238,6 +243,23 @@ impl Connection {
             .await
             .map_err(|_| gone())?;
         Ok(Stream::new(id, headers, data, self.outgoing.clone()))
+    }
+
+    /// Has something under way every `period`, so that nobody between the ends takes the connection for dead.
+    pub fn keep_alive(&self, period: Duration) {
+        let outgoing = self.outgoing.downgrade();
+        let mut ids = (self.first_id..).step_by(2);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(period).await;
+                let (Some(outgoing), Some(id)) = (outgoing.upgrade(), ids.next()) else {
+                    return;
+                };
+                if outgoing.send(Outgoing::Ping { id }).await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Says goodbye after everything that was written so far.
@@ -363,12 +385,10 @@ impl<T: AsyncRead + AsyncWrite + Send + 'static> Reader<T> {
     async fn run(
         mut self,
         opened: mpsc::Sender<Stream>,
-        outgoing: mpsc::Sender<Outgoing>,
+        outgoing: mpsc::WeakSender<Outgoing>,
         mut registered: mpsc::UnboundedReceiver<(u32, mpsc::Sender<Bytes>)>,
     ) {
         let mut streams: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
-        // A task's own sender must not keep the writer alive when the connection is dropped.
-        let outgoing = outgoing.downgrade();
         loop {
             let frame = match self.next().await {
                 Ok(Some(frame)) => frame,
@@ -419,9 +439,11 @@ impl<T: AsyncRead + AsyncWrite + Send + 'static> Reader<T> {
                 Frame::Reset { id } => {
                     streams.remove(&id);
                 }
+                // Answers to our own come back as they are.
+                Frame::Ping { id } if id % 2 == self.first_id % 2 => {}
                 Frame::Ping { id } => {
                     if let Some(outgoing) = outgoing.upgrade() {
-                        let _ = outgoing.send(Outgoing::Pong { id }).await;
+                        let _ = outgoing.send(Outgoing::Ping { id }).await;
                     }
                 }
                 Frame::GoAway | Frame::Other => {}
@@ -570,7 +592,7 @@ impl<T: AsyncRead + AsyncWrite + Send + 'static> Writer<T> {
                 buffer.put_u32(id);
                 buffer.put_u32(status);
             }
-            Outgoing::Pong { id } => {
+            Outgoing::Ping { id } => {
                 control(buffer, PING, 0, 4);
                 buffer.put_u32(id);
             }
@@ -675,6 +697,8 @@ fn dictionary() -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)] // Tests fail by panicking.
+
     use super::*;
 
     #[test]
@@ -724,5 +748,25 @@ mod tests {
         }
         client.close().await;
         assert!(server.accept().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pings_are_answered_once() {
+        let (a, mut peer) = tokio::io::duplex(4096);
+        let client = Connection::client(a);
+        client.keep_alive(Duration::from_secs(5));
+        let ping = |id: u8| [0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, id];
+        let mut frame = [0; 12];
+        // Ours; the answer to it is not answered, but the peer's own is.
+        for ours in [1, 3] {
+            peer.read_exact(&mut frame).await.unwrap();
+            assert_eq!(frame, ping(ours));
+            peer.write_all(&ping(ours)).await.unwrap();
+            peer.write_all(&ping(ours + 1)).await.unwrap();
+            peer.read_exact(&mut frame).await.unwrap();
+            assert_eq!(frame, ping(ours + 1));
+        }
+        drop(client);
+        assert_eq!(peer.read(&mut frame).await.unwrap(), 0);
     }
 }
