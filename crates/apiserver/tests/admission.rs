@@ -1,13 +1,9 @@
 //! Webhooks, policies and the Pod Security Standards, through the server.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::sync::Arc;
 
+use crate::common::{Api, pod};
 use base64::Engine as _;
-use common::{Api, pod};
 use fluyt_pki::{Authority, Identity, Usage};
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Full};

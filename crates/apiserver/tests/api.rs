@@ -1,10 +1,6 @@
 //! The server through its in-process service: what clients see, without sockets.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Api, pod};
+use crate::common::{Api, pod};
 use fluyt_apiserver::User;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};

@@ -1,10 +1,6 @@
 //! Server-side apply and managed fields, as clients see them.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Api, pod};
+use crate::common::{Api, pod};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 

@@ -1,14 +1,10 @@
 //! The audit log of the whole server.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::time::{Duration, Instant};
 
+use crate::common::service::{Service, eventually};
+use crate::common::{Api, pod};
 use base64::Engine as _;
-use common::service::{Service, eventually};
-use common::{Api, pod};
 use fluyt_apiserver::User;
 use fluyt_apiserver::audit::{
     Batching, Delivery, Format, LogSettings, Mode, Policy, Settings, Truncation, WebhookSettings,

@@ -1,15 +1,11 @@
 //! Who a request is from, through the whole server: certificates, front proxies, tokens of every kind, impersonation.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::sync::Arc;
 
+use crate::common::Api;
+use crate::common::service::{Service, eventually};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use common::Api;
-use common::service::{Service, eventually};
 use fluyt_apiserver::authn::jwt::AuthenticationConfiguration;
 use fluyt_apiserver::authn::{Anonymous, PeerCertificates, TokenFile, TokenWebhookSettings};
 use fluyt_apiserver::{MASTERS, Signing, User};

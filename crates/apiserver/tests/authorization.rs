@@ -1,11 +1,7 @@
 //! What a request may do, through the whole server: RBAC with its reasons, nodes, webhooks, reviews, escalation.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::service::{Service, eventually};
-use common::{Api, pod};
+use crate::common::service::{Service, eventually};
+use crate::common::{Api, pod};
 use fluyt_apiserver::User;
 use fluyt_apiserver::authz::{AuthorizationConfiguration, Mode};
 use http::{Method, StatusCode};

@@ -1,13 +1,9 @@
 //! The formats of requests and answers.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::io::Read as _;
 
+use crate::common::Api;
 use bytes::Bytes;
-use common::Api;
 use fluyt_api::resources::type_of;
 use fluyt_api::{cbor, protobuf};
 use fluyt_apiserver::{Feature, Features};

@@ -1,12 +1,8 @@
 //! Custom resources: defined, served, validated, converted and gone, without a restart.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
+use crate::common::Api;
+use crate::common::service::Service;
 use base64::Engine as _;
-use common::Api;
-use common::service::Service;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 

@@ -1,13 +1,9 @@
 //! Priority and fairness in the whole server.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::time::Duration;
 
-use common::Api;
-use common::service::eventually;
+use crate::common::Api;
+use crate::common::service::eventually;
 use fluyt_apiserver::User;
 use fluyt_apiserver::flowcontrol::Settings;
 use http::{Method, Request, Response, StatusCode};

@@ -1,14 +1,10 @@
 //! A controller written with kube-rs, as its documentation has them: a derived definition, reflectors, a finalizer,
 //! server-side apply of what it owns, a status, events.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::Api as Served;
+use crate::common::Api as Served;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

@@ -1,10 +1,6 @@
 //! OpenAPI v2 and v3 as clients ask for them: forms, tags, and what becomes of custom resources.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::Api;
+use crate::common::Api;
 use fluyt_api::protobuf::wire::{Fields, Wire};
 use fluyt_apiserver::{Features, Served};
 use http::{HeaderMap, Request, StatusCode};

@@ -3,13 +3,9 @@
 //! `FLUYT_FUZZ_SECONDS=60 cargo nextest run -p fluyt-apiserver robustness` is the long form; a failure prints its seed, which
 //! `FLUYT_FUZZ_SEED` runs again.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Api, pod};
+use crate::common::{Api, pod};
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use rand::rngs::StdRng;

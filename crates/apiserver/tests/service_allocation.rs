@@ -1,14 +1,10 @@
 //! The addresses and ports of services: which they get, and that nobody else gets them.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use common::Api;
-use common::service::eventually;
+use crate::common::Api;
+use crate::common::service::eventually;
 use fluyt_apiserver::{Config, ServiceNetwork};
 use fluyt_etcd::embedded::Embedded;
 use fluyt_etcd::{DynStore, KeyValue, Keys, Op, Put, Range, Txn};

@@ -1,14 +1,10 @@
 //! What is in the store: upstream's layout and encoding, older forms, and encryption.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::Api;
+use crate::common::Api;
 use fluyt_api::protobuf;
 use fluyt_apiserver::{Encryption, Features, MediaType, Storage};
 use fluyt_etcd::embedded::Embedded;
@@ -311,7 +307,7 @@ mod plugin {
 }
 
 fn serve_plugin(socket: &Path, well: Arc<AtomicBool>) {
-    common::grpc::serve_on_socket(plugin::Plugin(well), socket);
+    crate::common::grpc::serve_on_socket(plugin::Plugin(well), socket);
 }
 
 #[tokio::test(flavor = "multi_thread")]

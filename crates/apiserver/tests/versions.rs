@@ -1,11 +1,7 @@
 //! Alpha and beta versions of built-in resources: turned on, written in one and read in all, and told apart by discovery.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
+use crate::common::Api;
 use bytes::Bytes;
-use common::Api;
 use fluyt_apiserver::{Feature, Features, MASTERS, Served, User};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};

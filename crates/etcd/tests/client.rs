@@ -1,10 +1,6 @@
 //! The server through a client library: what etcdctl cannot ask for.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::Server;
+use crate::common::Server;
 use etcd_client::{
     Compare, CompareOp, EventType, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
     WatchFilterType, WatchOptions,
@@ -187,7 +183,7 @@ async fn next_not_progress(stream: &mut etcd_client::WatchStream) -> etcd_client
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_are_served_beside_grpc_and_history_goes_by_itself() {
-    let extra = format!("http://127.0.0.1:{}", common::free_port());
+    let extra = format!("http://127.0.0.1:{}", crate::common::free_port());
     let flags = [
         "--auto-compaction-retention",
         "1s",

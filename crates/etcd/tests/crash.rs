@@ -2,28 +2,18 @@
 //!
 //! `FLUYT_CRASH_ROUNDS=300` is the long form.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::process::{Process, on_disk, setting};
-use common::random::Random;
+use crate::common::process::{Process, on_disk, setting};
+use crate::common::random::Random;
 use etcd_client::{Client, EventType, GetOptions, LeaseGrantOptions, PutOptions, WatchOptions};
 use fluyt_etcd::embedded::{Embedded, OpenError};
 use tokio_util::sync::CancellationToken;
 
 const ROUNDS: usize = 6;
 const WRITERS: i64 = 32;
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "the server of the other tests"]
-async fn server_process() {
-    common::process::serve().await;
-}
 
 /// What a writer asked for. Values are never used twice.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,17 +1,13 @@
 //! The same random operations against this server and a real etcd (Debian's etcd-server): every answer must be the same,
 //! field by field, except for the ids of the cluster and its member and the term.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::Server;
-use common::process::setting;
-use common::random::Random;
+use crate::common::Server;
+use crate::common::process::setting;
+use crate::common::random::Random;
 use etcd_client::proto::{
     PbCompactionRequest, PbCompactionResponse, PbCompare, PbDeleteRequest, PbDeleteResponse,
     PbHashKvRequest, PbHashKvResponse, PbKeyValue, PbLeaseGrantRequest, PbLeaseGrantResponse,

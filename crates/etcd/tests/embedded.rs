@@ -1,9 +1,5 @@
 //! What the embedded engine promises beyond the trait: its directory, its limits, and what survives.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::path::Path;
 use std::process::Command;
 
@@ -116,7 +112,7 @@ async fn leases_expire_with_their_keys_and_survive_restarts() {
 async fn ranges_agree_with_reads_of_single_keys() {
     let directory = tempfile::tempdir().unwrap();
     let store = Embedded::open(directory.path()).unwrap();
-    let mut random = common::random::Random(7);
+    let mut random = crate::common::random::Random(7);
     let mut current = std::collections::BTreeMap::new();
     for n in 0..600 {
         let key = format!("k{:03}", random.below(200));

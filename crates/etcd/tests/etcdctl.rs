@@ -1,13 +1,9 @@
 //! The server as etcd's own command-line client sees it (Debian's etcd-client).
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::Stdio;
 
-use common::Server;
+use crate::common::Server;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_put_read_sorted_and_deleted() {

@@ -1,13 +1,9 @@
 //! The external engine when the cluster below it is away for a while.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::time::Duration;
 
-use common::Server;
-use common::proxy::Proxy;
+use crate::common::Server;
+use crate::common::proxy::Proxy;
 use fluyt_etcd::external::{Config, External};
 use fluyt_etcd::{Error, Keys, Op, Put, Range, Store as _, Txn, Watch, WatchStream, WatchUpdate};
 use fluyt_pki::{Authority, Identity, Usage};
@@ -166,7 +162,7 @@ async fn progress_is_told_by_a_new_server() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_member_is_passed_over() {
     let server = Server::etcd_with("http", &ALLOW_KEEP_ALIVE).await;
-    let dead = format!("http://127.0.0.1:{}", common::free_port());
+    let dead = format!("http://127.0.0.1:{}", crate::common::free_port());
     let mut both = config(server.url.clone());
     both.endpoints.insert(0, dead);
     let store = External::connect(both).await.unwrap();
@@ -212,7 +208,7 @@ async fn certificates_are_checked_on_both_sides() {
         "--client-cert-auth=true",
     ];
     let ours = Server::fluyt_at(
-        &format!("https://127.0.0.1:{}", common::free_port()),
+        &format!("https://127.0.0.1:{}", crate::common::free_port()),
         &flags,
     )
     .await;

@@ -3,17 +3,13 @@
 //!
 //! `FLUYT_LINEARIZABILITY_ROUNDS=100` is the long form.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::process::{Process, on_disk, setting};
-use common::random::Random;
+use crate::common::process::{Process, on_disk, setting};
+use crate::common::random::Random;
 use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp, TxnOpResponse};
 
 const ROUNDS: usize = 4;
@@ -139,12 +135,6 @@ fn the_checker_tells_good_from_bad() {
         let history = [vec![write], more.clone()].concat();
         assert_eq!(linearizable(&history), expected, "{more:?}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "the server of the other tests"]
-async fn server_process() {
-    common::process::serve().await;
 }
 
 fn value(bytes: &[u8]) -> u64 {

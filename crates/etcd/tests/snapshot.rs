@@ -1,14 +1,10 @@
 //! A store moves from etcd to here and back, with etcd's own tools.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use common::{Server, fluyt_etcd};
+use crate::common::{Server, fluyt_etcd};
 use etcd_client::{Client, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions};
 
 /// Keys with history, deletions, leases, large values, and a compaction in between. The newest revision.
@@ -80,7 +76,7 @@ async fn a_store_moves_to_etcd_and_back() {
     let status = etcdctl(&["snapshot", "status", text(&first)]);
     assert!(status.contains(&format!(", {revision}, ")), "{status}");
 
-    let peer = format!("http://127.0.0.1:{}", common::free_port());
+    let peer = format!("http://127.0.0.1:{}", crate::common::free_port());
     let data = files.path().join("data");
     etcdctl(&[
         "snapshot",
@@ -115,7 +111,7 @@ async fn a_store_moves_to_etcd_and_back() {
     fluyt_etcd(&arguments).await.unwrap();
     let ours = Server::fluyt_in(
         back,
-        &format!("http://127.0.0.1:{}", common::free_port()),
+        &format!("http://127.0.0.1:{}", crate::common::free_port()),
         &[],
     )
     .await;

@@ -1,12 +1,8 @@
 //! What every engine promises, checked against each of them through the trait.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::sync::Arc;
 
-use common::Server;
+use crate::common::Server;
 use fluyt_etcd::embedded::Embedded;
 use fluyt_etcd::external::{Config, External};
 use fluyt_etcd::{

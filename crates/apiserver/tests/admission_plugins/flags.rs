@@ -223,7 +223,7 @@ async fn plugins_are_configured_by_the_file() {
             403,
             "pods \"hostile\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostNetwork=true)",
         );
-        made(files.post(port, pods, common::pod("p")).await);
+        made(files.post(port, pods, crate::common::pod("p")).await);
         shutdown.cancel();
     };
     let running = files.run(port, &more, shutdown.clone());

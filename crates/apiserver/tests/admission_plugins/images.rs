@@ -1,8 +1,8 @@
 //! `AlwaysPullImages` and `ImagePolicyWebhook`.
 
 use super::*;
-use common::pod;
-use common::service::Service;
+use crate::common::pod;
+use crate::common::service::Service;
 
 #[tokio::test]
 async fn images_are_always_pulled() {

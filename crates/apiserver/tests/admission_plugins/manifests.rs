@@ -5,7 +5,7 @@ use http::Request;
 use http_body_util::{BodyExt as _, Full};
 
 use super::*;
-use common::service::{Service, eventually};
+use crate::common::service::{Service, eventually};
 
 const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
 const MAPS: &str = "/api/v1/namespaces/n/configmaps";

@@ -1,7 +1,7 @@
 //! `NamespaceAutoProvision` and `NamespaceExists`.
 
 use super::*;
-use common::pod;
+use crate::common::pod;
 
 const ABSENT: &str = "/api/v1/namespaces/absent/configmaps";
 

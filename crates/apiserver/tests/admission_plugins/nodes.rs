@@ -1,7 +1,7 @@
 //! Plugins about the nodes that pods may be on.
 
 use super::*;
-use common::pod;
+use crate::common::pod;
 use fluyt_apiserver::{Features, Versions};
 
 fn configured(plugin: &str, configuration: Value) -> Value {

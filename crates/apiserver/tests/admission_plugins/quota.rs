@@ -59,7 +59,7 @@ async fn limited_resources_need_a_quota() {
     // The quota is of another class.
     let (status, answer) = api.post(CLAIMS, claim("c", "silver")).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "{answer}");
-    made(api.post(PODS, common::pod("p")).await);
+    made(api.post(PODS, crate::common::pod("p")).await);
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn a_resize_is_charged() {
 async fn what_is_limited_must_be_stated_by_every_container() {
     let plugged = Plugged::start(&[], json!([])).await.with_namespace().await;
     let api = &plugged.api;
-    made(api.post(PODS, common::pod("old")).await);
+    made(api.post(PODS, crate::common::pod("old")).await);
     let hard = json!({"requests.cpu": "4", "limits.cpu": "4", "hugepages-2Mi": "6Mi"});
     let none = json!({"requests.cpu": "0", "limits.cpu": "0", "hugepages-2Mi": "0"});
     quota(api, "q", json!({"hard": hard}), none).await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use common::pod;
+use crate::common::pod;
 use http::Method;
 
 const SERVICES: &str = "/api/v1/namespaces/n/services";

@@ -48,7 +48,7 @@ async fn defaults_hold_where_labels_say_nothing() {
         403,
         "pods \"a\" is forbidden: violates PodSecurity \"baseline:v1.30\": host namespaces (hostNetwork=true)",
     );
-    made(api.post(PODS, common::pod("b")).await);
+    made(api.post(PODS, crate::common::pod("b")).await);
     let annotations = secured.annotations();
     assert_eq!(annotations[key("enforce-policy")], "baseline:v1.30");
     let violations = annotations[key("audit-violations")].as_str().unwrap();

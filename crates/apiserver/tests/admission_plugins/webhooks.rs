@@ -1,9 +1,9 @@
 //! What is presented to admission webhooks.
 
 use super::*;
+use crate::common::pod;
+use crate::common::service::Service;
 use base64::Engine as _;
-use common::pod;
-use common::service::Service;
 
 const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::common::service::Service;
 use crate::common::{Api, pod};
-use crate::given;
+use crate::flags::given;
 
 /// Connects to one service, whatever it is asked for, and remembers that.
 struct Recorder {

@@ -3,8 +3,8 @@
 use fluyt_apiserver::Browsers;
 use http::Method;
 
-use crate::client::{Listening, request};
-use crate::{given, refused_or};
+use crate::flags::client::{Listening, request};
+use crate::flags::{given, refused_or};
 
 #[tokio::test]
 async fn pages_of_allowed_origins_may_use_the_api() {

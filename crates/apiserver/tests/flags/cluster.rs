@@ -14,10 +14,10 @@ use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::Line;
-use crate::client::Client;
 use crate::common::service::eventually;
-use crate::process::{Process, reserve};
+use crate::flags::Line;
+use crate::flags::client::Client;
+use crate::flags::process::{Process, reserve};
 
 /// An etcd, which may be started later than its address is known.
 pub struct Etcd {

@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
-use crate::client::certificates;
 use crate::common::service::Service;
 use crate::common::{Api, pod};
+use crate::flags::client::certificates;
 
 #[path = "../../src/egress/packets.rs"]
 #[allow(dead_code)]

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::common::Api;
 use crate::common::service::eventually;
-use crate::given;
+use crate::flags::given;
 
 const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
 

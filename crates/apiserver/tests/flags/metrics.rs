@@ -5,7 +5,7 @@ use http::Request;
 use http_body_util::Full;
 
 use crate::common::Api;
-use crate::{given, refused_or};
+use crate::flags::{given, refused_or};
 
 async fn metrics(api: &Api) -> String {
     let mut request = Request::get("/metrics").body(Full::default()).unwrap();

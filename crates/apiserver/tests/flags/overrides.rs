@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::net::UnixListener;
 
-use crate::cluster::{Cluster, Etcd};
 use crate::common::service::eventually;
-use crate::egress::http_connect;
+use crate::flags::cluster::{Cluster, Etcd};
+use crate::flags::egress::http_connect;
 
 const EVENTS: &str = "/api/v1/namespaces/default/events";
 

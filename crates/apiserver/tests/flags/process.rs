@@ -12,9 +12,9 @@ use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::Line;
-use crate::client::{Client, request};
 use crate::common::service::eventually;
+use crate::flags::Line;
+use crate::flags::client::{Client, request};
 
 /// A port that is ours: others that share it can listen there, and nobody else.
 pub fn reserve() -> (TcpSocket, SocketAddr) {

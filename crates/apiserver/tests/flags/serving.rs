@@ -5,9 +5,9 @@ use std::path::Path;
 use fluyt_apiserver::listen::TlsSettings;
 use fluyt_pki::{Authority, Identity, Usage};
 
-use crate::client::Listening;
 use crate::common::service::eventually;
-use crate::{given, refused_or};
+use crate::flags::client::Listening;
+use crate::flags::{given, refused_or};
 
 /// Writes a certificate and its key.
 fn issue(authority: &Authority, directory: &Path, file: &str, common_name: &str, names: &[&str]) {

@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tonic::Status;
 
-use crate::cluster::Cluster;
 use crate::common::grpc::{Calls, answer, serve_on_socket};
 use crate::common::service::eventually;
+use crate::flags::cluster::Cluster;
 
 #[path = "../../src/tokens/signer/messages.rs"]
 #[allow(dead_code)]

@@ -1,7 +1,7 @@
 //! What clients see of a server that starts.
 
-use crate::cluster::{Cluster, Etcd};
 use crate::common::service::eventually;
+use crate::flags::cluster::{Cluster, Etcd};
 
 /// A server whose etcd is not there yet.
 fn waiting(directory: &std::path::Path, etcd: &Etcd, flags: &[&str]) -> Cluster {

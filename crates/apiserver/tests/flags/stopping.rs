@@ -10,9 +10,9 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 
-use crate::client::{Listening, request};
 use crate::common::service::eventually;
-use crate::given;
+use crate::flags::client::{Listening, request};
+use crate::flags::given;
 
 type Pieces = mpsc::Sender<Result<Frame<Bytes>, Infallible>>;
 

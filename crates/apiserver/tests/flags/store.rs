@@ -10,7 +10,7 @@ use http::Method;
 use serde_json::json;
 
 use crate::common::Api;
-use crate::given;
+use crate::flags::given;
 
 /// A store that may stop to say how far it is.
 struct Silent {

@@ -9,7 +9,7 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 
 use crate::common::{Api, pod};
-use crate::{given, refused_or};
+use crate::flags::{given, refused_or};
 
 const TOKEN: &str = "/api/v1/namespaces/n/serviceaccounts/default/token";
 const YEAR: i64 = 365 * 24 * 3600;

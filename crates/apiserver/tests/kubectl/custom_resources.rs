@@ -7,8 +7,8 @@ use kube::api::{
 };
 use serde_json::json;
 
-use crate::Kubectl;
 use crate::common::Api;
+use crate::kubectl::Kubectl;
 
 const DEFINITION: &str = r#"
 apiVersion: apiextensions.k8s.io/v1

@@ -19,9 +19,9 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
-use crate::Kubectl;
 use crate::common::service::{acceptor, eventually};
 use crate::common::{Api, pod};
+use crate::kubectl::Kubectl;
 
 /// A kubelet whose pods have one program each: `cat` for all input, `size` for a terminal's size, `fail`, and on port 80 an
 /// echo.

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::answer::{Answer, Names};
 use crate::common::sides::{Request, Side};
+use crate::scripts::answer::{Answer, Names};
 
 pub struct Script {
     pub name: String,

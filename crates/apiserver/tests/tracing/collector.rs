@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tonic::Status;
 
 use crate::common::grpc::{Calls, Serving, answer};
-use crate::otlp::{
+use crate::tracing::otlp::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, KeyValue, ResourceSpans, Span, Value,
 };
 

@@ -6,7 +6,7 @@ use fluyt_api::resources::{self, Resource};
 use fluyt_api::schema::{Schema, TypeId};
 use serde_json::Value;
 
-use crate::mutation::Mutation;
+use crate::validation::mutation::Mutation;
 
 /// What is known of a kind.
 pub struct Kind {

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::kinds::{Base, Kind};
-use crate::mutation::{self, Mutation};
-use crate::server::{Response, Server};
-use crate::{failed, prepare};
+use crate::validation::kinds::{Base, Kind};
+use crate::validation::mutation::{self, Mutation};
+use crate::validation::server::{Response, Server};
+use crate::validation::{failed, prepare};
 
 /// Everything recorded of a kind.
 pub struct Recording {

@@ -1,9 +1,5 @@
 //! What kubectl sees. Needs `.cache/bin/kubectl` (`make test-deps`).
 
-#![allow(clippy::unwrap_used)]
-
-#[path = "../common/mod.rs"]
-mod common;
 mod custom_resources;
 mod streaming;
 

@@ -1,13 +1,9 @@
 //! What flags of kube-apiserver do, as clients see it.
 
-#![allow(clippy::unwrap_used)]
-
 mod aggregation;
 mod browsers;
 mod client;
 mod cluster;
-#[path = "../common/mod.rs"]
-mod common;
 mod egress;
 mod endpoints;
 mod kubelets;

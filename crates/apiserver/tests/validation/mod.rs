@@ -7,13 +7,8 @@
 //!   test, and so does a line there that is not needed any more.
 //!
 //! To record, run upstream's API server without the ServiceAccount admission plugin, and
-//! `FLUYT_PEER=https://127.0.0.1:6443 FLUYT_PEER_TOKEN=… cargo nextest run -p fluyt-apiserver --test validation
-//! --run-ignored only`. `FLUYT_VALIDATION_KINDS=pod,service` limits either run to some kinds.
-
-#![allow(clippy::unwrap_used)]
-
-#[path = "../common/mod.rs"]
-mod common;
+//! `FLUYT_PEER=https://127.0.0.1:6443 FLUYT_PEER_TOKEN=… cargo nextest run -p fluyt-apiserver
+//! -E 'test(validation::)' --run-ignored only`. `FLUYT_VALIDATION_KINDS=pod,service` limits either run to some kinds.
 
 mod kinds;
 mod mutation;

@@ -1,10 +1,6 @@
 //! The spans of requests, as a collector gets them.
 
-#![allow(clippy::unwrap_used)]
-
 mod collector;
-#[path = "../common/mod.rs"]
-mod common;
 /// The messages; that they are the protocol's is tested where they are.
 #[path = "../../src/spans/otlp.rs"]
 #[allow(dead_code)]
@@ -20,9 +16,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::common::Api;
+use crate::common::service::Service;
 use collector::{Collected, Collector, attribute};
-use common::Api;
-use common::service::Service;
 use otlp::{SpanKind, StatusCode as Outcome};
 
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";

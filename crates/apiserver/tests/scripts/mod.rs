@@ -6,13 +6,8 @@
 //!   line there that is not needed any more.
 //!
 //! To record, run upstream's API server without the ServiceAccount admission plugin and with an empty store, and
-//! `FLUYT_PEER=https://127.0.0.1:6443 FLUYT_PEER_TOKEN=… cargo nextest run -p fluyt-apiserver --test scripts
+//! `FLUYT_PEER=https://127.0.0.1:6443 FLUYT_PEER_TOKEN=… cargo nextest run -p fluyt-apiserver -E 'test(scripts::)'
 //! --run-ignored only`. `FLUYT_SCRIPTS=patch,watch` limits either run to some scripts.
-
-#![allow(clippy::unwrap_used)]
-
-#[path = "../common/mod.rs"]
-mod common;
 
 mod answer;
 mod script;
@@ -20,8 +15,8 @@ mod script;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::common::sides::{Ours, Peer};
 use answer::Answer;
-use common::sides::{Ours, Peer};
 use script::Script;
 
 /// Where the files of this test are.

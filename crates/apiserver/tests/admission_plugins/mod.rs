@@ -1,9 +1,5 @@
 //! Admission plugins that are off by default, and those that are configured by a file, through the server.
 
-#![allow(clippy::unwrap_used)]
-
-#[path = "../common/mod.rs"]
-mod common;
 mod flags;
 mod images;
 mod manifests;
@@ -19,7 +15,7 @@ mod workloads;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::Api;
+use crate::common::Api;
 use fluyt_apiserver::Config;
 use fluyt_apiserver::admission::AdmissionConfiguration;
 use fluyt_apiserver::audit::{
@@ -132,7 +128,7 @@ fn audited(config: &mut Config, log: &Path) {
 
 /// A pod with a spec of its own.
 fn pod_with(name: &str, spec: Value) -> Value {
-    let mut pod = common::pod(name);
+    let mut pod = crate::common::pod(name);
     for (field, value) in spec.as_object().unwrap() {
         pod["spec"][field] = value.clone();
     }
