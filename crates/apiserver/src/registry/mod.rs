@@ -268,8 +268,8 @@ impl Registry {
         };
         self.admission.admit(&attributes, &mut object).await?;
         owners::drop_repeated(cx, Stage::Admitted, &mut object);
-        strategy.prepare_create(&mut object);
         self.drop_disabled_fields(strategy, &mut object, None);
+        strategy.prepare_create(&mut object);
         apply_defaults(resource, strategy, &mut object);
         let mut next = Some(object);
         for attempt in 0..COLLISIONS {
@@ -450,12 +450,13 @@ impl Registry {
         }
         self.track(cx, at, old, &mut object);
         let managed = object["metadata"]["managedFields"].clone();
+        // First: what is dropped is no change.
+        self.drop_disabled_fields(strategy, &mut object, Some(old));
         match at.subresource {
             "status" => strategy.prepare_status_update(&mut object, old),
             "" => strategy.prepare_update(&mut object, old),
             other => strategy.prepare_subresource_update(other, &mut object, old),
         }
-        self.drop_disabled_fields(strategy, &mut object, Some(old));
         keep_system_metadata(&mut object, old);
         meta::set(&mut object, "managedFields", managed);
         let attributes = Attributes {
