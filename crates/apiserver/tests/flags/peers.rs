@@ -101,7 +101,7 @@ impl Cluster {
             change(config);
         })
         .await;
-        let server = api.server.clone();
+        let server = api.server;
         Member {
             address,
             client: Client::administrator(&self.authority),
