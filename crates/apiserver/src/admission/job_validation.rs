@@ -28,7 +28,7 @@ impl Plugin for JobValidation {
         if object["spec"].get("parallelism") == old["spec"].get("parallelism") {
             return Ok(());
         }
-        match groups(caches, at.namespace, old).find(|group| is_gang(group)) {
+        match groups(caches, at.namespace, old).find(is_gang) {
             Some(group) => Err(attributes.forbidden(format!(
                 "cannot change parallelism for a Job referencing gang-scheduled PodGroup {:?}",
                 meta::name(&group)

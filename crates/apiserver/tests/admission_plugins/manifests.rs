@@ -106,8 +106,8 @@ async fn policies_of_files_are_at_work_and_change_with_them() {
         let metrics = files.metrics().await;
         let name = "apiserver_manifest_admission_config_controller_automatic_reloads_total";
         let labels = format!("plugin=\"{plugin}\",status=\"{status}\"");
-        let lines = metrics.lines().filter(|l| l.starts_with(name));
-        let count = lines.filter(|l| l.contains(&labels)).last();
+        let mut lines = metrics.lines().filter(|l| l.starts_with(name));
+        let count = lines.rfind(|l| l.contains(&labels));
         count.map_or(0, |l| l.rsplit(' ').next().unwrap().parse().unwrap())
     };
     assert!(eventually(async || failures("failure").await == 1).await);
