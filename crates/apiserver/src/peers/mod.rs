@@ -20,9 +20,10 @@ use rustls::ClientConfig;
 use serde_json::Value;
 
 use crate::Server;
+use crate::config::Config;
 use crate::features::Feature;
 use crate::request::Target;
-use crate::server::{Config, client_tls};
+use crate::server::client_tls;
 
 use counters::Counters;
 use document::Document;
