@@ -55,8 +55,9 @@ pub(super) fn load(kind: &Kind, directory: &Path) -> Result<Loaded, String> {
         }
         all.extend_from_slice(&content);
         all.push(0);
-        let text = String::from_utf8_lossy(&content);
-        let documents = documents(&text)
+        let text = str::from_utf8(&content)
+            .map_err(|error| format!("error loading {shown}: yaml: {error}"))?;
+        let documents = documents(text)
             .map_err(|why| format!("failed to split YAML documents in file {shown:?}: {why}"))?;
         for document in documents {
             let read = reading.document(document.trim(), &shown);
@@ -368,6 +369,14 @@ mod tests {
             why.starts_with("error loading 1.yaml: Object 'Kind' is missing"),
             "{why}"
         );
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("a.yaml"), b"kind: \xff").unwrap();
+        let why = load(&webhook::VALIDATING, directory.path()).unwrap_err();
+        assert!(why.contains("a.yaml: yaml: invalid utf-8"), "{why}");
     }
 
     #[test]

@@ -65,6 +65,8 @@ impl<T: Send + Sync + 'static> Manifests<T> {
         }
         let path = Path::new(directory);
         let (what, plugin) = (kind.what, kind.plugin);
+        // Begun first: what changes while the files are read is a change as well.
+        let changes = Changes::of(path, setup.shared.shutdown.clone());
         let loaded = load::load(kind, path).map_err(|why| {
             Invalid(format!(
                 "failed to load static {what} manifests from {directory:?}: {why}"
@@ -74,7 +76,7 @@ impl<T: Send + Sync + 'static> Manifests<T> {
         let mut hash = loaded.hash.clone();
         metrics.succeeded(plugin, &hash);
         *manifests.0.write() = make(loaded).into();
-        let mut changes = Changes::of(path, setup.shared.shutdown.clone())?;
+        let mut changes = changes?;
         let (current, path) = (manifests.0.clone(), path.to_owned());
         tokio::spawn(async move {
             while changes.next().await {
