@@ -17,11 +17,7 @@ impl Plugin for DefaultIngressClass {
         attributes: &Attributes<'_>,
         ingress: &mut Value,
     ) -> Result<(), Error> {
-        let resource = attributes.at.resource;
-        let concerns = attributes.operation == Operation::Create
-            && attributes.at.subresource.is_empty()
-            && resource.group == "networking.k8s.io"
-            && resource.plural == "ingresses";
+        let concerns = attributes.is_of("networking.k8s.io", "ingresses", Operation::Create);
         if !concerns
             || ingress["spec"]["ingressClassName"].is_string()
             || meta::annotation(ingress, "kubernetes.io/ingress.class").is_some()

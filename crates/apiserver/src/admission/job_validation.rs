@@ -17,18 +17,14 @@ impl Plugin for JobValidation {
         attributes: &Attributes<'_>,
         object: &Value,
     ) -> Result<(), Error> {
-        let at = attributes.at;
-        let concerns = at.resource.group == "batch"
-            && at.resource.plural == "jobs"
-            && at.subresource.is_empty()
-            && attributes.operation == Operation::Update;
+        let concerns = attributes.is_of("batch", "jobs", Operation::Update);
         let Some(old) = attributes.old.filter(|_| concerns) else {
             return Ok(());
         };
         if object["spec"].get("parallelism") == old["spec"].get("parallelism") {
             return Ok(());
         }
-        match groups(caches, at.namespace, old).find(is_gang) {
+        match groups(caches, attributes.at.namespace, old).find(is_gang) {
             Some(group) => Err(attributes.forbidden(format!(
                 "cannot change parallelism for a Job referencing gang-scheduled PodGroup {:?}",
                 meta::name(&group)

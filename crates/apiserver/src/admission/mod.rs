@@ -95,9 +95,14 @@ pub enum Operation {
 impl Attributes<'_> {
     /// Whether this is about a core resource itself, not one of its subresources.
     fn is(&self, plural: &str, operation: Operation) -> bool {
+        self.is_of("", plural, operation)
+    }
+
+    /// The same of a resource of any group.
+    fn is_of(&self, group: &str, plural: &str, operation: Operation) -> bool {
         self.operation == operation
             && self.at.subresource.is_empty()
-            && self.at.resource.group.is_empty()
+            && self.at.resource.group == group
             && self.at.resource.plural == plural
     }
 

@@ -19,12 +19,7 @@ impl Plugin for PodGroupProtection {
         attributes: &Attributes<'_>,
         object: &mut Value,
     ) -> Result<(), Error> {
-        let at = attributes.at;
-        let concerns = at.resource.group == "scheduling.k8s.io"
-            && at.resource.plural == "podgroups"
-            && at.subresource.is_empty()
-            && attributes.operation == Operation::Create;
-        if concerns {
+        if attributes.is_of("scheduling.k8s.io", "podgroups", Operation::Create) {
             super::add_finalizer(object, FINALIZER);
         }
         Ok(())

@@ -19,12 +19,8 @@ impl Plugin for PodGroupWorkloadExists {
     ) -> Result<(), Error> {
         let at = attributes.at;
         let reference = &object["spec"]["podGroupTemplateRef"]["workload"];
-        let concerns = at.resource.group == "scheduling.k8s.io"
-            && at.resource.plural == "podgroups"
-            && at.subresource.is_empty()
-            && attributes.operation == Operation::Create
-            && reference.is_object();
-        if !concerns {
+        let concerns = attributes.is_of("scheduling.k8s.io", "podgroups", Operation::Create);
+        if !concerns || !reference.is_object() {
             return Ok(());
         }
         let text = |field: &str| reference[field].as_str().unwrap_or_default();
