@@ -205,6 +205,20 @@ async fn a_request_that_took_long_says_where() {
     assert!(latency(quick, "total").is_null());
 }
 
+#[tokio::test]
+async fn the_last_piece_of_an_answer_comes_after_its_event() {
+    const PATH: &str = "/api/v1/namespaces/default";
+    let (api, directory) = logging("- {level: Metadata}\n").await;
+    let mut request = Request::get(PATH).body(Full::default()).unwrap();
+    request.extensions_mut().insert(api.user.clone());
+    let mut body = api.server.handle(request).await.into_body();
+    let whole = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    let namespace: Value = serde_json::from_slice(&whole).unwrap();
+    assert_eq!(namespace["kind"], "Namespace");
+    let is_its = |e: &Value| e["requestURI"] == PATH && e["stage"] == "ResponseComplete";
+    assert_eq!(events(&directory).iter().filter(|e| is_its(e)).count(), 1);
+}
+
 /// Reads an answer, but not before the threshold of what is explained has passed.
 async fn slowly(api: &Api, path: &str, accept: &str) -> usize {
     let request = Request::get(path).header("accept", accept);
